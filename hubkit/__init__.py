@@ -1,0 +1,37 @@
+"""hubkit: a package manager for model adapters.
+
+Every command of ``hubkit`` is a function of the same name here: ``hubkit.train(...)``, ``hubkit.push(...)``.
+They are imported on first use, so ``import hubkit`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+VERBS = (
+    "compose", "deploy", "export", "generate", "inspect", "list", "lock", "merge", "methods", "pack", "pull", "push",
+    "serve", "train", "verify",
+)  # fmt: skip
+_NAMES = {verb: f"hubkit.verbs.{verb}" for verb in VERBS} | {
+    "HubkitError": "hubkit.errors",
+    "Sum": "hubkit.tensors.mix",
+    "Stack": "hubkit.tensors.mix",
+    "attach": "hubkit.verbs.attach",
+}
+
+__all__ = ["HubkitError", "Stack", "Sum", "__version__", "attach", *VERBS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'hubkit' has no attribute {name!r}")
+    value = getattr(import_module(_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,217 @@
+"""Foreign forms of an adapter as data, read in both directions.
+
+A method says in its `MethodInfo.forms` how PEFT writes it: this module reads and writes that form for any of them.
+Nothing is guessed and nothing dropped: an option or a tensor that has no place here is refused by name.
+
+Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hubkit.errors import HubkitError, nearest
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class PeftForm:
+    """How PEFT spells one method.
+
+    Args:
+        peft_type: the value of ``peft_type`` in ``adapter_config.json``.
+        roles: site kind -> role -> suffix of the tensor key, e.g. ``{"linear": {"A": "lora_A.weight"}}``.
+        options: key of ``adapter_config.json`` -> field of the method's configuration.
+        defaults: what PEFT takes for an absent key of `options`, where that differs from the field's own default.
+        targets: the key that lists target modules; it is written resolved against the base.
+        selection: keys that only narrow the choice of modules; the tensors present already say what they chose.
+        allowed: further keys and the values under which the mathematics stays ours; the first value is written.
+        ignored: keys without influence on the mathematics.
+        transposed: the key saying that the base stores its weights (in, out), if there is one.
+        base_copies: suffixes of tensors that repeat the base's own weights; they must equal them.
+    """
+
+    peft_type: str
+    roles: Mapping[str, Mapping[str, str]]
+    options: Mapping[str, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    targets: str = "target_modules"
+    selection: frozenset[str] = frozenset()
+    allowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    transposed: str | None = None
+    base_copies: tuple[str, ...] = ()
+
+
+def to_peft_config(
+    form: PeftForm,
+    config: Mapping[str, Any],
+    *,
+    targets: Iterable[str],
+    transposed: bool = False,
+    base_source: str | None = None,
+    revision: str | None = None,
+    task_type: str | None = None,
+) -> bytes:
+    """The bytes of ``adapter_config.json``: indented by 2, keys and lists sorted, one line feed at the end.
+
+    Args:
+        config: the method's configuration as JSON values.
+        targets: module names, resolved by the caller against the base.
+        transposed: whether the adapted weights are stored (in, out).
+    """
+    document: dict[str, Any] = {
+        "auto_mapping": None,
+        "base_model_name_or_path": base_source,
+        "inference_mode": True,
+        "peft_type": form.peft_type,
+        "revision": revision,
+        "task_type": task_type,
+    }
+    document |= {key: values[0] for key, values in form.allowed.items()}
+    document |= {key: _whole(config[name]) for key, name in form.options.items() if name in config}
+    document[form.targets] = sorted(targets)
+    if form.transposed:
+        document[form.transposed] = transposed
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _whole(value: Any) -> Any:
+    """32.0 as 32: readers of this file expect whole numbers where PEFT writes them."""
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The method's configuration (JSON values) that `data`, an ``adapter_config.json``, describes.
+
+    The targets come back as PEFT wrote them; the caller resolves them against base and tensors.
+
+    Raises:
+        HubkitError: ``HK-OPTION`` naming every active option that would change the mathematics and is not known here.
+    """
+    if data.get("peft_type") != form.peft_type:
+        raise HubkitError(
+            "HK-OPTION",
+            "the adapter is of another type",
+            where=f"{where}#/peft_type",
+            want=form.peft_type,
+            have=str(data.get("peft_type")),
+            fix="name the method that reads this type; `hubkit methods` lists them",
+        )
+    config = dict(form.defaults)
+    foreign: list[str] = []
+    silent = form.ignored | form.selection | {form.targets, "peft_type", form.transposed}
+    for key, value in sorted(data.items()):
+        if key in form.options:
+            if value is not None:
+                config[form.options[key]] = value
+        elif key not in silent and not _inactive(value) and value not in form.allowed.get(key, ()):
+            foreign.append(f"{key}: {json.dumps(value, sort_keys=True)}")
+    if foreign:
+        raise HubkitError(
+            "HK-OPTION",
+            "the adapter uses options that are not supported: loading it without them would compute something else",
+            where=where,
+            have=foreign,
+            fix="merge it with the tool that trained it, or retrain without these options",
+        )
+    return config
+
+
+def _inactive(value: Any) -> bool:
+    """An option that is off in every release of PEFT: null, false, empty, zero-like or the word none."""
+    return value is None or value is False or value in ("", "none", {}, [])
+
+
+def to_key(form: PeftForm | None, site: str, kind: str, role: str) -> str:
+    """The name of a part's tensor in the file: PEFT's own where PEFT knows the method, else ``<site>.<role>``."""
+    return f"{site}.{role}" if form is None else f"{PEFT_PREFIX}{site}.{form.roles[kind][role]}"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Tensor names of a file sorted by meaning: `parts[site][role]` and, apart, copies of base tensors by base name."""
+
+    parts: Mapping[str, Mapping[str, str]]
+    copies: Mapping[str, str]
+
+
+def split_keys(form: PeftForm | None, keys: Iterable[str], where: str) -> Keys:
+    """Reads what each tensor of a file is.
+
+    Raises:
+        HubkitError: ``HK-KEYS`` listing every key that has no meaning in this form.
+    """
+    parts: dict[str, dict[str, str]] = {}
+    copies: dict[str, str] = {}
+    unknown: list[str] = []
+    suffixes = {} if form is None else {s: role for kind in form.roles.values() for role, s in kind.items()}
+    for key in sorted(keys):
+        if form is None:
+            site, _, role = key.rpartition(".")
+        else:
+            site, role = _site_and_role(key, suffixes)
+            copy = next((c for c in form.base_copies if key.startswith(PEFT_PREFIX) and key.endswith("." + c)), None)
+            if not role and copy:
+                copies[key[len(PEFT_PREFIX) : -len(copy) - 1] + "." + copy.rpartition(".")[2]] = key
+                continue
+        if not site or not role:
+            unknown.append(key)
+        else:
+            parts.setdefault(site, {})[role] = key
+    if unknown:
+        known = ", ".join(f"{PEFT_PREFIX}<module>.{s}" for s in sorted(suffixes)) or "<site>.<role>"
+        raise HubkitError(
+            "HK-KEYS",
+            f"{len(unknown)} tensors have no meaning in this kind of adapter",
+            where=where,
+            want=known,
+            have=unknown,
+            fix="remove them, or name the method and base that they belong to",
+        )
+    return Keys(parts, copies)
+
+
+def _site_and_role(key: str, suffixes: Mapping[str, str]) -> tuple[str, str]:
+    if key.startswith(PEFT_PREFIX):
+        for suffix, role in suffixes.items():
+            if key.endswith("." + suffix):
+                return key[len(PEFT_PREFIX) : -len(suffix) - 1], role
+    return "", ""
+
+
+def short_targets(chosen: Iterable[str], everything: Iterable[str]) -> list[str]:
+    """The shortest list of names that, matched as module suffixes, choose exactly `chosen` among `everything`.
+
+    Last names where they suffice (``q_proj``), full names for the rest: what serving engines read most easily.
+    """
+    wanted = set(chosen)
+    rest = [name for name in everything if name not in wanted]
+    taken = {name.rpartition(".")[2] for name in rest} | {name for name in rest if "." not in name}
+    return sorted({name if (last := name.rpartition(".")[2]) in taken else last for name in wanted})
+
+
+def require_all(want: Iterable[str], have: Iterable[str], where: str) -> None:
+    """Strict accounting: the parts of the file are exactly the parts of the adapter.
+
+    Raises:
+        HubkitError: ``HK-KEYS`` with both lists in full.
+    """
+    wanted, found = set(want), set(have)
+    missing, extra = sorted(wanted - found), sorted(found - wanted)
+    if missing or extra:
+        near = [n for e in extra[:3] for n in nearest(e, missing, 1)]
+        raise HubkitError(
+            "HK-KEYS",
+            f"{len(extra)} tensors have no home in this base and {len(missing)} are missing",
+            where=where,
+            want=[f"missing: {name}" for name in missing] or "",
+            have=[f"no home: {name}" for name in extra] or "",
+            fix=f"use the base it was trained on{'; near: ' + ', '.join(near) if near else ''}",
+        )

@@ -1,0 +1,136 @@
+"""The one error boundary: whatever goes wrong below is printed here, once, and becomes the exit status.
+
+0 done, 1 refused or failed, 2 wrong usage, 3 undecided, 130 Ctrl-C, 143 SIGTERM. Imports click and `hubkit.errors`
+only, so that ``hubkit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from hubkit import __version__
+from hubkit.cli.group import LazyGroup
+from hubkit.cli.output import write_error
+from hubkit.errors import USAGE, HubkitError
+
+INTERRUPTED = 130
+TERMINATED = 143
+PIPE_CLOSED = 141
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+
+
+@click.group(
+    "hubkit",
+    cls=LazyGroup,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND ...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every command has --help with an example, and --json for one JSON document on stdout.",
+)
+@click.version_option(__version__, prog_name="hubkit", message="%(prog)s %(version)s")
+@click.pass_context
+def hubkit(ctx: click.Context) -> None:
+    """A package manager for model adapters: make them, prove which base they belong to, share, combine and run them."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; print its result or its one error; return the exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if instruction := os.environ.get("_HUBKIT_COMPLETE"):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(hubkit, {}, "hubkit", "_HUBKIT_COMPLETE", instruction)
+    as_json = "--json" in arguments
+    try:
+        with hubkit.make_context("hubkit", list(arguments)) as context:
+            hubkit.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return write_error(HubkitError("HK-INTERRUPTED", "stopped by Ctrl-C", status=INTERRUPTED), as_json)
+    except BrokenPipeError as error:
+        return PIPE_CLOSED if _reader_left() else write_error(_refusal(error), as_json)
+    except Exception as error:
+        return write_error(_refusal(error), as_json)
+    return 0
+
+
+def _refusal(error: Exception) -> HubkitError:
+    """Any exception in the one form that users see."""
+    if isinstance(error, HubkitError):
+        return error
+    if isinstance(error, click.UsageError):
+        return _usage(error)
+    if isinstance(error, click.ClickException):
+        return HubkitError("HK-IO", error.format_message())
+    if isinstance(error, ConnectionError | TimeoutError):
+        return HubkitError("HK-OFFLINE", "a connection broke", have=str(error), fix="try again")
+    if isinstance(error, OSError) and error.errno is not None:
+        # Refused by the operating system: a full disk, a folder without permission. Not a bug, and not a traceback.
+        from hubkit.documents.files import refusal
+
+        return refusal(error, "")
+    return _internal(error)
+
+
+def _usage(error: click.UsageError) -> HubkitError:
+    path = error.ctx.command_path if error.ctx else "hubkit"
+    near = [f"{path} {name}" for name in getattr(error, "possibilities", None) or ()]
+    what = re.sub(r"\s*\(?Did you mean.*$", "", error.format_message(), flags=re.DOTALL).rstrip(".?")
+    fix = "    or    ".join([*near, f"{path} --help"])
+    return HubkitError("HK-USAGE", what[:1].lower() + what[1:], where=path, fix=fix, status=USAGE)
+
+
+def _internal(error: Exception) -> HubkitError:
+    """A fault of ours: short by default, with the traceback under HUBKIT_DEBUG=1; tokens never appear."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    have: list[str] = []
+    fix = "HUBKIT_DEBUG=1 shows the traceback; please report it"
+    if os.environ.get("HUBKIT_DEBUG") == "1":
+        text = "".join(traceback.format_exception(error))
+        have, fix = _TOKEN.sub("<token>", text).splitlines(), "please report this"
+    what = _TOKEN.sub("<token>", f"{type(error).__name__}: {error}".strip().rstrip(":"))
+    return HubkitError("HK-INTERNAL", f"hubkit failed: {what}", where=where, have=have, fix=fix)
+
+
+def _reader_left() -> bool:
+    """True when our stdout is the broken pipe (``hubkit list | head -1``): nobody is left to tell."""
+    import select
+
+    try:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+        broken = any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+    except (AttributeError, OSError):
+        return False  # no poll on this system, or a stdout without a descriptor
+    if broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return broken
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds the stack, so that whatever is half written is removed on the way out."""
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,38 @@
+"""``hubkit export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hubkit.cli.group import declare
+from hubkit.cli.output import emit, json_option, registry_option
+from hubkit.cli.progress import Progress
+from hubkit.cli.terms import offline_option
+from hubkit.verbs.export import Exported, export
+
+
+@declare("export")
+@click.argument("reference")
+@click.option("--to", default="peft", show_default=True, help="peft: the files that PEFT and serving engines read.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--replace", is_flag=True, help="Replace what an earlier export left there.")
+@offline_option
+@registry_option
+@json_option
+def command(reference: str, to: str, out: Path, replace: bool, offline: bool, registry: str | None) -> None:
+    """Write an adapter in another tool's format.
+
+    REFERENCE is a folder or a repository.
+
+    Example:
+      hubkit export ./chat --to peft --out ./chat-peft
+    """
+    with Progress(f"pull {reference}") as work:
+        result = export(reference, out, to=to, registry=registry, offline=offline, replace=replace, progress=work.reach)
+    emit(result, _render)
+
+
+def _render(done: Exported) -> str:
+    return "\n".join([f"exported {done.path} ({done.to})", *(f"  {name}" for name in done.files)])

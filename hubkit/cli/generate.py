@@ -1,0 +1,70 @@
+"""``hubkit generate``."""
+
+from __future__ import annotations
+
+import click
+
+from hubkit.cli.group import declare
+from hubkit.cli.output import emit, json_option, registry_option
+from hubkit.cli.progress import Progress
+from hubkit.cli.terms import mismatch_option, mix_option, offline_option
+from hubkit.verbs.generate import Generated, generate
+
+
+@declare("generate")
+@click.argument("prompt")
+@click.option("--base", "-b", metavar="DIR|ORG/NAME", help="Default: the one the first adapter's manifest names.")
+@click.option("--adapter", "-a", "terms", multiple=True, metavar="[WEIGHT*]ADAPTER", help="May be repeated.")
+@mix_option
+@click.option("--max-new-tokens", type=int, default=64, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+@click.option("--raw", is_flag=True, help="The prompt as it is, without the chat template.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="In which the base computes.")
+@click.option("--revision", metavar="REV", help="Of the base.")
+@mismatch_option
+@offline_option
+@registry_option
+@json_option
+def command(
+    prompt: str,
+    base: str | None,
+    terms: tuple[str, ...],
+    mix: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    raw: bool,
+    dtype: str | None,
+    revision: str | None,
+    allow_base_mismatch: bool,
+    offline: bool,
+    registry: str | None,
+) -> None:
+    """Answer a prompt with a base and its adapters.
+
+    Example:
+      hubkit generate "What is the capital of France?" --base ./SmolLM2-135M-Instruct --adapter ./chat
+    """
+    with Progress("pull") as work:
+        result = generate(
+            prompt,
+            base=base,
+            terms=terms,
+            mix=mix,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            raw=raw,
+            dtype=dtype,
+            revision=revision,
+            registry=registry,
+            offline=offline,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=work.reach,
+        )
+    emit(result, _render)
+
+
+def _render(done: Generated) -> str:
+    return done.text

@@ -1,0 +1,62 @@
+"""``hubkit inspect``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from hubkit.cli.group import declare
+from hubkit.cli.output import emit, json_option, registry_option, size, table
+from hubkit.verbs.inspect import Inspected, inspect
+
+
+@declare("inspect")
+@click.argument("reference")
+@registry_option
+@json_option
+def command(reference: str, registry: str | None) -> None:
+    """Show what an adapter is: manifest, sizes, base, parents.
+
+    REFERENCE is a folder or a repository; of a repository only the manifest and the header of the tensors are read.
+    Nothing is proven by this: `hubkit verify` does that.
+
+    Example:
+      hubkit inspect ana/chat@v1.2.0
+    """
+    emit(inspect(reference, registry=registry), _render)
+
+
+def _render(one: Inspected) -> str:
+    manifest = one.manifest
+    parts = [f"{manifest.name} {manifest.version}  ({one.reference})", "", table(_facts(one))]
+    if manifest.config:
+        rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.config.items())]
+        parts += ["", table(rows, head=("OPTION", "VALUE"))]
+    if manifest.training:
+        rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.training.items())]
+        parts += ["", table(rows, head=("TRAINING", ""))]
+    if manifest.parents:
+        made = [(f"{one.weight:g}", one.reference, one.digest) for one in manifest.parents]
+        parts += ["", table(made, head=("WEIGHT", "MADE FROM", "DIGEST"))]
+    files = [(entry.path, size(entry.size), entry.sha256) for entry in manifest.files]
+    return "\n".join([*parts, "", table(files, head=("FILE", "SIZE", "DIGEST"))])
+
+
+def _facts(one: Inspected) -> list[tuple[str, str]]:
+    manifest, base = one.manifest, one.manifest.base
+    facts = [("digest", one.digest), ("kind", manifest.kind)]
+    if manifest.method:
+        plugin = f"  ({manifest.plugin.distribution} {manifest.plugin.version})" if manifest.plugin else ""
+        facts.append(("method", manifest.method + plugin))
+    if one.tensors:
+        facts.append(("tensors", f"{one.tensors}, {one.parameters:,} parameters, {' '.join(one.dtypes)}"))
+    facts.append(("size", size(one.size)))
+    if base:
+        facts.append(("base", (base.source or "a local folder") + (f"@{base.revision}" if base.revision else "")))
+        facts.append(("weights", base.weights or "-"))
+    if manifest.license:
+        facts.append(("license", manifest.license))
+    if manifest.overrides:
+        facts.append(("overrides", ", ".join(manifest.overrides)))
+    return facts

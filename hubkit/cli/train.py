@@ -1,0 +1,91 @@
+"""``hubkit train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hubkit.cli.group import declare
+from hubkit.cli.output import emit, json_option, note, registry_option
+from hubkit.cli.progress import Progress
+from hubkit.cli.settings import settings
+from hubkit.cli.terms import offline_option
+from hubkit.cli.training import Drawing
+from hubkit.verbs.train import Trained, train
+
+
+@declare("train")
+@click.argument("base")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The adapter's folder.")
+@click.option("--method", metavar="NAME", help="What to train; `hubkit methods` lists them. Default: hubkit's own.")
+@click.option("--set", "config", metavar="NAME=VALUE", multiple=True, help="Option of the method; may be repeated.")
+@click.option("--text", metavar="COLUMN", help="Column of plain text: every token is learnt.")
+@click.option("--messages", metavar="COLUMN", help="Column of chat messages: assistant turns are learnt.")
+@click.option("--prompt", metavar="COLUMN", multiple=True, help="Column of the prompt; several are joined.")
+@click.option("--completion", metavar="COLUMN", help="Column of the completion: only it is learnt.")
+@click.option("--raw", is_flag=True, help="Prompt and completion without the chat template.")
+@click.option("--steps", type=int, help="Optimizer steps.")
+@click.option("--epochs", type=float, help="Passes over the rows, instead of --steps.  [default: 1]")
+@click.option("--batch-size", type=int, help="Rows per forward pass.  [default: 4]")
+@click.option("--accumulate", type=int, help="Forward passes per step.  [default: 1]")
+@click.option("--learning-rate", "--lr", type=float, help="Highest learning rate.  [default: the method's recipe]")
+@click.option("--warmup", type=float, help="Share of steps over which the rate rises.  [default: 0.03]")
+@click.option("--schedule", type=click.Choice(["cosine", "linear", "constant"]), help="[default: cosine]")
+@click.option("--weight-decay", type=float, help="[default: the method's recipe]")
+@click.option("--clip", type=float, help="Largest norm of the gradient; 0: none.  [default: 1]")
+@click.option("--max-length", type=int, help="Tokens per row.  [default: the base's context]")
+@click.option("--truncate", is_flag=True, default=None, help="Cut longer rows instead of refusing them.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="In which the base computes.")
+@click.option("--checkpointing", is_flag=True, default=None, help="Less memory, about a third more time.")
+@click.option("--validation", type=float, help="Share of the rows held out.  [default: 0]")
+@click.option("--validation-data", type=click.Path(path_type=Path), help="Rows to validate on, instead of a share.")
+@click.option("--patience", type=int, help="Stop after so many evaluations without improvement.")
+@click.option("--eval-every", type=int, help="Steps between evaluations.  [default: once per epoch]")
+@click.option("--save-every", type=int, help="Steps between checkpoints.  [default: 100]")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.option("--chunked-loss/--stock-loss", default=None, help="hubkit's own loss where the model allows it, or not.")
+@click.option("--name", help="The adapter's name.  [default: the folder's]")
+@click.option("--license", metavar="SPDX", help="Licence, e.g. apache-2.0.")
+@click.option("--revision", metavar="REV", help="Of the base.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a killed run.")
+@click.option("--replace", is_flag=True, help="Replace the adapter that is there.")
+@offline_option
+@registry_option
+@json_option
+def command(base: str, data: Path, out: Path, config: tuple[str, ...], **given: Any) -> None:
+    """Train an adapter on a base and your rows.
+
+    BASE is a folder or a repository. DATA is .jsonl, .json or .csv with text, chat messages, or prompt and
+    completion; the columns are found by their names. Loss is taken on completions only. The result is a complete
+    adapter folder, bound to the exact base. Killed half-way, run it again with --resume: same bytes.
+
+    Example:
+      hubkit train ./SmolLM2-135M-Instruct rows.jsonl --out ./chat --set rank=8 --epochs 2 --validation 0.1
+    """
+    from hubkit.training.data import Columns
+
+    names = {key: given.pop(key) for key in ("text", "messages", "prompt", "completion")}
+    columns = Columns(**names) if any(names.values()) else None
+    with Progress(f"pull {base}") as work, Drawing() as drawing:
+        result = train(
+            base, data, out, config=settings(config), columns=columns, report=drawing, progress=work.reach, **given
+        )
+    if result.metrics.early:
+        note(f"stopped early: step {result.metrics.kept_step} was the best")
+    emit(result, _render)
+
+
+def _render(done: Trained) -> str:
+    metrics = done.metrics
+    lines = [
+        f"trained {done.path} ({done.method}, {done.parameters:,} parameters, {metrics.steps} steps,"
+        f" {metrics.seconds:.0f} s)",
+        f"loss    {metrics.loss:.4f} on the last steps",
+    ]
+    if metrics.validation_loss is not None:
+        before = f" ({metrics.untrained_loss:.4f} before)" if metrics.untrained_loss is not None else ""
+        lines.append(f"held-out loss {metrics.validation_loss:.4f}{before}")
+    return "\n".join([*lines, f"digest  {done.digest}", f"next: hubkit push {done.path} ORG/NAME"])

@@ -1,0 +1,46 @@
+"""A training run on the screen: loss, tokens per second and time left, as a bar or as plain lines."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from hubkit.cli.output import note
+from hubkit.cli.progress import Progress
+from hubkit.training.events import Event, Started, Stepped, Stopped, Validated
+
+
+class Drawing:
+    """Called with each event of a run; a context, so that the bar is taken down."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Drawing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._progress = Progress("train", event.steps, "steps")
+            self._progress.done = event.step
+            rows = f"{event.rows} rows" + (f", {event.validation_rows} held out" if event.validation_rows else "")
+            note(f"training {event.parameters:,} parameters on {rows}, {event.steps} steps")
+            for change in event.machine_changes:
+                note(f"resumed on another machine, the bytes may differ: {change}")
+        elif isinstance(event, Stepped) and self._progress is not None:
+            speed, left = f"{event.tokens_per_second:.0f} tokens/s", f"{_clock(event.seconds_left)} left"
+            self._progress.advance(event.step - self._progress.done, f"loss {event.loss:.3f}  {speed}  {left}")
+        elif isinstance(event, Validated):
+            note(f"step {event.step}: held-out loss {event.loss:.4f}{' (best)' if event.best else ''}")
+        elif isinstance(event, Stopped) and event.reason == "interrupt":
+            note(f"stopped at step {event.step}; go on with --resume")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

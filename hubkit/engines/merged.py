@@ -1,0 +1,40 @@
+"""Engine ``merged``: one checkpoint with the mix folded in, for everything that loads transformers' folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hubkit.engines.plan import Plan, copy_base, not_adapters, write_runner
+
+
+class MergedEngine:
+    """Every member must be mergeable; the result is an ordinary model."""
+
+    name = "merged"
+    summary = "one checkpoint with the adapters folded in"
+
+    def refusals(self, plan: Plan) -> list[str]:
+        from hubkit.methods.host import host
+
+        reasons = not_adapters(plan)
+        for member in plan.members if not reasons else ():
+            reason = host().load(member.folder.manifest.method or "").unmergeable
+            reasons += [f"{member.name}: {reason}"] if reason else []
+        return reasons
+
+    def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
+        from hubkit.tensors.base import Base
+        from hubkit.tensors.merging import plan_merge, write_merged
+        from hubkit.tensors.mix import make_mix
+        from hubkit.tensors.shards import open_shards
+
+        model = out / "model"
+        copy_base(plan, model, weights=not plan.members)
+        if plan.members:
+            mix = make_mix(plan.mix, {member.name: member.weight for member in plan.members})
+            merge = plan_merge(Base.from_folder(plan.base), mix, plan.adapters())
+            write_merged(merge, open_shards(plan.base), model)
+        return write_runner(out)
+
+
+ENGINE = MergedEngine()

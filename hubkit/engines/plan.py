@@ -1,0 +1,106 @@
+"""What an engine is given and what it must offer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hubkit.artifact.folder import AdapterFolder
+
+if TYPE_CHECKING:
+    from hubkit.tensors.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter of a deployment: its name in the recipe, its folder, its weight in the mix."""
+
+    name: str
+    folder: AdapterFolder
+    weight: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A lock whose files lie here, all of them verified.
+
+    Args:
+        base: folder of the base.
+        base_files: the files of it that the lock names.
+        members: in the order of the mix.
+        mix: ``sum`` or ``stack``.
+    """
+
+    base: Path
+    base_files: Sequence[str]
+    members: Sequence[Member]
+    mix: str
+
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The members in memory, as stored, at the sites of the base (headers only).
+
+        Raises:
+            HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
+        """
+        from hubkit.methods.config import parse_config
+        from hubkit.methods.host import host
+        from hubkit.tensors.adapter import Adapter
+        from hubkit.tensors.base import Base
+
+        base = Base.from_folder(self.base)
+        found: dict[str, Adapter] = {}
+        for member in self.members:
+            manifest, where = member.folder.manifest, f"{member.folder.path}/hubkit.json#/config"
+            method = host().load(manifest.method or "")
+            config = parse_config(method.info.config, manifest.config, where)
+            found[member.name] = Adapter.read(member.name, method, config, base, member.folder.weights_path, None)
+        return found
+
+
+class Engine(Protocol):
+    """One runtime."""
+
+    name: str
+    summary: str
+
+    def refusals(self, plan: Plan) -> list[str]:
+        """Why this engine cannot run the plan exactly, one reason a line; empty when it can. Writes nothing."""
+        ...
+
+    def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
+        """Write the engine's files into the empty folder `out`; the command that runs it, relative to `out`."""
+        ...
+
+
+def not_adapters(plan: Plan) -> list[str]:
+    """Members that are no adapters with tensors of their own, or that add tokens: no engine here runs those."""
+    reasons = [
+        f"{m.name}: it is a {m.folder.manifest.kind}, not an adapter"
+        for m in plan.members
+        if m.folder.manifest.kind != "adapter"
+    ]
+    return reasons + [
+        f"{m.name}: it adds tokens to the vocabulary" for m in plan.members if m.folder.manifest.vocabulary
+    ]
+
+
+def copy_base(plan: Plan, out: Path, *, weights: bool = True) -> None:
+    """Copy the base's files, or those beside its weights, into folder `out`, writable."""
+    for name in plan.base_files:
+        if weights or not name.endswith((".safetensors", ".safetensors.index.json")):
+            copy(plan.base / name, out / name)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy one file, without the read-only mode of the store."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def write_runner(out: Path) -> tuple[str, ...]:
+    """Put the program that answers prompts into a deployment: ``run.py`` of this package, word for word."""
+    (out / "run.py").write_bytes((Path(__file__).parent / "run.py").read_bytes())
+    return ("python", "run.py")

@@ -1,0 +1,72 @@
+"""Answer a prompt with what is in this folder: ``python run.py "What is the capital of France?"``.
+
+Written by hubkit deploy; needs torch, transformers and, for adapters beside their base, peft; not hubkit. The names,
+order and weights of the adapters are in hubkit.lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def load() -> tuple[Any, Any]:
+    """(model, tokenizer): ``model/`` as it is, or ``base/`` with the adapters of ``adapters/``."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    whole = (HERE / "model").is_dir()
+    folder = HERE / ("model" if whole else "base")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    members = [] if whole else json.loads((HERE / "hubkit.lock").read_text("utf-8"))["adapters"]
+    if members:
+        model = attach(model, {member["name"]: member["weight"] for member in members})
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def attach(model: Any, weights: dict[str, float]) -> Any:
+    """The model with all adapters acting at once, each times its weight."""
+    from peft import PeftModel
+
+    # Stored dtype is compute dtype: cast to fp32, an adapter would compute other bits than it was tested with.
+    for name in weights:
+        folder = HERE / "adapters" / name
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, name, autocast_adapter_dtype=False)
+        else:
+            model = PeftModel.from_pretrained(model, folder, name, autocast_adapter_dtype=False)
+    model.base_model.set_adapter(list(weights))
+    for module in model.modules():
+        scaling: Any = getattr(module, "scaling", None)
+        for name, weight in weights.items() if isinstance(scaling, dict) else ():
+            if name in scaling:
+                scaling[name] *= weight
+    return model
+
+
+def answer(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
+    """The model's greedy answer, through the chat template where there is one."""
+    text = prompt
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")
+    made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    arguments = parser.parse_args()
+    model, tokenizer = load()
+    sys.stdout.write(answer(model, tokenizer, arguments.prompt, arguments.max_new_tokens) + "\n")
+
+
+if __name__ == "__main__":
+    main()

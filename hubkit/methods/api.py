@@ -1,0 +1,23 @@
+"""All that the author of a method imports.
+
+    from hubkit.methods.api import Delta, Edit, MethodInfo, hookimpl
+
+A method is one module with up to five functions marked ``@hookimpl`` (see `hubkit.methods.hookspecs`), offered by an
+entry point of group ``hubkit.methods``. `hubkit.methods.suite.MethodSuite` tests it.
+"""
+
+from hubkit.artifact.forms import PeftForm
+from hubkit.errors import HubkitError
+from hubkit.methods.foreign import foreign_files
+from hubkit.methods.hookspecs import hookimpl
+from hubkit.methods.info import MethodInfo, NotMergeable
+from hubkit.methods.patterns import pattern_value
+from hubkit.tensors.adapter import Adapter
+from hubkit.tensors.base import Base, Site
+from hubkit.tensors.delta import Delta
+from hubkit.tensors.parts import Edit, LowRank, Part
+
+__all__ = [
+    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo", "NotMergeable", "Part", "PeftForm",
+    "Site", "foreign_files", "hookimpl", "pattern_value",
+]  # fmt: skip

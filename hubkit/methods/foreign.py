@@ -1,0 +1,56 @@
+"""An adapter as files: in hubkit's own form, or in another tool's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hubkit.artifact.folder import PEFT_CONFIG, WEIGHTS_NAME
+from hubkit.artifact.forms import short_targets, to_peft_config
+from hubkit.errors import HubkitError
+from hubkit.methods.config import config_document
+
+if TYPE_CHECKING:
+    from hubkit.tensors.adapter import Adapter
+
+
+def weights_file(adapter: Adapter) -> bytes:
+    """The bytes of ``adapter_model.safetensors``, tensors as they are; one metadata key, so the bytes are stable."""
+    from safetensors.torch import save
+
+    data: bytes = save(adapter.tensors(), metadata={"format": "pt"})
+    return data
+
+
+def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
+    """``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's own keys.
+
+    Args:
+        target: ``"peft"``.
+
+    Raises:
+        HubkitError: ``HK-EXPORT`` for a form that the method does not have.
+    """
+    form = adapter.method.peft_form
+    if target != "peft" or form is None:
+        raise HubkitError(
+            "HK-EXPORT", f"adapter {adapter.name!r} ({adapter.method.name}) has no form {target!r}",
+            want="peft" if form is not None else "(this method is hubkit's own)", have=target,
+        )  # fmt: skip
+    config = to_peft_config(
+        form,
+        config_document(adapter.config),
+        targets=short_targets(adapter.parts, adapter.base.sites),
+        transposed=any(s.transposed and s.kind == "linear" for s in adapter.sites.values()),
+        base_source=adapter.source,
+        revision=adapter.revision,
+        task_type="CAUSAL_LM",
+    )
+    return {PEFT_CONFIG: config, WEIGHTS_NAME: weights_file(adapter)}
+
+
+def own_files(adapter: Adapter) -> Mapping[str, bytes]:
+    """The files of an adapter folder: PEFT's where PEFT knows the method, else the tensors alone."""
+    if adapter.method.peft_form is None:
+        return {WEIGHTS_NAME: weights_file(adapter)}
+    return adapter.method.export(adapter, "peft")

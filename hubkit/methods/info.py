@@ -1,0 +1,58 @@
+"""What a method says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hubkit.artifact.forms import PeftForm
+from hubkit.errors import HubkitError
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method's description; it touches no model.
+
+    Args:
+        name: the name of its entry point.
+        summary: one line.
+        config: a frozen dataclass, the method's configuration; a docstring or comment per field is its documentation.
+        paper: where the formulas come from.
+        identity: a fresh adapter changes nothing.
+        unmergeable: why it cannot be merged into a weight; empty when it can.
+        peft: how PEFT writes it, or None when PEFT does not know it.
+        recipe: training defaults that the paper or measurements found to matter (``learning_rate``, ...).
+        sources: where the recipe's values come from.
+        kinds: kinds of sites it can act at.
+        low_rank: (targets, rank) -> the configuration under which the part at a site is exactly B·A with scale 1, for a
+            method whose parts can hold any low-rank change: what `hubkit compose` writes sums with.
+    """
+
+    name: str
+    summary: str
+    config: type[Any]
+    paper: str
+    identity: bool = True
+    unmergeable: str = ""
+    peft: PeftForm | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    sources: str = ""
+    kinds: tuple[str, ...] = ("linear",)
+    low_rank: Callable[[tuple[str, ...], int], Any] | None = None
+
+
+class NotMergeable(HubkitError):
+    """Raised by a method whose change of this weight cannot be written as an addition to it.
+
+    Args:
+        reason: one sentence, shown to the user.
+    """
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(
+            "HK-NOT-MERGEABLE",
+            reason,
+            where=where,
+            fix="keep the adapter beside its base: hubkit generate, hubkit deploy",
+        )

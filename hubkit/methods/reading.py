@@ -1,0 +1,76 @@
+"""From an adapter's folder to the adapter in memory, with the method that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder
+from hubkit.artifact.header import TensorInfo
+from hubkit.errors import HubkitError
+from hubkit.methods.config import parse_config
+from hubkit.methods.host import Method, host
+from hubkit.tensors.adapter import Adapter
+from hubkit.tensors.base import Base
+
+if TYPE_CHECKING:
+    from hubkit.artifact.digest import TensorDigest
+
+
+def method_of(folder: AdapterFolder) -> tuple[Method, Any]:
+    """The method of an adapter, loaded, and its configuration.
+
+    Raises:
+        HubkitError: ``HK-NOT-ADAPTER`` for a mix or a model, ``HK-METHOD-UNKNOWN`` naming the distribution to install,
+            ``HK-CONFIG``.
+    """
+    manifest, where = folder.manifest, folder.path / MANIFEST_NAME
+    if manifest.kind != "adapter" or not manifest.method:
+        raise HubkitError(
+            "HK-NOT-ADAPTER", f"{manifest.name!r} is a {manifest.kind}, not an adapter with tensors", where=str(where)
+        )
+    plugin = manifest.plugin
+    method = host().load(
+        manifest.method,
+        distribution=plugin.distribution if plugin else "",
+        version=plugin.version if plugin else "",
+    )
+    return method, parse_config(method.info.config, manifest.config, f"{where}#/config")
+
+
+def read_adapter(folder: AdapterFolder, base: Base, *, name: str = "", dtype: str | None = None) -> Adapter:
+    """The adapter of an opened folder, at the sites of `base`.
+
+    Args:
+        name: for messages; the manifest's by default.
+        dtype: ``"base"`` to compute, ``"master"`` to train, None as stored; see `Adapter.read`.
+
+    Raises:
+        HubkitError: as `method_of`; ``HK-TARGET``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
+    """
+    method, config = method_of(folder)
+    adapter = Adapter.read(name or folder.manifest.name, method, config, base, folder.weights_path, dtype)
+    origin = folder.manifest.base
+    adapter.source, adapter.revision = (origin.source, origin.revision) if origin else (None, None)
+    return adapter
+
+
+def recorded_base(folder: AdapterFolder) -> Base:
+    """The base of an adapter as its own ``tensors.json`` lists it: names, shapes, no values.
+
+    Raises:
+        HubkitError: ``HK-BASE-NEEDED`` when it lists none.
+    """
+    tensors, origin = folder.base_tensors(), folder.manifest.base
+    if tensors is None or origin is None:
+        raise HubkitError(
+            "HK-BASE-NEEDED", f"{folder.manifest.name!r} does not list its base's tensors", where=str(folder.path),
+            fix="hubkit pack it again, with --base",
+        )  # fmt: skip
+    return base_of_tensors(tensors, origin.config, str(folder.path))
+
+
+def base_of_tensors(tensors: Iterable[TensorDigest], config: Any, source: str) -> Base:
+    """The sites of a base known by its tensors' names and shapes alone."""
+    headers = {one.name: TensorInfo(one.name, one.dtype, one.shape, 0, 0) for one in tensors}
+    return Base.from_headers(headers, config, source)

@@ -1,0 +1,135 @@
+"""Where a directory registry keeps what: paths, locks and checked documents below its root."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hubkit.errors import HubkitError
+from hubkit.registry import locks
+
+SCHEMA = "hubkit/registry/1"
+SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+
+
+class Layout:
+    """Paths and locks of the registry at `root`; nothing is made before the first write."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+        self._checked = False
+
+    @property
+    def name(self) -> str:
+        """The directory as a ``file://`` address."""
+        return self.root.as_uri()
+
+    def _path(self, repo: str) -> Path:
+        organization, slash, name = repo.partition("/")
+        parts = (organization, name)
+        if not slash or not all(SEGMENT.fullmatch(p) and "--" not in p and ".." not in p for p in parts):
+            raise HubkitError(
+                "HK-NAME",
+                "not a repository name",
+                have=repo[:200],
+                want="org/name of letters, digits, '-', '_', '.'; no '--' or '..', none of '-.' at an end",
+            )
+        if name.endswith((".git", ".lock")):
+            raise HubkitError("HK-NAME", "not a repository name", have=repo, want="no '.git' or '.lock' at its end")
+        return self.root / "repos" / organization / name
+
+    def exists(self, repo: str) -> bool:
+        """Whether there is a repository of this name."""
+        return (self._path(repo) / "refs.json").is_file()
+
+    def _folder(self, repo: str) -> Path:
+        self._check_format()
+        if not self.exists(repo):
+            raise HubkitError("HK-NOT-FOUND", f"no repository '{repo}'", where=self.name)
+        path = self._path(repo)
+        if path.is_symlink() or path.parent.is_symlink():
+            raise HubkitError("HK-SYMLINK", "a repository must not be a link", where=str(path))
+        return path
+
+    def _document(self, repo: str, name: str) -> dict[str, Any]:
+        path = self._folder(repo) / name
+        with self._guard():
+            raw = path.read_bytes()
+        try:
+            data = json.loads(raw)
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise self._damaged(repo, name)
+        return data
+
+    def _damaged(self, repo: str, name: str) -> HubkitError:
+        where = str(self._path(repo) / name)
+        return HubkitError("HK-REGISTRY", "a document of the registry is damaged", where=where, fix="restore it")
+
+    def _check_format(self) -> None:
+        marker = self.root / "registry.json"
+        if self._checked or not marker.exists():
+            return
+        try:
+            found = json.loads(marker.read_bytes())["schema"]
+        except (ValueError, KeyError, TypeError):
+            found = "damaged"
+        if found != SCHEMA:
+            code = "HK-NEWER" if str(found).startswith("hubkit/registry/") else "HK-REGISTRY"
+            raise HubkitError(
+                code, "directory has another format", where=str(marker), want=SCHEMA, have=str(found)[:80]
+            )
+        self._checked = True
+
+    def _begin(self) -> None:
+        """Make the skeleton of a registry where there is none."""
+        with self._guard():
+            for name in ("repos", "locks", "scratch"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._check_format()
+            if not self._checked:
+                with locks.scratch(self.root / "scratch") as work:
+                    locks.publish(self.root / "registry.json", dump({"schema": SCHEMA}), work)
+                locks.sync_folder(self.root)
+
+    @contextmanager
+    def _locked(self, repo: str) -> Iterator[None]:
+        self._path(repo)  # the name becomes a file name
+        with locks.locked(self.root / "locks" / (repo.replace("/", "--") + ".lock")):
+            yield
+
+    @contextmanager
+    def _writing(self, repo: str) -> Iterator[tuple[Path, Path]]:
+        """The repository's folder and a scratch folder, under its lock."""
+        self._folder(repo)
+        with self._guard(), self._locked(repo), locks.scratch(self.root / "scratch") as work:
+            yield self._folder(repo), work
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """What the file system refuses becomes a refusal in the user's words."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise HubkitError("HK-NOT-FOUND", "gone from the registry", where=str(error.filename)) from None
+        except PermissionError as error:
+            raise HubkitError(
+                "HK-FORBIDDEN", "the registry's directory may not be used", where=str(error.filename)
+            ) from None
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = "no space left for the registry" if full else "the registry's directory cannot be used"
+            raise HubkitError(
+                "HK-IO", what, where=str(error.filename or self.root), have=error.strerror or ""
+            ) from None
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    """Readable JSON, the same bytes for the same content."""
+    return (json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,214 @@
+"""One adapter in memory: its parts at sites, made fresh, read from a folder, written back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.artifact.forms import PeftForm, require_all, split_keys, to_key
+from hubkit.errors import HubkitError
+from hubkit.tensors.base import DTYPE_NAMES, Base, Site
+from hubkit.tensors.delta import Delta, accumulation_dtype
+from hubkit.tensors.parts import Edit, Part
+
+
+class MethodLike(Protocol):
+    """What an adapter needs of its method; `hubkit.methods.host.Method` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def peft_form(self) -> PeftForm | None: ...
+    def inject(self, base: Base, config: Any) -> Mapping[str, Part]: ...
+    @property
+    def unmergeable(self) -> str: ...
+    def merge(self, site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta: ...
+    def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]: ...
+
+
+@dataclass
+class Adapter:
+    """Parts at sites, made by one method under one configuration.
+
+    Args:
+        name: for messages.
+        method: the mathematics.
+        config: an instance of the method's configuration class.
+        parts: site name -> part, in the base's order.
+        base: the base they were made for.
+        source: repository or folder name of the base, for other tools' files.
+        revision: its commit.
+    """
+
+    name: str
+    method: MethodLike
+    config: Any
+    parts: dict[str, Part]
+    base: Base
+    source: str | None = None
+    revision: str | None = None
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Name -> site, of the sites acted on."""
+        return {name: self.base.sites[name] for name in self.parts}
+
+    @classmethod
+    def fresh(cls, name: str, method: MethodLike, config: Any, base: Base, seed: int) -> Adapter:
+        """A new adapter with fp32 masters (fp64 on an fp64 base), reset site by site.
+
+        Each site has its own generator, seeded by sha256(seed, site name): same seed, same parts, in any order.
+        """
+        adapter = cls._empty(name, method, config, base)
+        for site_name, part in adapter.parts.items():
+            site = base.sites[site_name]
+            part.to_empty(device="cpu").to(accumulation_dtype(site.dtype))
+            digest = hashlib.sha256(f"{seed}\0{site_name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            with torch.no_grad():
+                part.reset(site, base, generator)
+            part.to(site.device)
+        return adapter
+
+    @classmethod
+    def read(cls, name: str, method: MethodLike, config: Any, base: Base, weights: Path, dtype: str | None) -> Adapter:
+        """The adapter whose tensors are in the safetensors file `weights`.
+
+        Args:
+            dtype: ``"base"``: each part in the dtype of its site (inference); ``"master"``: fp32 masters, trainable;
+                None: as stored.
+
+        Raises:
+            HubkitError: ``HK-KEYS`` (missing or homeless tensors), ``HK-SHAPE``, ``HK-NAN``.
+        """
+        from safetensors.torch import load_file
+
+        adapter = cls._empty(name, method, config, base)
+        stored = load_file(weights)
+        where = str(weights)
+        keys = split_keys(method.peft_form, stored, where)
+        adapter._refuse_foreign_copies(keys.copies, stored, base, where)
+        have = {(site, role): key for site, roles in keys.parts.items() for role, key in roles.items()}
+        want = {(site, role) for site, part in adapter.parts.items() for role in part.roles()}
+        require_all([f"{s} {r}" for s, r in want], [f"{s} {r}" for s, r in have], where)
+        shapes: list[str] = []
+        for (site, role), key in have.items():
+            part, value = adapter.parts[site], stored[key]
+            expected = part.get_parameter(role)
+            if expected.shape != value.shape:
+                shapes.append(f"{key}: want {tuple(expected.shape)}, have {tuple(value.shape)}")
+                continue
+            at = base.sites[site]
+            value = value.to(at.device, _target_dtype(dtype, at.dtype, value.dtype))
+            _assign(part, role, nn.Parameter(value, requires_grad=dtype == "master"))
+        if shapes:
+            raise HubkitError(
+                "HK-SHAPE", f"{len(shapes)} tensors do not fit the base", where=where, have=shapes,
+                fix="use the base that the adapter was trained on",
+            )  # fmt: skip
+        adapter.require_finite(where)
+        return adapter
+
+    @classmethod
+    def of_factors(
+        cls, name: str, method: MethodLike, config: Any, base: Base, values: Mapping[str, Mapping[str, Tensor]]
+    ) -> Adapter:
+        """The adapter with the given tensors: site -> role -> values of the shapes that `method` makes."""
+        adapter = cls._empty(name, method, config, base)
+        for site, roles in values.items():
+            for role, value in roles.items():
+                _assign(adapter.parts[site], role, nn.Parameter(value, requires_grad=False))
+        return adapter
+
+    @classmethod
+    def _empty(cls, name: str, method: MethodLike, config: Any, base: Base) -> Adapter:
+        with torch.device("meta"):
+            made = method.inject(base, config)
+        unknown = [site for site in made if site not in base.sites]
+        if unknown or not made:
+            raise HubkitError(
+                "HK-PLUGIN", f"method {method.name!r} made parts for sites that the base does not have",
+                have=unknown or "no part at all", fix="report this to the method's author",
+            )  # fmt: skip
+        parts = {site: made[site] for site in base.sites if site in made}
+        return cls(name, method, config, parts, base)
+
+    def _refuse_foreign_copies(
+        self, copies: Mapping[str, str], stored: Mapping[str, Tensor], base: Base, where: str
+    ) -> None:
+        """PEFT writes the base's own embedding beside a part on it: harmless when it is the base's indeed."""
+        for tensor, key in copies.items():
+            site = base.sites.get(tensor.rpartition(".")[0])
+            weight = None if site is None else (site.weight().t() if site.transposed else site.weight())
+            if weight is None or weight.shape != stored[key].shape or not torch.equal(weight, stored[key].to(weight)):
+                raise HubkitError(
+                    "HK-KEYS", "the adapter carries a changed copy of a base weight", where=f"{where}: {key}",
+                    want="the base's own values", fix="use the base that the adapter was trained on",
+                )  # fmt: skip
+
+    def require_finite(self, where: str) -> None:
+        """Raises ``HK-NAN`` naming every tensor that holds a NaN or an infinity."""
+        bad = [
+            f"{site} {role}"
+            for site, part in self.parts.items()
+            for role, value in part.roles().items()
+            if not torch.isfinite(value.detach().sum()) and not torch.isfinite(value.detach()).all()
+        ]
+        if bad:
+            raise HubkitError(
+                "HK-NAN", f"{len(bad)} tensors of the adapter hold NaN or infinity", where=where, have=bad,
+                fix="train again from the last good checkpoint, with a lower learning rate",
+            )  # fmt: skip
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """``<site>.<role>`` -> parameter, in a fixed order."""
+        return {f"{site}.{role}": p for site, part in self.parts.items() for role, p in part.roles().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors under their names in the file, contiguous, on the CPU."""
+        form = self.method.peft_form
+        return {
+            to_key(form, site, self.base.sites[site].kind, role): value.detach().cpu().contiguous()
+            for site, part in self.parts.items()
+            for role, value in part.roles().items()
+        }
+
+    def to_compute_dtype(self) -> None:
+        """Casts every part to its site's dtype: it is stored so, and a reloaded adapter computes the same bits."""
+        for site, part in self.parts.items():
+            at = self.base.sites[site]
+            part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
+
+    def delta(self, site: Site) -> Delta | None:
+        """What this adapter adds to the weight of `site`, accumulated wide; None when it does not act there.
+
+        Raises:
+            hubkit.methods.api.NotMergeable: from the method, with its reason.
+        """
+        part = self.parts.get(site.name)
+        if part is None:
+            return None
+        wide = accumulation_dtype(site.dtype)
+        tensors = {role: value.detach().to(wide) for role, value in part.roles().items()}
+        return self.method.merge(site.widened(), tensors, self.config)
+
+    def edits(self) -> dict[str, Edit]:
+        """The parts that act at modules."""
+        return {site: part for site, part in self.parts.items() if isinstance(part, Edit)}
+
+
+def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:
+    if rule is None or base not in DTYPE_NAMES or not base.is_floating_point:
+        return stored
+    return base if rule == "base" else accumulation_dtype(base)
+
+
+def _assign(part: nn.Module, role: str, parameter: nn.Parameter) -> None:
+    owner, _, name = role.rpartition(".")
+    part.get_submodule(owner).register_parameter(name, parameter)

@@ -1,0 +1,220 @@
+"""Attaching adapters to a live model: permanent forward hooks, so that names, checkpoints and fingerprints stay.
+
+`Attached` is the module to train, call, compile or wrap: the base inside it keeps every name and value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.errors import HubkitError
+from hubkit.tensors import mix as mixes
+from hubkit.tensors.adapter import Adapter
+from hubkit.tensors.base import Base, Site
+from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank
+from hubkit.tensors.mix import Mix, Stack
+from hubkit.tensors.parts import Edit, LowRank
+
+At = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Plan = Mapping[str, At]
+
+
+class Attached(nn.Module):
+    """A base with adapters attached and one mix of them active.
+
+    Args:
+        model: the live base; its parameters are frozen while attached.
+        base: its sites, if already known.
+
+    Raises:
+        HubkitError: ``HK-COMPILED`` for a model that torch.compile has already wrapped: it would ignore the hooks.
+    """
+
+    def __init__(self, model: nn.Module, base: Base | None = None) -> None:
+        super().__init__()
+        if hasattr(model, "_orig_mod"):
+            raise HubkitError(
+                "HK-COMPILED", "the model is compiled already: hooks registered now would be ignored",
+                fix="attach first, then torch.compile the attached model",
+            )  # fmt: skip
+        self.model = model
+        self.sites = base or Base.from_model(model)
+        self.adapters: dict[str, Adapter] = {}
+        self.mix: Mix | None = None
+        self.parts = nn.ModuleDict()
+        self._plan: Plan = {}
+        self._handles: dict[str, torch.utils.hooks.RemovableHandle] = {}
+        self._required = {name: p.requires_grad for name, p in model.named_parameters()}
+        self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
+        model.requires_grad_(False)
+
+    @property
+    def config(self) -> Any:
+        """The base's configuration."""
+        return self.model.config
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's forward with the active mix."""
+        return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's ``generate`` with the active mix."""
+        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Attaches `adapter` under `name`; it acts once a mix names it.
+
+        Raises:
+            HubkitError: ``HK-NAME-TAKEN``, or ``HK-SHAPE`` when a site is not this base's.
+        """
+        if name in self.adapters:
+            raise HubkitError("HK-NAME-TAKEN", f"an adapter {name!r} is attached already", fix="remove it first")
+        wrong = [
+            f"{s.name}: {s.shape}"
+            for s in adapter.sites.values()
+            if s.name not in self.sites.sites or self.sites.sites[s.name].shape != s.shape
+        ]
+        if wrong:
+            raise HubkitError("HK-SHAPE", f"adapter {name!r} belongs to a base of other sites or shapes", have=wrong)
+        self.adapters[name] = adapter
+        self.parts[f"adapter_{len(self.parts)}"] = nn.ModuleList(adapter.parts.values())
+        for site in adapter.parts:
+            if site not in self._handles:
+                module = self.sites.sites[site].module
+                assert module is not None
+                self._handles[site] = module.register_forward_hook(self._hook(site), with_kwargs=True)
+
+    def remove(self, name: str) -> None:
+        """Takes an adapter off; it must not be in the active mix."""
+        mixes.require_known(name, self.adapters)
+        if self.mix is not None and name in mixes.names(self.mix):
+            raise HubkitError("HK-IN-USE", f"adapter {name!r} is in the active mix", fix="set another mix first")
+        adapter = self.adapters.pop(name)
+        first = next(iter(adapter.parts.values()))
+        key = next(k for k, held in self.parts.items() if next(iter(held)) is first)  # type: ignore[call-overload]
+        del self.parts[key]
+        for site in [s for s in self._handles if not any(s in a.parts for a in self.adapters.values())]:
+            self._handles.pop(site).remove()
+
+    def set_mix(self, mix: Mix | None) -> None:
+        """Makes `mix` the active one (None: the base alone). Nothing changes when it is refused.
+
+        Raises:
+            HubkitError: ``HK-UNKNOWN-ADAPTER``, ``HK-MIX``.
+        """
+        self._plan = self._make_plan(mix)
+        self.mix = mix
+
+    @contextlib.contextmanager
+    def using(self, mix: Mix | None) -> Iterator[None]:
+        """The mix of this thread inside the ``with``; others keep theirs."""
+        token = self._override.set(self._make_plan(mix))
+        try:
+            yield
+        finally:
+            self._override.reset(token)
+
+    def checkpoint_contexts(self) -> tuple[Any, Any]:
+        """``context_fn`` for non-reentrant checkpointing: the recomputation runs under the mix of its forward."""
+        return contextlib.nullcontext(), self._restored(self._active())
+
+    @contextlib.contextmanager
+    def _restored(self, plan: Plan) -> Iterator[None]:
+        token = self._override.set(plan)
+        try:
+            yield
+        finally:
+            self._override.reset(token)
+
+    def detach(self) -> nn.Module:
+        """Removes every hook and gives back the base: same object, same parameters, same ``requires_grad``."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self._plan = {}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._required[name])
+        return self.model
+
+    def _active(self) -> Plan:
+        override = self._override.get()
+        return self._plan if override is None else override
+
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
+            act = self._active().get(name)
+            return None if act is None else act(module, args[0] if args else next(iter(kwargs.values())), y)
+
+        return hook
+
+    def _make_plan(self, mix: Mix | None) -> Plan:
+        if mix is None:
+            return {}
+        mixes.require_known(mix, self.adapters)
+        edits = {name: self.adapters[name].edits() for name in mixes.names(mix)}
+        touched = [site for site in self.sites.sites if any(site in found for found in edits.values())]
+        low: dict[str, SiteParts] = {}
+        plan: dict[str, At] = {}
+        for site in touched:
+            here = [(edits[name][site], weight) for name, weight in mixes.leaves(mix) if site in edits[name]]
+            rank_parts = [(part, weight) for part, weight in here if isinstance(part, LowRank)]
+            if len(rank_parts) == len(here):
+                low[site] = SiteParts([pair for pair in rank_parts if pair[1] != 0.0] or rank_parts)
+            else:
+                plan[site] = self._fold(mix, self.sites.sites[site])
+        groups = self.sites.arch.groups(low)
+        made: dict[tuple[str, ...], Group] = {}
+        for site in low:
+            members = groups.get(site, (site,))
+            group = made.setdefault(members, Group({name: low[name] for name in members}))
+            plan[site] = _adding(group, site)
+        return plan
+
+    def _fold(self, mix: Mix, site: Site) -> At:
+        """The general rule, for parts that read the output or the weight."""
+        adapters = self.adapters
+        self._require_mergeable_below(mix, site)
+
+        def increment(node: Mix, x: Tensor, y: Tensor, at: Site) -> Tensor:
+            if isinstance(node, str):
+                part = adapters[node].parts.get(at.name)
+                return part(x, y, at) if isinstance(part, Edit) else torch.zeros_like(y)
+            if not isinstance(node, Stack):
+                return torch.stack([w * increment(child, x, y, at) for child, w in node.members]).sum(0)
+            start = y
+            for index, (child, weight) in enumerate(node.members):
+                y = y + weight * increment(child, x, y, at)
+                rest = [c for c, _ in node.members[index + 1 :]]
+                change = mixes.delta(child, at, _delta_of(adapters)) if self._reads_weight(rest, at.name) else None
+                at = at if change is None else at.after(change.scaled(weight))
+            return y - start
+
+        return lambda module, x, y: y + increment(mix, x, y, site).to(y.dtype)
+
+    def _reads_weight(self, nodes: list[Mix], site: str) -> bool:
+        parts = (self.adapters[name].parts.get(site) for node in nodes for name in mixes.names(node))
+        return any(isinstance(part, Edit) and part.reads_weight for part in parts)
+
+    def _require_mergeable_below(self, node: Mix, site: Site) -> None:
+        """A member that reads the weight cannot stand above one that has none to give: refused when the mix is set."""
+        if isinstance(node, str):
+            return
+        for index, (child, _) in enumerate(node.members):
+            self._require_mergeable_below(child, site)
+            above = [c for c, _ in node.members[index + 1 :]]
+            if isinstance(node, Stack) and self._reads_weight(above, site.name):
+                mixes.delta(child, site, _delta_of(self.adapters))
+
+
+def _adding(group: Group, site: str) -> At:
+    return lambda module, x, y: add_low_rank(group, site, module, x, y)
+
+
+def _delta_of(adapters: Mapping[str, Adapter]) -> Callable[[str, Site], Any]:
+    return lambda name, site: adapters[name].delta(site)

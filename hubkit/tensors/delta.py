@@ -1,0 +1,122 @@
+"""What an adapter adds to one weight: `Delta`, kept as factors for as long as it can be, and the rule that applies it.
+
+One rule serves weights in memory and weights streamed from files: the same tiles, the same accumulation, one cast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE_ELEMENTS = 1 << 22
+"""Elements of one row tile: 16 MiB in fp32, which fits caches and bounds the memory of a streamed merge."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """An addition to a weight of shape (out, in) and to its bias.
+
+    Args:
+        left: (out, R) or None.
+        right: (R, in) or None; the low-rank addend is ``left @ right``.
+        dense: (out, in) or None; a further addend.
+        bias: (out,) or None.
+    """
+
+    left: Tensor | None = None
+    right: Tensor | None = None
+    dense: Tensor | None = None
+    bias: Tensor | None = None
+
+    @classmethod
+    def low_rank(cls, left: Tensor, right: Tensor) -> Delta:
+        """The delta ``left @ right``; left (out, R), right (R, in)."""
+        return cls(left=left, right=right)
+
+    @classmethod
+    def full(cls, weight: Tensor | None = None, bias: Tensor | None = None) -> Delta:
+        """A delta given as a whole: weight (out, in), bias (out,)."""
+        return cls(dense=weight, bias=bias)
+
+    @property
+    def is_low_rank(self) -> bool:
+        """True when the factors say everything: no dense addend and no bias."""
+        return self.dense is None and self.bias is None
+
+    def scaled(self, weight: float) -> Delta:
+        """``weight`` times this delta."""
+        if weight == 1.0:
+            return self
+        return Delta(
+            None if self.left is None else self.left * weight,
+            self.right,
+            None if self.dense is None else self.dense * weight,
+            None if self.bias is None else self.bias * weight,
+        )
+
+    def plus(self, other: Delta) -> Delta:
+        """The sum of two deltas. Factors are concatenated: exact, rank R1 + R2."""
+        return Delta(
+            _join(self.left, other.left, 1),
+            _join(self.right, other.right, 0),
+            _add(self.dense, other.dense),
+            _add(self.bias, other.bias),
+        )
+
+    def matrix(self) -> Tensor | None:
+        """The weight's delta as one dense (out, in) matrix, or None when only the bias changes."""
+        if self.left is None or self.right is None:
+            return self.dense
+        product = self.left @ self.right
+        return product if self.dense is None else product + self.dense
+
+
+def _join(a: Tensor | None, b: Tensor | None, dim: int) -> Tensor | None:
+    return b if a is None else a if b is None else torch.cat([a, b], dim)
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 stays fp64; every other weight is accumulated in fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def apply_weight(weight: Tensor, delta: Delta, *, transposed: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """`weight` plus `delta`, as a new tensor.
+
+    Args:
+        weight: the stored weight, (out, in), or (in, out) when `transposed`.
+        delta: what to add; its factors and matrix are (out, in) always.
+        dtype: dtype of the result; the stored one by default. One cast, at the end.
+    """
+    wide = accumulation_dtype(weight.dtype)
+    result = torch.empty(weight.shape, dtype=dtype or weight.dtype)
+    rows = max(1, TILE_ELEMENTS // max(1, weight.shape[1]))
+    left, right, dense = (None if t is None else t.to(wide) for t in (delta.left, delta.right, delta.dense))
+    if transposed:
+        left, right, dense = _t(right), _t(left), _t(dense)
+    for start in range(0, weight.shape[0], rows):
+        part = slice(start, min(start + rows, weight.shape[0]))
+        tile = weight[part].to(wide, copy=True)
+        if dense is not None:
+            tile += dense[part]
+        if left is not None and right is not None:
+            tile.addmm_(left[part], right)
+        result[part] = tile
+    return result
+
+
+def apply_bias(bias: Tensor, delta: Delta, *, dtype: torch.dtype | None = None) -> Tensor:
+    """`bias` plus the delta's bias, accumulated wide and cast once."""
+    wide = accumulation_dtype(bias.dtype)
+    change = torch.zeros_like(bias, dtype=wide) if delta.bias is None else delta.bias.to(wide)
+    return (bias.to(wide) + change).to(dtype or bias.dtype)
+
+
+def _t(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.t()

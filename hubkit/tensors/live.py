@@ -1,0 +1,167 @@
+"""Live models: loading a base with transformers, and the fingerprint of a model in memory."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.artifact.digest import (
+    BaseRecord,
+    TensorDigest,
+    compose_weights,
+    config_values,
+    counted,
+    layout_digest,
+    template_digest,
+    ties,
+    tokenizer_digest,
+    values_digest,
+)
+from hubkit.artifact.header import TensorInfo
+from hubkit.documents.manifest import BaseFingerprint
+from hubkit.errors import HubkitError
+from hubkit.tensors.base import DTYPE_NAMES
+from hubkit.tensors.merging import dtype_named
+from hubkit.tensors.shards import tensor_bytes
+
+
+def load_base(path: Path, dtype: str | None = None) -> nn.Module:
+    """The language model in folder `path`, in eval mode, its parameters frozen.
+
+    Args:
+        dtype: ``float32``, ``bfloat16``...; None: as stored.
+
+    Raises:
+        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-LOAD``, ``HK-EXTRA`` without transformers.
+    """
+    if not (path / "config.json").is_file():
+        raise HubkitError(
+            "HK-BASE-MISSING", "the folder does not hold a base model", where=str(path), want="config.json",
+            fix="hubkit pull --base ORG/NAME",
+        )  # fmt: skip
+    wanted = dtype_named(dtype)
+    transformers = _transformers()
+    kind = transformers.AutoModelForCausalLM
+    try:
+        model = kind.from_pretrained(
+            path, dtype=wanted or "auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:
+        raise HubkitError(
+            "HK-BASE-LOAD", "transformers cannot load the base as a causal language model", where=str(path),
+            have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
+        ) from e  # fmt: skip
+    model.eval().requires_grad_(False)
+    return model  # type: ignore[no-any-return]
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in folder `path`.
+
+    Raises:
+        HubkitError: ``HK-TOKENIZER-LOAD``, ``HK-EXTRA``.
+    """
+    transformers = _transformers()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as e:
+        raise HubkitError(
+            "HK-TOKENIZER-LOAD", "transformers cannot load the tokenizer", where=str(path),
+            have=f"{type(e).__name__}: {e}", fix="the folder needs tokenizer.json or the files of its tokenizer class",
+        ) from e  # fmt: skip
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as e:
+        raise HubkitError(
+            "HK-EXTRA", "this needs transformers, which is not installed",
+            fix="pip install 'hubkit-adapters[transformers]'",
+        ) from e  # fmt: skip
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
+    """Name in the files -> tensor, of a live model: its state, tied aliases once, under the first of their names."""
+    seen: dict[tuple[int, torch.Size], str] = {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and seen.setdefault(key, name) != name:
+            continue
+        found[name] = tensor.detach()
+    return found
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
+
+
+def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
+    """The identity of a live model: equal to that of the folder it was loaded from, in the same or a wider dtype.
+
+    Hashed once per model and set of values; a value changed in place is noticed. `files` is empty, and tokenizer and
+    template are unknown unless a tokenizer is given.
+
+    Args:
+        tokenizer: its transformers tokenizer, to be compared as well.
+    """
+    tensors = stored_tensors(model)
+    key = (id(tokenizer), [(name, t.data_ptr(), t._version, t.dtype) for name, t in tensors.items()])
+    known = _KNOWN.get(model)
+    if known is not None and known[0] == key:
+        return known[1]
+    config = _config(model)
+    infos = [TensorInfo(name, DTYPE_NAMES[t.dtype], tuple(t.shape), 0, 0) for name, t in tensors.items()]
+    with ThreadPoolExecutor(2) as pool:
+        hashed = list(pool.map(_digest, tensors.items()))
+    kept = counted(hashed, ties(config))
+    fingerprint = BaseFingerprint(
+        source=getattr(model, "name_or_path", None) or None,
+        revision=getattr(getattr(model, "config", None), "_commit_hash", None),
+        layout=layout_digest(infos, ties(config)),
+        weights=compose_weights(kept),
+        files={},
+        config=config_values(config),
+        tokenizer=_live_tokenizer(tokenizer),
+        template=template_digest(tokenizer.chat_template) if getattr(tokenizer, "chat_template", None) else None,
+    )
+    record = BaseRecord(fingerprint, kept)
+    _KNOWN[model] = (key, record)
+    return record
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return dict(json.loads(model.config.to_json_string(use_diff=False))) if hasattr(model, "config") else {}
+
+
+def _digest(item: tuple[str, Tensor]) -> TensorDigest:
+    name, tensor = item
+    dtype, digest = values_digest(DTYPE_NAMES[tensor.dtype], tensor_bytes(tensor))
+    return TensorDigest(name, dtype, tuple(tensor.shape), digest)
+
+
+def _live_tokenizer(tokenizer: Any) -> str | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    special = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad", "unk")}
+    return tokenizer_digest(backend.to_str().encode(), special)
+
+
+def context_length(path: Path) -> int | None:
+    """The longest input, in tokens, that the base in folder `path` was made for; None when its config does not say."""
+    config = json.loads((path / "config.json").read_bytes())
+    for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None

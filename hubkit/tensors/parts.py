@@ -1,0 +1,90 @@
+"""Parts: what one adapter adds at one site. A plugin subclasses these; the host attaches, weighs, casts, saves them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base import Base, Site
+
+
+class Part(nn.Module):
+    """What one adapter adds at one site: its parameters are its tensors, their attribute names its roles."""
+
+    def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
+        """Sets the values of a fresh part, in place; called once, never for a part that is loaded.
+
+        Args:
+            site: where the part acts; ``site.weight()`` may be read.
+            base: the whole base.
+            generator: seeded by the adapter's seed and the site's name: the only source of randomness to use.
+        """
+        raise NotImplementedError
+
+    def roles(self) -> dict[str, nn.Parameter]:
+        """role -> parameter, in a fixed order."""
+        return dict(sorted(self._parameters_by_role()))
+
+    def _parameters_by_role(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.named_parameters()]
+
+
+class Edit(Part):
+    """A part that acts at a module: it looks at the module's input and output and says what to add to the output."""
+
+    reads_weight: ClassVar[bool] = False
+    """Whether `forward` reads the site's weight or bias: members below it in a stack must then be mergeable."""
+
+    def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        """What to add to `y`.
+
+        Args:
+            x: the module's input, (..., in); token ids (...) at an embedding.
+            y: the module's output so far, (..., out).
+            site: shape, weight() and bias() of the module.
+        """
+        raise NotImplementedError
+
+
+class LowRank(Edit):
+    """An edit of the form ``scale · (x Aᵀ) Bᵀ``: neither `y` nor the weight is read.
+
+    The host runs all low-rank parts of a site as one pair of products, shares ``x Aᵀ`` between sites with one input,
+    and keeps nothing but x and x Aᵀ for the backward pass. `forward` is the plain formula that this must equal.
+
+    Args:
+        site: gives in and out.
+        rank: r; A is (r, in), B is (out, r).
+        scale: what multiplies B·A.
+        dropout: probability with which components of x are dropped before A, in training only.
+    """
+
+    def __init__(self, site: Site, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        out_features, in_features = site.shape
+        self.A = nn.Parameter(torch.empty(rank, in_features))
+        self.B = nn.Parameter(torch.empty(out_features, rank))
+        self.scale = scale
+        self.dropout = dropout
+        self.is_lookup = site.kind == "embedding"
+
+    def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        low = self.down(x, self.A)
+        return low @ (self.B * self.scale).to(low.dtype).t()
+
+    def down(self, x: Tensor, factor: Tensor) -> Tensor:
+        """``dropout(x) Aᵀ``, (..., r), in x's dtype; at an embedding the rows of Aᵀ for the ids x."""
+        if self.is_lookup:
+            return F.embedding(x, factor.t())
+        if self.drops:
+            x = F.dropout(x, self.dropout, training=True)
+        return F.linear(x, factor.to(x.dtype))
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout acts now."""
+        return self.training and self.dropout > 0 and not self.is_lookup

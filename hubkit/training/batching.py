@@ -1,0 +1,94 @@
+"""Which rows make up which step: shuffled by seed and epoch, grouped by length, padded on the right."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hubkit.errors import USAGE, HubkitError
+from hubkit.training.encode import IGNORED, Row
+
+POOL = 8
+"""Steps whose rows are sorted by length together: less padding, and still a new mixture in every epoch."""
+
+T = TypeVar("T")
+
+
+def derive_seed(seed: int, *purpose: object) -> int:
+    """A seed of its own for each purpose (63 bits), the same in every process: sha256 of the seed and the purpose."""
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def _permutation(count: int, seed: int, *purpose: object) -> list[int]:
+    generator = torch.Generator().manual_seed(derive_seed(seed, *purpose))
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def split(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """`rows` as training and validation rows, both in their old order; at least one of each when `share` > 0.
+
+    Raises:
+        HubkitError: HK-OPTIONS for a share outside [0, 1); HK-NO-ROWS when there are too few rows to split.
+    """
+    if not 0 <= share < 1:
+        want = "a share >= 0 and < 1"
+        raise HubkitError("HK-OPTIONS", "validation is no share", want=want, have=str(share), status=USAGE)
+    if share == 0:
+        return list(rows), []
+    if len(rows) < 2:
+        raise HubkitError("HK-NO-ROWS", "too few rows to hold some out", want="at least 2 rows", have=f"{len(rows)}")
+    count = min(len(rows) - 1, max(1, round(share * len(rows))))
+    held = set(_permutation(len(rows), seed, "validation")[:count])
+    return [r for n, r in enumerate(rows) if n not in held], [r for n, r in enumerate(rows) if n in held]
+
+
+def steps_per_epoch(count: int, batch_size: int, accumulate: int) -> int:
+    """Optimizer steps that take each of `count` rows once."""
+    return -(-count // (batch_size * accumulate))
+
+
+def plan_epoch(
+    lengths: Sequence[int], batch_size: int, accumulate: int, seed: int, epoch: int
+) -> list[list[list[int]]]:
+    """The steps of one epoch: for each its micro-batches, for each of these its rows' indices.
+
+    Every row is in exactly one step. The rows of a step depend on batch_size * accumulate only, so that the same
+    rows meet whether they are accumulated or not; the last step drawn may have fewer.
+    """
+    width = batch_size * accumulate
+    order = _permutation(len(lengths), seed, "order", epoch)
+    steps: list[list[int]] = []
+    for start in range(0, len(order), width * POOL):
+        pool = sorted(order[start : start + width * POOL], key=lambda row: -lengths[row])
+        steps += [pool[at : at + width] for at in range(0, len(pool), width)]
+    mixed = [steps[n] for n in _permutation(len(steps), seed, "steps", epoch)]
+    return [[step[at : at + batch_size] for at in range(0, len(step), batch_size)] for step in mixed]
+
+
+def plan_evaluation(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of all rows, longest first: memory is tried at once, and little is padded."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return (order[at : at + batch_size] for at in range(0, len(order), batch_size))
+
+
+def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """`rows` as input_ids, attention_mask and labels, each (rows, longest), int64; padding is masked and no target.
+
+    The padding id is 0: behind the mask any id of the vocabulary computes the same.
+    """
+    longest = max(len(row.ids) for row in rows)
+
+    def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
+        return torch.tensor([[*v, *[fill] * (longest - len(v))] for v in values], dtype=torch.int64).to(device)
+
+    return {
+        "input_ids": padded([row.ids for row in rows], 0),
+        "attention_mask": padded([[1] * len(row.ids) for row in rows], 0),
+        "labels": padded([row.labels for row in rows], IGNORED),
+    }

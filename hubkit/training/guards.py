@@ -1,0 +1,134 @@
+"""What a run changes outside itself, and how it is put back: modes, caches, random generators, Ctrl-C, the folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubkit.errors import USAGE, HubkitError
+
+
+@contextmanager
+def training_state(model: nn.Module, device: torch.device, *, checkpointing: bool) -> Iterator[None]:
+    """The model in training mode without a cache, and torch's global generators for this run's use; all restored.
+
+    Raises:
+        HubkitError: HK-OPTIONS when `checkpointing` is asked of a model that has none.
+    """
+    with ExitStack() as stack:
+        devices = [device] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices))
+        modes = [(module, module.training) for module in model.modules()]
+        stack.callback(_restore_modes, modes)
+        for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
+            if hasattr(config, "use_cache"):
+                stack.callback(setattr, config, "use_cache", config.use_cache)
+                config.use_cache = False
+        if checkpointing:
+            owner = _checkpointing_owner(model)
+            if not getattr(owner, "is_gradient_checkpointing", False):
+                owner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_recomputing(model))
+                stack.callback(owner.gradient_checkpointing_disable)
+        model.train()
+        yield
+
+
+def _recomputing(model: nn.Module) -> dict[str, Any]:
+    """How to recompute: non-reentrant, and under the mix of the forward pass where adapters are attached."""
+    contexts = getattr(model, "checkpoint_contexts", None)
+    return {"use_reentrant": False, **({"context_fn": contexts} if contexts is not None else {})}
+
+
+def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, mode in modes:
+        module.training = mode
+
+
+def _checkpointing_owner(model: nn.Module) -> Any:
+    """The outermost module that offers gradient checkpointing."""
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing_enable") and getattr(
+            module, "supports_gradient_checkpointing", True
+        ):
+            return module
+    raise HubkitError(
+        "HK-OPTIONS",
+        "this base has no gradient checkpointing",
+        where=type(model).__name__,
+        fix="train without --checkpointing, with a smaller --batch-size",
+        status=USAGE,
+    )
+
+
+class Interrupt:
+    """Ctrl-C, held back until the run is at a place where it can stop: the first one asks, the second one raises.
+
+    Installed in the main thread only, and not where the signal is ignored (nohup).
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupt:
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+
+@contextmanager
+def run_folder(path: Path) -> Iterator[None]:
+    """Makes the run's folder and holds it, so that two processes never train in one.
+
+    Raises:
+        HubkitError: HK-BUSY when another process holds it; HK-OPTIONS when it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "the run's folder cannot be used"
+        raise HubkitError("HK-OPTIONS", what, where=str(path), have=str(error), status=USAGE) from None
+    descriptor = _hold(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _hold(path: Path) -> int | None:
+    """A descriptor that locks the folder until it is closed or the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no advisory locks on folders; there two runs are not told apart
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        what = "another process trains in this folder"
+        raise HubkitError("HK-BUSY", what, where=str(path), fix="wait for it, or use another folder") from None
+    return descriptor

@@ -1,0 +1,63 @@
+"""The run's metrics on disk: `metrics.jsonl`, a line per step and evaluation, and `metrics.json`, the result.
+
+No clock is in them: the same run writes the same bytes, also when it was killed and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+HISTORY = "metrics.jsonl"
+RESULT = "metrics.json"
+
+
+class History:
+    """Appends to `metrics.jsonl`.
+
+    Args:
+        step, evaluated: the state the run goes on from; lines of later steps and evaluations, which a kill left
+            behind, are dropped because they will be written again.
+    """
+
+    def __init__(self, run_dir: Path, step: int, evaluated: int) -> None:
+        self._path = run_dir / HISTORY
+        kept = [line for line in _lines(self._path) if _is_before(line, step, evaluated)]
+        partial = run_dir / f"{HISTORY}.partial"
+        partial.write_bytes(b"".join(kept))
+        os.replace(partial, self._path)
+        (run_dir / RESULT).unlink(missing_ok=True)
+        self._file: IO[bytes] = self._path.open("ab")
+
+    def add(self, entry: Mapping[str, object]) -> None:
+        """One line; it is with the operating system when this returns, so a killed process loses none."""
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more lines."""
+        self._file.close()
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _is_before(line: bytes, step: int, evaluated: int) -> bool:
+    """Whether a line is of a step or evaluation already done; half a line and a foreign one are not."""
+    try:
+        entry = json.loads(line)
+        limit = evaluated if "validation_loss" in entry else step
+        return line.endswith(b"\n") and bool(entry["step"] <= limit)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def write_result(run_dir: Path, document: Mapping[str, object]) -> None:
+    """`metrics.json`, replaced in one rename."""
+    partial = run_dir / f"{RESULT}.partial"
+    partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, run_dir / RESULT)

@@ -1,0 +1,120 @@
+"""What a training run may be told: one frozen record, checked as a whole before anything is read or computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from hubkit.errors import USAGE, HubkitError
+
+SCHEDULES = ("cosine", "linear", "constant")
+DTYPES = ("bfloat16", "float32")
+
+WITHOUT_INFLUENCE = frozenset({"save_every", "checkpointing"})
+"""Options that change cost but no computed bit: a resumed run may change them."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of one run.
+
+    Args:
+        steps: optimizer steps; None: as many as `epochs` takes.
+        epochs: passes over the training rows, may be a fraction; None: 1.0. Not together with `steps`.
+        batch_size: rows per forward pass.
+        accumulate: forward passes per optimizer step, weighted by their number of targets.
+        learning_rate: the highest learning rate (AdamW).
+        warmup: share of all steps over which the rate rises from 0, in [0, 1).
+        schedule: what follows: "cosine" or "linear" (both towards 0) or "constant".
+        weight_decay: AdamW's decoupled decay.
+        clip: largest global norm of the gradient; 0 clips nothing.
+        max_length: tokens per row; None: the base's context.
+        truncate: cut longer rows at their end instead of refusing them.
+        seed: of the order of the rows, the validation split and dropout.
+        dtype: in which the base is loaded and computes; None: as stored. Adapter masters are float32 always.
+        checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        validation: share of the rows held out, in [0, 1).
+        patience: evaluations without improvement after which training stops and the best state is kept; None: never.
+        eval_every: steps between evaluations; None: once per epoch. The last step is always evaluated.
+        save_every: steps between checkpoints; 0: only at the end and on Ctrl-C.
+        chunked_loss: compute the loss in chunks (see `hubkit.training.loss`) where the model allows it.
+
+    Raises:
+        HubkitError: HK-OPTIONS with every fault at once.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 4
+    accumulate: int = 1
+    learning_rate: float = 2e-4
+    warmup: float = 0.03
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    max_length: int | None = None
+    truncate: bool = False
+    seed: int = 0
+    dtype: str | None = None
+    checkpointing: bool = False
+    validation: float = 0.0
+    patience: int | None = None
+    eval_every: int | None = None
+    save_every: int = 100
+    chunked_loss: bool = True
+
+    def __post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise HubkitError(
+                "HK-OPTIONS",
+                "training options are not usable",
+                have=faults,
+                fix="see hubkit train --help",
+                status=USAGE,
+            )
+
+    def _faults(self) -> Iterator[str]:
+        for name, least in (("batch_size", 1), ("accumulate", 1), ("save_every", 0)):
+            if not _is_int(getattr(self, name), least):
+                yield f"{name} is {getattr(self, name)!r}, want a whole number >= {least}"
+        for name, least in (("steps", 1), ("max_length", 2), ("patience", 1), ("eval_every", 1)):
+            if getattr(self, name) is not None and not _is_int(getattr(self, name), least):
+                yield f"{name} is {getattr(self, name)!r}, want a whole number >= {least} or nothing"
+        if not _is_int(self.seed, 0):
+            yield f"seed is {self.seed!r}, want a whole number >= 0"
+        if not _is_number(self.learning_rate) or self.learning_rate <= 0:
+            yield f"learning_rate is {self.learning_rate!r}, want a number above 0"
+        if self.epochs is not None and (not _is_number(self.epochs) or self.epochs <= 0):
+            yield f"epochs is {self.epochs!r}, want a number above 0"
+        for name in ("weight_decay", "clip"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
+                yield f"{name} is {getattr(self, name)!r}, want a number >= 0"
+        for name in ("warmup", "validation"):
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)!r}, want a share >= 0 and < 1"
+        if self.schedule not in SCHEDULES:
+            yield f"schedule is {self.schedule!r}, want one of {', '.join(SCHEDULES)}"
+        if self.dtype is not None and self.dtype not in DTYPES:
+            yield f"dtype is {self.dtype!r}, want one of {', '.join(DTYPES)}"
+        if self.steps is not None and self.epochs is not None:
+            yield "steps and epochs are both given, want one of them"
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run, for an epoch of `steps_per_epoch` steps; at least 1."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, math.ceil((1.0 if self.epochs is None else self.epochs) * steps_per_epoch))
+
+    def to_document(self) -> dict[str, object]:
+        """Every option by name, as JSON values: for the manifest and for the identity of a checkpoint."""
+        return asdict(self)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

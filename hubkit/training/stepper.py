@@ -1,0 +1,147 @@
+"""One optimizer step and one evaluation: what is computed, and the tensors that are its state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.errors import HubkitError
+from hubkit.training.batching import collate
+from hubkit.training.encode import Row
+
+TrainStep = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+
+
+class Stepper:
+    """Model, parameters and AdamW.
+
+    Args:
+        params: trained parameters by name, all on one device.
+        clip: largest global norm of the gradient; 0 clips nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Mapping[str, nn.Parameter],
+        train_step: TrainStep,
+        *,
+        weight_decay: float,
+        clip: float,
+    ) -> None:
+        self.model, self.params, self.clip = model, params, clip
+        self.train_step = train_step
+        self.device = next(iter(params.values())).device
+        # one kernel for all parameters instead of five passes over each
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(list(params.values()), lr=0.0, weight_decay=weight_decay, fused=fused)
+
+    def step(
+        self, batches: Sequence[Sequence[Row]], rate: float, cancelled: Callable[[], bool]
+    ) -> tuple[float, float] | None:
+        """One optimizer step over `batches`, each weighted by its share of the targets.
+
+        Returns:
+            the mean loss over all targets and the gradient's norm before clipping; None when `cancelled` before the
+            parameters changed.
+
+        Raises:
+            HubkitError: HK-NAN, HK-FROZEN, HK-PLUGIN; parameters and moments are untouched then.
+        """
+        counts = [sum(row.targets() for row in batch) for batch in batches]
+        total = torch.zeros((), device=self.device)
+        try:
+            for batch, count in zip(batches, counts, strict=True):
+                if cancelled():
+                    return None
+                loss: Any = self._loss(batch) * (count / sum(counts))
+                loss.backward()
+                total += loss.detach()
+            norm = self._clipped(float(total))
+            self.optimizer.param_groups[0]["lr"] = rate
+            self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad()
+        return float(total), norm
+
+    def evaluate(self, batches: Sequence[Sequence[Row]], cancelled: Callable[[], bool]) -> float | None:
+        """The mean loss over all targets of `batches`, dropout off; None when `cancelled`.
+
+        Raises:
+            HubkitError: HK-NAN, HK-PLUGIN.
+        """
+        total, targets = 0.0, 0
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    if cancelled():
+                        return None
+                    count = sum(row.targets() for row in batch)
+                    total += float(self._loss(batch)) * count
+                    targets += count
+        finally:
+            self.model.train()
+        if not math.isfinite(total):
+            raise _not_finite(f"validation loss {total}")
+        return total / targets
+
+    def _loss(self, batch: Sequence[Row]) -> Tensor:
+        loss = self.train_step(self.model, collate(batch, self.device))
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            have = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise HubkitError("HK-PLUGIN", "train_step returned no loss", want="a tensor without dimensions", have=have)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise self._frozen()
+        return loss if loss.dtype == torch.float64 else loss.float()
+
+    def _frozen(self) -> HubkitError:
+        what = "the loss does not depend on any trainable parameter"
+        have = f"{len(self.params)} trainable parameters out of its reach"
+        return HubkitError("HK-FROZEN", what, want="a trainable parameter that the base's output passes", have=have)
+
+    def _clipped(self, loss: float) -> float:
+        """Checks loss and gradient, clips the latter, and returns its norm before."""
+        grads = [param.grad for param in self.params.values() if param.grad is not None]
+        if not grads:
+            raise self._frozen()
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise _not_finite(f"loss {loss}, gradient norm {norm}")
+        if self.clip and norm > self.clip:
+            for grad in grads:
+                grad.mul_(self.clip / norm)
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state: "param/<name>" and AdamW's "adamw.<quantity>/<name>"."""
+        found: dict[str, Tensor] = {}
+        for name, param in self.params.items():
+            found[f"param/{name}"] = param
+            found |= {f"adamw.{key}/{name}": value for key, value in self.optimizer.state.get(param, {}).items()}
+        return found
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over a state made by `tensors`; foreign keys are not looked at."""
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                kind, _, name = key.partition("/")
+                if kind == "param":
+                    self.params[name].copy_(tensor)
+                elif kind.startswith("adamw."):
+                    # the fused kernel counts steps on the parameter's device, too
+                    self.optimizer.state[self.params[name]][kind.removeprefix("adamw.")] = tensor.to(self.device)
+
+
+def _not_finite(have: str) -> HubkitError:
+    return HubkitError(
+        "HK-NAN",
+        "training broke down: loss or gradient is not finite",
+        want="finite numbers",
+        have=have,
+        fix="a lower --learning-rate, a longer --warmup, or --dtype float32; the last checkpoint is untouched",
+    )

@@ -1,0 +1,76 @@
+"""`attach`: adapters on a live model, after proving that it is the base they were trained on. Python only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hubkit.verbs.sources import Progress, base_record
+from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hubkit.tensors.attach import Attached
+
+
+def attach(
+    model: nn.Module | Attached,
+    terms: Terms,
+    *,
+    base: str | None = None,
+    tokenizer: Any = None,
+    mix: str = "sum",
+    trainable: bool = False,
+    registry: str | None = None,
+    offline: bool = False,
+    allow_base_mismatch: bool = False,
+    progress: Progress | None = None,
+) -> Attached:
+    """Attaches adapters to a model in memory and makes their mix the active one.
+
+    Args:
+        model: a live base, or what an earlier `attach` returned: then these adapters are added to it.
+        terms: ``"./chat"``, ``"1.0*./a + -0.5*org/b"``, or a mapping reference -> weight.
+        base: folder or repository the model was loaded from. Without it the model's own weights are hashed, once;
+            name it where the model was loaded in a narrower dtype than its files have.
+        tokenizer: the model's, to be compared as well.
+        mix: ``sum`` or ``stack``.
+        trainable: fp32 masters that require grad, instead of the base's dtype.
+        allow_base_mismatch: attach adapters of another base all the same.
+
+    Returns:
+        the module to call, train or compile; ``.detach()`` gives the model back as it was.
+
+    Raises:
+        HubkitError: ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-TARGET``; what pulling and
+            opening raise. Nothing is attached then.
+    """
+    from hubkit.methods.reading import read_adapter
+    from hubkit.tensors.attach import Attached
+    from hubkit.tensors.live import fingerprint_model
+
+    live = model.model if isinstance(model, Attached) else model
+    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
+    record = base_record(base, registry=registry) if base else fingerprint_model(live, tokenizer)
+    require_base(members, record, allow_base_mismatch)
+    attached = model if isinstance(model, Attached) else Attached(model)
+    members = _renamed(members, attached.adapters)
+    dtype = "master" if trainable else "base"
+    read = {m.name: read_adapter(m.folder, attached.sites, name=m.name, dtype=dtype) for m in members}
+    for name, adapter in read.items():
+        attached.add(name, adapter)
+    attached.set_mix(mix_of(members, mix))
+    return attached
+
+
+def _renamed(members: list[Term], taken: dict[str, Any]) -> list[Term]:
+    """Names that are still free: an adapter may be attached again, beside itself."""
+    from dataclasses import replace
+
+    made: list[Term] = []
+    for member in members:
+        name, number = member.name, 2
+        while name in taken or name in {m.name for m in made}:
+            name, number = f"{member.name}-{number}", number + 1
+        made.append(replace(member, name=name))
+    return made

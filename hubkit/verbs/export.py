@@ -1,0 +1,70 @@
+"""`export`: an adapter in another tool's form, in a folder of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubkit.artifact.folder import open_adapter, staged
+from hubkit.errors import USAGE, HubkitError
+from hubkit.verbs.sources import Progress, adapter_source
+
+FORMS = ("peft",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported adapter.
+
+    Args:
+        path: the folder written.
+        to: its form.
+        files: what it holds.
+        digest: identity of the adapter it was made from.
+    """
+
+    path: Path
+    to: str
+    files: tuple[str, ...]
+    digest: str
+
+
+def export(
+    reference: str,
+    out: Path | str,
+    *,
+    to: str = "peft",
+    registry: str | None = None,
+    offline: bool = False,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Writes an adapter in another tool's form.
+
+    Args:
+        reference: folder or repository of the adapter.
+        out: folder to write.
+        to: ``peft``: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads and writes them.
+        replace: replace what an earlier export left at `out`.
+
+    Raises:
+        HubkitError: ``HK-EXPORT`` when the method has no such form; ``HK-EXISTS``; what pulling and reading raise.
+    """
+    from hubkit.methods.reading import read_adapter, recorded_base
+
+    if to not in FORMS:
+        raise HubkitError("HK-EXPORT", f"unknown form {to!r}", want=", ".join(FORMS), have=to, status=USAGE)
+    out = Path(out)
+    source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
+    folder = open_adapter(source.path)
+    adapter = read_adapter(folder, recorded_base(folder))
+    files = adapter.method.export(adapter, to)
+    own = set(files)
+    if replace and out.is_dir() and any(p.name not in own for p in out.iterdir()):
+        raise HubkitError(
+            "HK-EXISTS", f"{out.name!r} holds files that no export wrote", where=str(out), fix="another --out"
+        )
+    with staged(out, replace=replace) as stage:
+        for name, data in files.items():
+            (stage / name).write_bytes(data)
+    return Exported(out, to, tuple(sorted(files)), folder.manifest.digest)

@@ -1,0 +1,136 @@
+"""`generate`: the answer of a base with its adapters to a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubkit.errors import USAGE, HubkitError
+from hubkit.verbs.sources import Progress, base_record, base_source
+from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer.
+
+    Args:
+        text: the answer, special tokens left out.
+        tokens: number of new tokens.
+        base: what answered.
+        adapters: the adapters with their weights, in order.
+        overrides: named overrides used.
+    """
+
+    text: str
+    tokens: int
+    base: str
+    adapters: tuple[tuple[str, float], ...]
+    overrides: tuple[str, ...]
+
+
+def generate(
+    prompt: str,
+    *,
+    base: str | None = None,
+    terms: Terms = (),
+    mix: str = "sum",
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    raw: bool = False,
+    dtype: str | None = None,
+    revision: str | None = None,
+    registry: str | None = None,
+    offline: bool = False,
+    allow_base_mismatch: bool = False,
+    progress: Progress | None = None,
+) -> Generated:
+    """Answers a prompt.
+
+    Args:
+        prompt: one user message, put through the chat template where the base has one; with `raw` the plain text.
+        base: folder or repository; by default the one that the first adapter's manifest names.
+        terms: adapters: ``"1.0*./a + -0.5*org/b"``, or a mapping reference -> weight. None: the base alone.
+        mix: ``sum`` or ``stack``.
+        max_new_tokens: at most so many.
+        temperature: 0: greedy; above: sampling, seeded by `seed`.
+        dtype: in which the base computes; its own by default.
+
+    Raises:
+        HubkitError: ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``, ``HK-OPTIONS``, ``HK-ROW-TOO-LONG``; what pulling,
+            opening and reading raise.
+    """
+    import torch
+
+    from hubkit.methods.reading import read_adapter
+    from hubkit.tensors.attach import Attached
+    from hubkit.tensors.live import load_base, load_tokenizer
+
+    if max_new_tokens < 1 or temperature < 0:
+        raise HubkitError(
+            "HK-OPTIONS", "out of range", want="max_new_tokens >= 1, temperature >= 0",
+            have=f"{max_new_tokens}, {temperature}", status=USAGE,
+        )  # fmt: skip
+    members = open_terms(terms, registry=registry, offline=offline, progress=progress) if terms else []
+    named, revision = _base(base, revision, members)
+    source = base_source(named, revision, registry=registry, offline=offline, progress=progress)
+    overrides: tuple[str, ...] = ()
+    if members:
+        overrides = require_base(members, base_record(str(source.path)), allow_base_mismatch)
+    model: nn.Module = load_base(source.path, dtype)
+    if members:
+        attached = Attached(model)
+        for member in members:
+            attached.add(member.name, read_adapter(member.folder, attached.sites, name=member.name, dtype="base"))
+        attached.set_mix(mix_of(members, mix))
+        model = attached
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text, count = _answer(model, load_tokenizer(source.path), prompt, raw, max_new_tokens, temperature, source.path)
+    shown = tuple((member.reference, member.weight) for member in members)
+    return Generated(text, count, source.reference, shown, overrides)
+
+
+def _base(base: str | None, revision: str | None, members: list[Term]) -> tuple[str, str | None]:
+    if base:
+        return base, revision
+    origin = members[0].folder.manifest.base if members else None
+    if origin is None or not origin.source or (origin.revision is None and not Path(origin.source).is_dir()):
+        have = f"the adapter's manifest says {origin.source!r}" if origin and origin.source else ""
+        raise HubkitError("HK-BASE-NEEDED", "no base is named", have=have, fix="--base DIR-OR-ORG/NAME", status=USAGE)
+    return origin.source, revision or origin.revision
+
+
+def _answer(
+    model: Any, tokenizer: Any, prompt: str, raw: bool, tokens: int, temperature: float, base: Path
+) -> tuple[str, int]:
+    import torch
+
+    from hubkit.tensors.live import context_length
+
+    text, templated = prompt, bool(tokenizer.chat_template) and not raw
+    if templated:
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    inputs = tokenizer(text, add_special_tokens=not templated, return_tensors="pt")
+    length, longest = inputs["input_ids"].shape[1], context_length(base)
+    if length == 0 or (longest is not None and length + tokens > longest):
+        raise HubkitError(
+            "HK-ROW-TOO-LONG", "prompt and answer do not fit the base's context", want=f"1 to {longest} tokens",
+            have=f"{length} of the prompt + {tokens} new", fix="--max-new-tokens, or a shorter prompt",
+        )  # fmt: skip
+    choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    with torch.no_grad():
+        made = model.generate(
+            **{k: v for k, v in inputs.items() if k != "token_type_ids"},
+            max_new_tokens=tokens,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            **choice,
+        )
+    new = made[0, length:]
+    return str(tokenizer.decode(new, skip_special_tokens=True)), len(new)

@@ -1,0 +1,65 @@
+"""`list`: what the local store holds, or what a registry offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubkit.registry.reference import is_repo, open_registry
+from hubkit.registry.versions import sorted_versions
+
+FEW = 20
+"""Up to so many repositories are listed with their versions: that is one request each."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line.
+
+    Args:
+        reference: what `pull` takes: a repository at its commit (store) or a repository (registry).
+        kind: ``adapter`` or ``base`` in the store; None for a repository not yet looked into.
+        versions: names that mean it: branches, tags and ranges asked for (store), version tags (registry).
+        digest: of what is stored.
+        size: bytes of what is stored.
+        path: where it is stored.
+    """
+
+    reference: str
+    kind: str | None
+    versions: tuple[str, ...]
+    digest: str | None = None
+    size: int | None = None
+    path: Path | None = None
+
+
+def list(prefix: str = "", *, remote: bool = False, registry: str | None = None) -> tuple[Listed, ...]:
+    """What there is.
+
+    Args:
+        prefix: only repositories that begin with it: ``ana``, ``ana/ch``.
+        remote: look into the registry instead of the store.
+        registry: which registry; implies `remote`.
+
+    Raises:
+        HubkitError: what the registry raises.
+    """
+    return _remote(prefix, registry) if remote or registry else _stored(prefix)
+
+
+def _stored(prefix: str) -> tuple[Listed, ...]:
+    from hubkit.registry.store import Store
+
+    return tuple(
+        Listed(entry.reference, entry.kind, entry.names, entry.digest, entry.size, entry.path)
+        for entry in Store().list()
+        if entry.repo.startswith(prefix)
+    )
+
+
+def _remote(prefix: str, registry: str | None) -> tuple[Listed, ...]:
+    place = open_registry(None, registry)
+    found = place.repos(prefix or None)
+    repos = (prefix,) if is_repo(prefix) and prefix in found else found
+    few = len(repos) <= FEW
+    return tuple(Listed(repo, None, tuple(sorted_versions(place.refs(repo).tags)) if few else ()) for repo in repos)

@@ -1,0 +1,176 @@
+"""`merge`: fold adapters into their base and write a new checkpoint, shard by shard.
+
+Accumulated in fp32, cast once. Peak memory: one tensor and a few blocks, whatever the size of the base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubkit.artifact.folder import CARD_NAME, staged
+from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
+from hubkit.errors import HubkitError
+from hubkit.verbs.sources import Progress, base_reference, base_source
+from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base
+
+if TYPE_CHECKING:
+    from hubkit.artifact.digest import BaseRecord
+    from hubkit.tensors.merging import MergePlan
+    from hubkit.tensors.shards import Shards
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf", ".h5", ".msgpack", ".onnx")
+_SKIPPED = {"config.json", "README.md", ".gitattributes", MANIFEST_NAME, "tensors.json"}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged checkpoint.
+
+    Args:
+        path: its folder.
+        digest: of its manifest.
+        changed: tensors that differ from the base's.
+        tensors: all tensors.
+        size: bytes of the weight files.
+        unties: the base tied its output head to the embeddings, the result does not.
+        overrides: named overrides used.
+        dry_run: nothing was written.
+    """
+
+    path: Path
+    digest: str
+    changed: int
+    tensors: int
+    size: int
+    unties: bool
+    overrides: tuple[str, ...]
+    dry_run: bool
+
+
+def merge(
+    base: str,
+    terms: Terms,
+    out: Path | str,
+    *,
+    mix: str = "sum",
+    dtype: str | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    revision: str | None = None,
+    registry: str | None = None,
+    offline: bool = False,
+    allow_base_mismatch: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Merged:
+    """Merges adapters into their base.
+
+    Args:
+        base: folder or repository.
+        terms: what to merge: ``"1.0*./a + -0.5*org/b"``, or a mapping reference -> weight.
+        out: folder of the new checkpoint.
+        mix: ``sum``, or ``stack``: each on top of the one before.
+        dtype: of all floating tensors of the result; the base's own by default.
+        replace: replace a merged checkpoint that is at `out`.
+
+    Raises:
+        HubkitError: ``HK-TERMS``, ``HK-BASE-MISMATCH``, ``HK-NOT-MERGEABLE``, ``HK-MERGE-NOOP`` when nothing would
+            change, ``HK-NAN``, ``HK-EXISTS``, ``HK-DISK``; what pulling and reading raise.
+    """
+    from hubkit.artifact.digest import fingerprint_folder
+    from hubkit.tensors.merging import dtype_named
+    from hubkit.tensors.shards import open_shards
+
+    out = Path(out)
+    wanted = dtype_named(dtype)
+    source = base_source(base, revision, registry=registry, offline=offline, progress=progress)
+    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
+    named = base_reference(base, revision).repo or source.reference
+    record = fingerprint_folder(source.path, source=named, revision=source.commit)
+    overrides = require_base(members, record, allow_base_mismatch)
+    shards = open_shards(source.path)
+    plan = _plan(members, mix, shards)
+    _require_replaceable(out, replace)
+    size = sum(info.stop - info.start for info in shards.headers.values())
+    if dry_run:
+        return Merged(out, "", len(plan.sites), len(shards.headers), size, plan.tied_head is not None, overrides, True)
+    manifest = Manifest(
+        kind="model",
+        name=name or out.resolve().name,
+        base=record.fingerprint,
+        parents=tuple(Parent(m.reference, m.folder.manifest.digest, m.weight) for m in members),
+        mix=_tree(plan),
+        license=license,
+        overrides=overrides,
+    ).shareable()
+    with staged(out, replace=replace) as stage:
+        from hubkit.tensors.merging import write_merged
+
+        files = write_merged(plan, shards, stage, wanted)
+        if not _differs(files.files, record):
+            raise HubkitError(
+                "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=base,
+                have="every change is zero, or too small for the dtype", fix="--dtype float32",
+            )  # fmt: skip
+        digest, size = _finish(stage, source.path, manifest, dict(files.files))
+    return Merged(
+        out, digest, len(files.changed), _count(plan, shards), size, plan.tied_head is not None, overrides, False
+    )
+
+
+def _plan(members: list[Term], mix: str, shards: Shards) -> MergePlan:
+    from hubkit.methods.reading import read_adapter
+    from hubkit.tensors.base import Base
+    from hubkit.tensors.merging import plan_merge
+
+    base = Base.from_headers(shards.headers, shards.config, str(shards.path), shards.read)
+    adapters = {m.name: read_adapter(m.folder, base, name=m.name) for m in members}
+    return plan_merge(base, mix_of(members, mix), adapters)
+
+
+def _require_replaceable(out: Path, replace: bool) -> None:
+    """`replace` never deletes a folder that hubkit did not write."""
+    if not out.exists():
+        return
+    if not replace or not (out / MANIFEST_NAME).is_file():
+        fix = "another --out, or --replace" if not replace else "another --out, or remove this folder yourself"
+        raise HubkitError("HK-EXISTS", f"{out.name!r} exists already", where=str(out), fix=fix)
+
+
+def _tree(plan: MergePlan) -> dict[str, object]:
+    from hubkit.tensors.mix import to_document
+
+    return to_document(plan.mix)
+
+
+def _differs(files: dict[str, str] | object, record: BaseRecord) -> bool:
+    assert isinstance(files, dict)
+    return files != dict(record.fingerprint.files)
+
+
+def _finish(stage: Path, base: Path, manifest: Manifest, digests: dict[str, str]) -> tuple[str, int]:
+    """Copies tokenizer and the like, writes card and manifest; the digest and the weights' size."""
+    import shutil
+    from dataclasses import replace
+
+    from hubkit.artifact.card import render_card
+    from hubkit.artifact.digest import hash_file
+
+    for path in sorted(p for p in base.iterdir() if p.is_file()):
+        if path.name not in _SKIPPED and not path.name.endswith(_WEIGHTS) and not path.name.startswith("."):
+            shutil.copyfile(path, stage / path.name)
+    entries = []
+    for path in sorted(p for p in stage.iterdir() if p.is_file()):
+        digest = digests.get(path.name) or hash_file(path)
+        entries.append(FileEntry(path.name, path.stat().st_size, digest))
+    manifest = replace(manifest, files=tuple(entries))
+    (stage / CARD_NAME).write_text(render_card(manifest, None), "utf-8")
+    (stage / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    return manifest.digest, sum(e.size for e in entries if e.path in digests)
+
+
+def _count(plan: MergePlan, shards: Shards) -> int:
+    return len(shards.headers) + (plan.tied_head is not None)

@@ -1,0 +1,126 @@
+"""`methods`: which methods are installed, from package metadata alone; one of them described, by its plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, overload
+
+from hubkit.methods.host import Method, host
+
+
+@dataclass(frozen=True)
+class InstalledMethod:
+    """A method some installed distribution offers; nothing of it is imported.
+
+    Args:
+        name: what ``--method`` takes.
+        distribution: who offers it; several names when they conflict.
+        version: the distribution's version; several, too.
+        default: taken when no method is named.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    default: bool
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method's configuration: its default as a JSON value, its type as written, its meaning."""
+
+    name: str
+    default: Any
+    type: str
+    help: str
+
+
+@dataclass(frozen=True)
+class DescribedMethod:
+    """What a method says of itself.
+
+    Args:
+        summary: one line.
+        paper: where its formulas come from.
+        identity: a fresh adapter changes nothing.
+        mergeable: empty when it can be merged into the base's weights, else the reason why not.
+        peft: PEFT's name of the type, None when PEFT does not know it.
+        kinds: kinds of sites it acts at.
+        options: its configuration.
+        recipe: its training defaults.
+    """
+
+    name: str
+    summary: str
+    distribution: str
+    version: str
+    paper: str
+    identity: bool
+    unmergeable: str
+    peft: str | None
+    kinds: tuple[str, ...]
+    options: tuple[Option, ...]
+    recipe: Mapping[str, Any]
+
+
+@overload
+def methods(name: None = None) -> tuple[InstalledMethod, ...]: ...
+@overload
+def methods(name: str) -> DescribedMethod: ...
+def methods(name: str | None = None) -> tuple[InstalledMethod, ...] | DescribedMethod:
+    """All installed methods, or one of them described.
+
+    Args:
+        name: a method; it alone is imported.
+
+    Raises:
+        HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-METHOD-CONFLICT``, ``HK-PLUGIN`` for a named method.
+    """
+    if name is not None:
+        return _describe(host().load(name))
+    offers = host().offers()
+    default = host().default() if offers else ""
+    return tuple(
+        InstalledMethod(
+            name=name,
+            distribution=", ".join(claim.distribution for claim in claims),
+            version=", ".join(claim.version for claim in claims),
+            default=name == default,
+        )
+        for name, claims in offers.items()
+    )
+
+
+def _describe(method: Method) -> DescribedMethod:
+    from hubkit.methods.config import config_document
+
+    info = method.info
+    defaults = config_document(info.config())
+    meanings = _meanings(inspect.getdoc(info.config) or "")
+    return DescribedMethod(
+        name=method.name,
+        summary=info.summary,
+        distribution=method.offer.distribution,
+        version=method.offer.version,
+        paper=info.paper,
+        identity=info.identity,
+        unmergeable=method.unmergeable,
+        peft=info.peft.peft_type if info.peft else None,
+        kinds=tuple(info.kinds),
+        options=tuple(
+            Option(field.name, defaults[field.name], str(field.type), meanings.get(field.name, ""))
+            for field in dataclasses.fields(info.config)
+        ),
+        recipe=dict(info.recipe),
+    )
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    """Option name -> text, from the ``Args:`` section of a configuration's docstring."""
+    _, _, section = docstring.partition("Args:\n")
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.replace("``", "").split()) for name, text in found}

@@ -1,0 +1,91 @@
+"""`pull`: bring an adapter or a base into the local store, verified, and say where it lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubkit.documents.manifest import MANIFEST_NAME
+from hubkit.errors import USAGE, HubkitError
+from hubkit.registry.reference import is_repo
+from hubkit.verbs.sources import Progress, adapter_source, base_reference, base_source, read_manifest
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What was pulled.
+
+    Args:
+        reference: the repository at its commit: what to write to get these very bytes again.
+        path: the read-only folder in the store.
+        commit: 40 hex digits.
+        digest: of an adapter the sha256 of its ``hubkit.json``, else of the list of its files.
+        revision: the branch or tag that led to the commit.
+        size: bytes of all files.
+        fetched: bytes that were downloaded now; 0 when everything was there.
+    """
+
+    reference: str
+    path: Path
+    commit: str
+    digest: str
+    revision: str | None
+    size: int
+    fetched: int
+
+
+def pull(
+    reference: str,
+    *,
+    base: bool = False,
+    registry: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Bring what `reference` names into the store.
+
+    Args:
+        reference: a repository, at a revision or not; with `base` one that holds a model or an adapter.
+        base: pull a base model (configuration, tokenizer, safetensors): this one, or the one this adapter was made on.
+        registry: where, if not the default registry.
+        offline: only what was pulled before.
+        progress: called with (bytes so far, bytes in all).
+
+    Raises:
+        HubkitError: ``HK-REFERENCE``; every refusal of `hubkit.registry.store.Store.pull`; nothing is left then.
+    """
+    find = base_source if base else adapter_source
+    if base and not offline:
+        reference = _base_of(reference, registry)
+    found = find(reference, registry=registry, offline=offline, progress=progress)
+    if found.stored is None:
+        what = "this is a folder, there is nothing to pull"
+        raise HubkitError("HK-REFERENCE", what, want="org/name", have=reference, status=USAGE)
+    return Pulled(
+        reference=found.reference,
+        path=found.path,
+        commit=found.stored.commit,
+        digest=found.stored.digest,
+        revision=found.stored.revision,
+        size=sum(file.size for file in found.stored.files),
+        fetched=found.stored.fetched,
+    )
+
+
+def _base_of(text: str, registry: str | None) -> str:
+    """The base an adapter names, with its commit; `text` itself when that is no adapter of hubkit's."""
+    reference = base_reference(text)
+    try:
+        manifest = read_manifest(reference, registry)
+    except HubkitError as error:
+        if error.code not in ("HK-NOT-FOUND", "HK-NOT-ADAPTER"):
+            raise
+        return text
+    base = manifest.base
+    if manifest.kind == "model":
+        return text
+    if base is None or not base.source or not is_repo(base.source):
+        where = f"{reference}  {MANIFEST_NAME}#/base/source"
+        have = (base.source if base else None) or "nothing"
+        raise HubkitError("HK-BASE-MISSING", "the adapter names no repository of its base", where=where, have=have)
+    return f"{base.source}@{base.revision}" if base.revision else base.source

@@ -1,0 +1,249 @@
+"""`train`: from a base and rows to a complete adapter folder, checked and ready to share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
+from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
+from hubkit.errors import HubkitError
+from hubkit.verbs.sources import Progress, base_reference, base_source
+
+if TYPE_CHECKING:
+    from hubkit.artifact.digest import BaseRecord
+    from hubkit.methods.host import Method
+    from hubkit.tensors.adapter import Adapter
+    from hubkit.training.data import Columns
+    from hubkit.training.encode import Row
+    from hubkit.training.events import Event, Metrics
+    from hubkit.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Args:
+        path: the adapter's folder.
+        digest: its identity.
+        method: what was trained.
+        parameters: numbers in the adapter.
+        metrics: of the run; `seconds` is this process's share.
+    """
+
+    path: Path
+    digest: str
+    method: str
+    parameters: int
+    metrics: Metrics
+
+
+def train(
+    base: str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    method: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    columns: Columns | None = None,
+    raw: bool = False,
+    validation_data: Path | str | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    revision: str | None = None,
+    registry: str | None = None,
+    offline: bool = False,
+    replace: bool = False,
+    resume: bool = False,
+    report: Callable[[Event], None] = lambda event: None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Trained:
+    """Trains an adapter.
+
+    While it runs, checkpoints lie in ``<out>.run`` beside the result; a killed run goes on with `resume` and gives the
+    same bytes as one that was never killed.
+
+    Args:
+        base: folder or repository of the base.
+        data: rows, ``.jsonl``, ``.json`` or ``.csv``: text, chat messages, or prompt and completion.
+        out: the adapter's folder.
+        method: what to train; hubkit's default method when None.
+        config: options of the method, JSON values or text.
+        columns: which columns to train on; found from the data when None.
+        raw: prompt and completion without the chat template.
+        validation_data: rows to validate on, instead of a share of `data`.
+        name: the adapter's; the folder's name by default.
+        license: SPDX identifier, for manifest and model card.
+        revision: of the base, where `base` is a repository that names none.
+        replace: replace an adapter that is at `out`.
+        resume: go on from the checkpoint.
+        report: called with each event of the run.
+        progress: of the base's download.
+        options: fields of `hubkit.training.options.TrainOptions`; the method's recipe fills what is not given.
+
+    Raises:
+        HubkitError: ``HK-EXISTS``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``, ``HK-CONFIG``,
+            ``HK-TARGET``, ``HK-OPTIONS``, ``HK-NAN``, ``HK-RESUME`` and what they call for.
+    """
+    from hubkit.artifact.digest import fingerprint_folder
+    from hubkit.methods.config import parse_config
+    from hubkit.methods.host import host
+    from hubkit.tensors.live import load_tokenizer
+    from hubkit.training import checkpoint
+    from hubkit.training.data import read_rows
+
+    out = Path(out)
+    _require_free(out, replace or resume)
+    chosen = host().load(method or host().default())
+    settings = parse_config(chosen.info.config, config or {}, "--set")
+    wanted = _options(chosen, options)
+    records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
+    source = base_source(base, revision, registry=registry, offline=offline, progress=progress)
+    named = base_reference(base, revision).repo or source.reference
+    record = fingerprint_folder(source.path, source=named, revision=source.commit)
+    rows, validation = _rows(records, held, load_tokenizer(source.path), columns, source.path, wanted, raw)
+    identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
+    run_dir = out.with_name(out.name + ".run")
+    adapter, metrics = _fit(
+        source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
+        resume=resume, name=name or out.resolve().name,
+    )  # fmt: skip
+    manifest = _manifest(adapter, chosen, record, wanted, rows, metrics, license)
+    digest = _write(out, adapter, manifest, record, metrics, replace or resume)
+    checkpoint.discard(run_dir)
+    count = sum(p.numel() for p in adapter.parameters().values())
+    return Trained(out, digest, chosen.name, count, metrics)
+
+
+def _require_free(out: Path, replace: bool) -> None:
+    if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
+        raise HubkitError(
+            "HK-EXISTS", f"{out.name!r} exists already", where=str(out), fix="another --out, --resume or --replace"
+        )
+
+
+def _options(method: Method, given: Mapping[str, Any]) -> TrainOptions:
+    """The run's options: what was asked, then the method's recipe, then the defaults.
+
+    Raises:
+        HubkitError: ``HK-OPTIONS``.
+    """
+    from hubkit.errors import USAGE, nearest
+    from hubkit.training.options import TrainOptions
+
+    known = {field.name for field in dataclasses.fields(TrainOptions)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        near = [n for u in unknown for n in nearest(u, known, 1)]
+        raise HubkitError(
+            "HK-OPTIONS", f"unknown training option {', '.join(unknown)}", want=", ".join(sorted(known)),
+            fix=f"near: {', '.join(near)}" if near else "", status=USAGE,
+        )  # fmt: skip
+    asked = {key: value for key, value in given.items() if value is not None}
+    recipe = {key: value for key, value in method.info.recipe.items() if key in known}
+    if "steps" in asked:
+        recipe.pop("epochs", None)
+    return TrainOptions(**{**recipe, **asked})
+
+
+def _rows(
+    records: Any, held: Any, tokenizer: Any, columns: Columns | None, base: Path, options: TrainOptions, raw: bool
+) -> tuple[list[Row], list[Row]]:
+    """Encoded training and validation rows."""
+    from hubkit.tensors.live import context_length
+    from hubkit.training.batching import split
+    from hubkit.training.data import choose_columns
+    from hubkit.training.encode import encode
+
+    chosen = choose_columns(records, columns)
+    longest = context_length(base)
+    if options.max_length is not None and longest is not None and options.max_length > longest:
+        raise HubkitError(
+            "HK-OPTIONS", "max_length is beyond the base's context", want=f"at most {longest}",
+            have=str(options.max_length), fix=f"--max-length {longest}", status=2,
+        )  # fmt: skip
+    limit = options.max_length or longest or 1 << 30
+    rows = encode(records, tokenizer, chosen, max_length=limit, truncate=options.truncate, raw=raw)
+    if held is None:
+        return split(rows, options.validation, options.seed)
+    chosen = choose_columns(held, columns)
+    return rows, encode(held, tokenizer, chosen, max_length=limit, truncate=options.truncate, raw=raw)
+
+
+def _fit(
+    base: Path,
+    method: Method,
+    settings: Any,
+    rows: list[Row],
+    validation: list[Row],
+    options: TrainOptions,
+    *,
+    name: str,
+    **run: Any,
+) -> tuple[Adapter, Metrics]:
+    from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.attach import Attached
+    from hubkit.tensors.live import load_base
+    from hubkit.training.loop import fit
+
+    attached = Attached(load_base(base, options.dtype))
+    adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
+    attached.add(name, adapter)
+    attached.set_mix(name)
+    metrics = fit(attached, adapter.parameters(), method.train_step, rows, validation, options, **run)
+    adapter.to_compute_dtype()
+    adapter.require_finite(name)
+    return adapter, metrics
+
+
+def _manifest(
+    adapter: Adapter,
+    method: Method,
+    record: BaseRecord,
+    options: TrainOptions,
+    rows: list[Row],
+    metrics: Metrics,
+    license: str | None,
+) -> Manifest:
+    from hubkit.training.encode import rows_digest
+    from hubkit.training.options import WITHOUT_INFLUENCE
+
+    settings = {k: v for k, v in options.to_document().items() if v is not None and k not in WITHOUT_INFLUENCE}
+    training = {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}
+    return Manifest(
+        kind="adapter",
+        name=adapter.name,
+        method=method.name,
+        plugin=Plugin(method.offer.distribution, method.offer.version),
+        config=_document(adapter.config),
+        base=record.fingerprint,
+        training=training,
+        license=license,
+    )
+
+
+def _write(out: Path, adapter: Adapter, manifest: Manifest, record: BaseRecord, metrics: Metrics, replace: bool) -> str:
+    from hubkit.artifact.card import card_file
+    from hubkit.documents.schema import canonical
+    from hubkit.methods.foreign import own_files
+
+    public = manifest.shareable().base
+    assert public is not None
+    adapter.source, adapter.revision = public.source, public.revision
+    files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
+    files["metrics.json"] = canonical(metrics.to_document())
+    card = out / CARD_NAME
+    existing = card.read_bytes().decode() if (out / MANIFEST_NAME).is_file() and card.is_file() else None
+    files[CARD_NAME] = card_file(manifest, files, existing)
+    return write_adapter(out, manifest, files, replace=replace).digest
+
+
+def _document(config: Any) -> dict[str, Any]:
+    from hubkit.methods.config import config_document
+
+    return config_document(config)

@@ -1,0 +1,157 @@
+"""Fixtures of the whole suite: the real 135M model, tiny models with a real tokenizer, and a home of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import make_adapter
+
+ROOT = Path(__file__).parent.parent
+CACHE = Path(os.environ.get("HUBKIT_TEST_CACHE", ROOT / ".cache"))
+
+# Read by libraries when they are imported, so they are set before any test module is. The caches of whoever runs
+# the tests are neither read nor written, tokens in them are not found, and workers share the cores.
+_private = tempfile.mkdtemp(prefix="hubkit-tests-")
+os.environ["HF_HOME"] = _private
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUBKIT_REGISTRY", "HUBKIT_DEBUG", "HUBKIT_WRAPPERS"):
+    os.environ.pop(_name, None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_TEXT = (
+    "The quick brown fox jumps over the lazy dog. A restaurant in the city centre serves English food for families.\n"
+    "What is the capital of France? The capital of France is Paris. Two and two are four; three and four are seven.\n"
+)
+
+
+@pytest.fixture(scope="session")
+def smol() -> Path:
+    """The folder of SmolLM2-135M-Instruct, bf16 (269 MB), fetched once by the quickstart's own code. Mark: model."""
+    script = ROOT / "examples" / "quickstart" / "get_base.py"
+    spec = importlib.util.spec_from_file_location("get_base", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder: Path = module.get_base(CACHE / "SmolLM2-135M-Instruct")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama (2 layers, hidden 16, untied, float32) with a byte-level BPE tokenizer and a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return _save(LlamaForCausalLM, config, tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 (2 layers, hidden 16, Conv1D weights, tied, float32) with the same tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=320,
+        n_embd=16,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return _save(GPT2LMHeadModel, config, tmp_path_factory.mktemp("tiny") / "gpt2")
+
+
+def _save(model_class: Any, config: Any, folder: Path) -> Path:
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model_class(config).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(_shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the store of whoever runs it, nor reaches the real Hub by default."""
+    monkeypatch.setenv("HUBKIT_HOME", str(_shared_home))
+
+
+@pytest.fixture
+def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
+    """An adapter named chat on `tiny_llama`."""
+    return make_adapter(tmp_path / "chat", tiny_llama)
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty directory as the default registry, and an empty store."""
+    monkeypatch.setenv("HUBKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HUBKIT_REGISTRY", str(tmp_path / "registry"))
+    return str(tmp_path / "registry")
+
+
+@pytest.fixture
+def published_base(tiny_llama: Path, registry: str) -> str:
+    """`tiny_llama` as the repository ana/base."""
+    from hubkit.registry.reference import open_registry
+
+    place = open_registry(None, registry)
+    place.create("ana/base")
+    files = {path.name: path for path in tiny_llama.iterdir()}
+    place.commit("ana/base", files, [], message="base", parent=None)
+    return "ana/base"

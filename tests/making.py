@@ -1,0 +1,45 @@
+"""Adapters to publish, lock and deploy: small, random, not identity, made without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def make_adapter(folder: Path, base: Path, *, seed: int = 0, version: str = "0.1.0", **options: Any) -> Path:
+    """Write an adapter of the default method with random tensors into `folder`, bound to the base at `base`."""
+    import torch
+
+    from hubkit.artifact.card import render_card
+    from hubkit.artifact.digest import fingerprint_folder
+    from hubkit.artifact.folder import tensors_bytes, write_adapter
+    from hubkit.documents.manifest import Manifest, Plugin
+    from hubkit.methods.config import config_document, parse_config
+    from hubkit.methods.foreign import own_files
+    from hubkit.methods.host import host
+    from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.base import Base
+
+    method = host().load(host().default())
+    config = parse_config(method.info.config, {"rank": 2, **options}, "test")
+    adapter = Adapter.fresh(folder.name, method, config, Base.from_folder(base), seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters().values():
+            parameter.normal_(0, 0.3, generator=generator)
+    adapter.to_compute_dtype()
+    record = fingerprint_folder(base, source="ana/base")
+    manifest = Manifest(
+        kind="adapter",
+        name=folder.name,
+        version=version,
+        method=method.name,
+        plugin=Plugin(method.offer.distribution, method.offer.version),
+        config=config_document(config),
+        base=record.fingerprint,
+        license="apache-2.0",
+    )
+    files: dict[str, bytes | Path] = {**own_files(adapter), "tensors.json": tensors_bytes(record.tensors)}
+    files["README.md"] = render_card(manifest, None).encode()
+    write_adapter(folder, manifest, files, replace=folder.exists())
+    return folder

@@ -1,0 +1,118 @@
+"""Rows from files and the choice of columns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hubkit.errors import HubkitError
+from hubkit.training.data import Columns, Record, choose_columns, read_rows
+
+
+def refused(code: str, call, *args) -> HubkitError:
+    with pytest.raises(HubkitError) as caught:
+        call(*args)
+    assert caught.value.code == code
+    return caught.value
+
+
+def write(tmp_path: Path, name: str, content: str | bytes) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_the_same_rows_from_every_form(tmp_path):
+    rows = [{"q": 'a "b"\nc', "a": "x,y"}, {"q": "é\u2028", "a": ""}]
+    forms = {
+        "r.jsonl": "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n",
+        "r.json": json.dumps(rows, indent=1),
+        "r.csv": 'q,a\r\n"a ""b""\nc","x,y"\r\né\u2028,\r\n',
+        "r.tsv": 'q\ta\n"a ""b""\nc"\tx,y\né\u2028\t\n',
+    }
+    for name, text in forms.items():
+        for mark in ("", "\ufeff"):
+            assert [dict(record.values) for record in read_rows(write(tmp_path, name, mark + text))] == rows
+
+
+def test_rows_say_where_they_stand(tmp_path):
+    assert [r.where for r in read_rows(write(tmp_path, "r.jsonl", '{"a":1}\n\n{"a":2}'))] == ["r.jsonl:1", "r.jsonl:3"]
+    assert [r.where for r in read_rows(write(tmp_path, "r.json", '[{"a":1},{"a":2}]'))][1] == "r.json row 2"
+    # a quoted field over two lines: the row is named by its last line
+    assert [r.where for r in read_rows(write(tmp_path, "r.csv", 'a\n"x\ny"\nz\n'))] == ["r.csv:3", "r.csv:4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("r.jsonl", '{"a": 1}\n{"a": }\n', "r.jsonl:2"),
+        ("r.jsonl", '{"a": 1}\n[1]\n', "r.jsonl:2"),
+        ("r.jsonl", b'{"a": 1}\n\n{"a": "\xff"}\n', "r.jsonl:3"),
+        ("r.jsonl", "[" * 100_000, "r.jsonl:1"),
+        ("r.json", '{"a": 1}', "r.json"),
+        ("r.json", '[\n{"a": 1},\n{"a" 2}]', "r.json:3"),
+        ("r.csv", "a,b\n1,2\n1,2,3\n", "r.csv:3"),
+        ("r.csv", 'a,b\n1,"2\n', "r.csv:2"),
+        ("r.csv", "a,a\n1,2\n", "r.csv:1"),
+        ("r.parquet", "", "r.parquet"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(tmp_path, name, content, where):
+    assert refused("HK-DATA", read_rows, write(tmp_path, name, content)).where == where
+
+
+def test_absent_and_empty_files(tmp_path):
+    refused("HK-MISSING", read_rows, tmp_path / "none.jsonl")
+    for name, text in (("r.jsonl", "\n\n"), ("r.json", "[]"), ("r.csv", ""), ("s.csv", "a,b\n")):
+        refused("HK-NO-ROWS", read_rows, write(tmp_path, name, text))
+
+
+def test_a_field_longer_than_the_csv_modules_limit(tmp_path):
+    import csv
+
+    before = csv.field_size_limit()
+    text = "x" * (before + 1)
+    assert read_rows(write(tmp_path, "r.csv", f"a\n{text}\n"))[0].values["a"] == text
+    assert csv.field_size_limit() == before
+
+
+def of(*names: str) -> list[Record]:
+    return [Record(dict.fromkeys(names, "x"), "r:1")]
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("text", "id"), Columns(text="text")),
+        (("messages",), Columns(messages="messages")),
+        (("prompt", "prompt_id", "messages"), Columns(messages="messages")),
+        (("question", "answer"), Columns(prompt=("question",), completion="answer")),
+        (("prompt", "completion"), Columns(prompt=("prompt",), completion="completion")),
+        (("instruction", "input", "output"), Columns(prompt=("instruction", "input"), completion="output")),
+    ],
+)
+def test_usual_columns_are_found(names, columns):
+    assert choose_columns(of(*names)) == columns
+
+
+def test_unclear_columns_are_refused_with_the_choices():
+    error = refused("HK-COLUMNS", choose_columns, of("text", "prompt", "answer"))
+    assert error.have == ["columns text, prompt, answer", "could be: text", "could be: prompt, answer"]
+    refused("HK-COLUMNS", choose_columns, of("mr", "ref"))
+    refused("HK-COLUMNS", choose_columns, of("a", "b"), Columns(prompt=("a",)))
+    refused("HK-COLUMNS", choose_columns, of("a", "b"), Columns(text="a", messages="b"))
+
+
+def test_a_named_column_that_is_absent_is_refused_with_the_nearest():
+    error = refused("HK-COLUMNS", choose_columns, of("question", "answer"), Columns(text="questoin"))
+    assert error.have == ["r:1: no column 'questoin' (there are: question)"]
+    error = refused("HK-COLUMNS", choose_columns, [*of("text"), Record({"txt": ""}, "r:2")])
+    assert error.have == ["r:2: no column 'text' (there are: txt)"]
+
+
+def test_only_the_first_faults_are_spelt_out():
+    error = refused("HK-COLUMNS", choose_columns, of("a") * 500, Columns(text="b"))
+    assert len(error.have) == 11
+    assert error.have[-1] == "and 490 more"

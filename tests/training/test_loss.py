@@ -1,0 +1,245 @@
+"""The chunked loss against transformers' own: same values, same gradients, and hands off where it does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import VOCABULARY, Adapted, llama, rows, train_step
+from torch import nn
+
+from hubkit.training import loss as module
+from hubkit.training.batching import collate
+from hubkit.training.loss import ChunkedOutput, chunked_loss, find_head
+
+# the same products in chunks of another height may be summed in another order: one rounding of the computing dtype
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+BATCH = collate(rows(6))
+
+
+def gradients(model: Adapted, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    model.zero_grad()
+    loss = train_step(model, BATCH)
+    (loss * scale).backward()
+    return loss.detach(), torch.cat([param.grad.flatten() for param in model.params().values()])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("chunk", [4, 256])
+@pytest.mark.parametrize("tied", [False, True])
+def test_values_and_gradients_are_the_stock_ones(dtype, chunk, tied, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    model = Adapted(llama(dtype, tie_word_embeddings=tied))
+    stock, expected = gradients(model)
+    with chunked_loss(model, BATCH) as active:
+        assert active
+        loss, found = gradients(model)
+        assert isinstance(model(**BATCH), ChunkedOutput)
+    # the logits are the same; float32 losses are summed in another order
+    torch.testing.assert_close(loss, stock, rtol=1e-6, atol=0)
+    assert (found - expected).norm() <= ROUNDING[dtype] * expected.norm()
+    assert not isinstance(model(**BATCH), ChunkedOutput)
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_weighted_loss_is_as_exact_as_the_stock_one(dtype):
+    # a factor on the loss is applied after the gradient was rounded, not before: another rounding, not a worse one
+    _, exact = gradients(Adapted(llama(dtype).float()), 0.3)
+    model = Adapted(llama(dtype))
+    _, stock = gradients(model, 0.3)
+    with chunked_loss(model, BATCH):
+        _, found = gradients(model, 0.3)
+    assert (found - exact).norm() <= 1.1 * (stock - exact).norm()
+
+
+def test_the_head_sees_no_more_than_one_position(monkeypatch):
+    model = Adapted(llama())
+    seen = []
+    original = nn.functional.linear
+
+    def linear(x, weight, bias=None):
+        if weight.shape[0] == VOCABULARY:
+            seen.append((tuple(x.shape), x.is_contiguous()))  # a strided input copies the weight for each row
+        return original(x, weight, bias)
+
+    with chunked_loss(model, BATCH):
+        monkeypatch.setattr(nn.functional, "linear", linear)
+        train_step(model, BATCH)
+    assert seen == [((6, 1, 32), True)]
+
+
+def test_without_gradient_and_without_padding():
+    model = Adapted(llama())
+    batch = {name: value[:1, :4] for name, value in collate(rows(1, masked=False)).items()}
+    with torch.no_grad():
+        stock = train_step(model, batch)
+        with chunked_loss(model, batch):
+            torch.testing.assert_close(train_step(model, batch), stock)
+
+
+def test_a_plugins_own_loss_finds_logits_and_hidden_states():
+    model = Adapted(llama())
+
+    def combined(inner, batch):
+        output = inner(**batch, output_hidden_states=True)
+        return output.loss + 0.1 * output.logits.float().square().mean() + output["hidden_states"][1].mean() + output[0]
+
+    stock = combined(model, BATCH)
+    expected = torch.autograd.grad(stock, list(model.params().values()))
+    with chunked_loss(model, BATCH):
+        loss = combined(model, BATCH)
+        found = torch.autograd.grad(loss, list(model.params().values()))
+    torch.testing.assert_close(loss, stock)
+    torch.testing.assert_close(found, expected)
+
+
+def test_hooks_anywhere_run_as_before():
+    model = Adapted(llama())
+    calls = []
+    for part in (model, model.base, model.base.model, model.base.model.layers[0]):
+        part.register_forward_pre_hook(lambda m, a: calls.append(type(m).__name__))
+    train_step(model, BATCH)
+    stock, calls[:] = list(calls), []
+    with chunked_loss(model, BATCH):
+        calls.clear()
+        train_step(model, BATCH)
+    assert calls == stock
+
+
+def test_with_gradient_checkpointing():
+    model = Adapted(llama()).train()
+    _, expected = gradients(model)
+    model.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with chunked_loss(model, BATCH) as active:
+        assert active
+        torch.testing.assert_close(gradients(model)[1], expected)
+
+
+def soft_cap(base):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=base, pad_token_id=0,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config).requires_grad_(False).eval()
+
+
+def scaled(kind, **factor):
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2, **factor,
+    )  # fmt: skip
+    return getattr(transformers, f"{kind}ForCausalLM")(config).requires_grad_(False).eval()
+
+
+def mixture():
+    import transformers
+
+    config = transformers.MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, output_router_logits=True,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(config).requires_grad_(False).eval()
+
+
+def encoder():
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+    )
+    return BertForMaskedLM(config).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: soft_cap(30.0),
+        lambda: scaled("Cohere", logit_scale=0.0625),
+        lambda: scaled("Granite", logits_scaling=8.0),
+        mixture,
+        encoder,
+        lambda: llama(torch.float64),
+    ],
+    ids=["soft cap", "logit scale", "logits scaling", "router loss", "masked model", "float64"],
+)
+def test_another_loss_than_the_plain_one_is_left_alone(make):
+    model = make()
+    stock = train_step(model, BATCH)
+    with chunked_loss(model, BATCH) as active:
+        assert not active
+        assert torch.equal(train_step(model, BATCH), stock)
+
+
+def test_the_same_families_without_their_speciality_are_chunked():
+    assert find_head(soft_cap(None), BATCH) is not None
+    assert find_head(scaled("Cohere", logit_scale=1.0), BATCH) is not None
+
+
+def with_bias(model):
+    model.base.lm_head.bias = nn.Parameter(torch.zeros(VOCABULARY), requires_grad=False)
+
+
+def adapted_head(model):
+    model.base.lm_head.register_forward_hook(lambda m, a, y: y + 0.1)
+
+
+def hook_before_head(model):
+    model.base.lm_head.register_forward_pre_hook(lambda m, a: (a[0] * 2,))
+
+
+def trained_head(model):
+    model.base.lm_head.requires_grad_(True)
+
+
+def other_head(model):
+    model.base.lm_head.__class__ = type("Quantized", (nn.Linear,), {})
+
+
+def offloaded_head(model):
+    model.base.lm_head.forward = model.base.lm_head.forward
+
+
+@pytest.mark.parametrize(
+    "change", [with_bias, adapted_head, hook_before_head, trained_head, other_head, offloaded_head]
+)
+def test_a_head_that_is_more_than_its_weight_is_left_alone(change):
+    model = Adapted(llama())
+    change(model)
+    assert find_head(model, BATCH) is None
+    model = Adapted(llama())
+    with chunked_loss(model, BATCH) as active:  # changed while it is on
+        assert active
+        change(model)
+        loss = train_step(model, BATCH)
+    torch.testing.assert_close(loss, train_step(model, BATCH), rtol=0, atol=0)
+
+
+def test_calls_that_ask_for_something_else_go_the_models_way():
+    model = Adapted(llama())
+    with chunked_loss(model, BATCH):
+        assert model(input_ids=BATCH["input_ids"]).logits.shape[1] == BATCH["input_ids"].shape[1]
+        assert isinstance(model(**BATCH, return_dict=False), tuple)
+        assert not isinstance(model(**BATCH, num_items_in_batch=3), ChunkedOutput)
+
+
+def test_it_can_be_switched_off_and_leaves_random_numbers_alone():
+    model = Adapted(llama(), dropout=0.5).train()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with chunked_loss(model, BATCH, enabled=False) as active:
+        assert not active
+    with chunked_loss(model, BATCH) as active:
+        assert active
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_error_within_restores_the_model():
+    model = Adapted(llama())
+    with pytest.raises(KeyError), chunked_loss(model, BATCH):
+        raise KeyError
+    assert "forward" not in vars(model)
+    assert not model.base.lm_head._forward_pre_hooks
