@@ -120,13 +120,11 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         HubkitError: ``HK-DISK`` (full, nothing left behind) or ``HK-IO``; the old file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with refusing(path):
         _sweep(path)
+        descriptor, temporary = _open_temporary(path)
         try:
-            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             with os.fdopen(descriptor, "wb") as file:
-                try_lock(descriptor)  # says to other writers: not a leftover
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
@@ -136,6 +134,19 @@ def write(path: Path, data: bytes) -> None:
                 temporary.unlink()
             raise
         sync_folder(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[int, Path]:
+    """A fresh sibling, locked: that says to other writers that it is no leftover.
+
+    One of them may sweep it between its making and its locking; then there is another.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        if try_lock(descriptor) is not False and temporary.exists():
+            return descriptor, temporary
+        os.close(descriptor)
 
 
 def _sweep(path: Path) -> None:

@@ -35,6 +35,12 @@ class Source:
     repo: str
     folder: str = ""
 
+    def reference(self, revision: str | None) -> str:
+        """The reference that names a revision of it, whatever the default registry is."""
+        hub = self.registry == "https://huggingface.co"
+        start = f"hf://{self.repo}" if hub else f"{self.registry}/{self.repo}"
+        return start + (f"@{revision}" if revision else "") + (f":{self.folder}" if self.folder else "")
+
 
 @dataclass(frozen=True)
 class Pulled:

@@ -147,7 +147,7 @@ class Store:
             source = pulled.source
             names = sorted(n for n, c in self._index.names(source).items() if c == pulled.commit and n)
             size = sum(file.size for file in pulled.files)
-            reference = _reference(source, pulled.commit)
+            reference = source.reference(pulled.commit)
             place = (source.registry, source.repo, source.folder or None, pulled.commit, pulled.digest, size)
             found.append(StoredEntry(reference, source.kind, *place, tuple(names), self.path(pulled.digest)))
         return tuple(sorted(found, key=lambda entry: (entry.reference, entry.kind)))
@@ -199,7 +199,7 @@ class Store:
             raise HubkitError(
                 "HK-OFFLINE",
                 "it is not in the store, and offline nothing can be downloaded",
-                where=_reference(source, revision),
+                where=source.reference(revision),
                 have=", ".join(known) or "nothing of this repository was ever pulled",
                 fix="pull it once without --offline",
             )
@@ -214,7 +214,7 @@ class Store:
         progress: Progress | None,
         select: Select,
     ) -> tuple[Pulled, int]:
-        where = _reference(source, commit)
+        where = source.reference(commit)
         listing = registry.files(source.repo, commit)
         selected = select(
             listing,
@@ -277,12 +277,6 @@ def digest_files(files: Iterable[FileEntry]) -> str:
     """The digest of an artifact without a manifest: sha256 of its lines ``path size sha256``, sorted, no card."""
     lines = sorted(f"{file.path} {file.size} {file.sha256}\n" for file in files if file.path != CARD)
     return sha256("".join(lines).encode())
-
-
-def _reference(source: Source, revision: str | None) -> str:
-    hub = source.registry == "https://huggingface.co"
-    start = f"hf://{source.repo}" if hub else f"{source.registry}/{source.repo}"
-    return start + (f"@{revision}" if revision else "") + (f":{source.folder}" if source.folder else "")
 
 
 def _publish(made: Path, target: Path) -> None:

@@ -87,10 +87,10 @@ class Adapter:
         Raises:
             HubkitError: ``HK-KEYS`` (missing or homeless tensors), ``HK-SHAPE``, ``HK-NAN``.
         """
-        from safetensors.torch import load_file
+        from hubkit.tensors.shards import read_file
 
         adapter = cls._empty(name, method, config, base)
-        stored = load_file(weights)
+        stored = read_file(weights)
         where = str(weights)
         keys = split_keys(method.peft_form, stored, where)
         adapter._refuse_foreign_copies(keys.copies, stored, base, where)

@@ -96,6 +96,31 @@ def open_shards(path: Path) -> Shards:
     return Shards(path, config, headers, file_of)
 
 
+def read_file(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file, as views of one buffer: the cost of reading the file, and no more.
+
+    Raises:
+        HubkitError: ``HK-SAFETENSORS``, ``HK-MISSING``, ``HK-DTYPE``.
+    """
+    import numpy
+
+    headers = read_header(path)
+    data = numpy.empty(path.stat().st_size, numpy.uint8)
+    with open(path, "rb") as file:
+        if file.readinto(data) != len(data):  # type: ignore[arg-type]
+            raise HubkitError("HK-SAFETENSORS", "the file changes while it is read", where=str(path))
+    found: dict[str, Tensor] = {}
+    for name, info in headers.items():
+        dtype, count = torch_dtype(info.dtype), _count(info.shape)
+        if not count:
+            found[name] = torch.empty(info.shape, dtype=dtype)
+        elif info.start % dtype.itemsize:
+            found[name] = torch.frombuffer(bytearray(data[info.start : info.stop].tobytes()), dtype=dtype).view(info.shape)
+        else:
+            found[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=info.start).view(info.shape)
+    return found
+
+
 @dataclass(frozen=True)
 class Written:
     """One tensor of a file that is about to be written: what it is and where its values come from."""

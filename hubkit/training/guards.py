@@ -1,11 +1,11 @@
-"""What a run changes outside itself, and how it is put back: modes, caches, random generators, Ctrl-C, the folder."""
+"""What a run needs before it starts, what it changes outside itself, and how it is put back: modes, caches, random generators, Ctrl-C, the folder."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,29 @@ import torch
 from torch import nn
 
 from hubkit.errors import USAGE, HubkitError
+from hubkit.training.encode import Row, require_targets
+from hubkit.training.options import TrainOptions
+
+
+def require_usable(
+    trained: Mapping[str, nn.Parameter],
+    params: Mapping[str, nn.Parameter],
+    rows: Sequence[Row],
+    held: Sequence[Row],
+    options: TrainOptions,
+) -> None:
+    """Refuses what no run can start from: HK-FROZEN, HK-NO-ROWS, HK-NO-TARGETS, HK-OPTIONS."""
+    if not trained:
+        have = f"{len(params)} parameters, none of which requires grad"
+        raise HubkitError("HK-FROZEN", "there is nothing to train", want="a trainable parameter", have=have)
+    if not rows:
+        raise HubkitError("HK-NO-ROWS", "there are no rows to train on", want="at least one row")
+    require_targets(rows)
+    require_targets(held)
+    if options.patience is not None and not held:
+        fix = "--validation 0.1, or no --patience"
+        what = "early stopping needs validation rows"
+        raise HubkitError("HK-OPTIONS", what, want="validation rows", have="none", fix=fix, status=USAGE)
 
 
 @contextmanager
@@ -34,18 +57,9 @@ def training_state(model: nn.Module, device: torch.device, *, checkpointing: boo
                 stack.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
         if checkpointing:
-            owner = _checkpointing_owner(model)
-            if not getattr(owner, "is_gradient_checkpointing", False):
-                owner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_recomputing(model))
-                stack.callback(owner.gradient_checkpointing_disable)
+            stack.callback(_start_checkpointing(model))
         model.train()
         yield
-
-
-def _recomputing(model: nn.Module) -> dict[str, Any]:
-    """How to recompute: non-reentrant, and under the mix of the forward pass where adapters are attached."""
-    contexts = getattr(model, "checkpoint_contexts", None)
-    return {"use_reentrant": False, **({"context_fn": contexts} if contexts is not None else {})}
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
@@ -53,13 +67,28 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = mode
 
 
-def _checkpointing_owner(model: nn.Module) -> Any:
-    """The outermost module that offers gradient checkpointing."""
+def _start_checkpointing(model: nn.Module) -> Callable[[], object]:
+    """Switches checkpointing on, non-reentrant; returns what switches it off again (nothing, if it was on before).
+
+    Where adapters are attached, the model says in which contexts to recompute: under the mix of the forward pass.
+    """
+    owner, word = _checkpointing_owner(model)
+    if getattr(owner, f"is_{word}_checkpointing", False):
+        return lambda: None
+    contexts = getattr(model, "checkpoint_contexts", None)
+    how = {"use_reentrant": False, **({"context_fn": contexts} if contexts is not None else {})}
+    getattr(owner, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": how})
+    stop: Callable[[], object] = getattr(owner, f"{word}_checkpointing_disable")
+    return stop
+
+
+def _checkpointing_owner(model: nn.Module) -> tuple[nn.Module, str]:
+    """The outermost module that offers checkpointing, and the word for it: transformers renames it in version 6."""
     for module in model.modules():
-        if hasattr(module, "gradient_checkpointing_enable") and getattr(
-            module, "supports_gradient_checkpointing", True
-        ):
-            return module
+        for word in ("activation", "gradient"):
+            able = getattr(module, "supports_gradient_checkpointing", True)
+            if able and hasattr(module, f"{word}_checkpointing_enable"):
+                return module, word
     raise HubkitError(
         "HK-OPTIONS",
         "this base has no gradient checkpointing",

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hubkit.errors import USAGE, HubkitError
+from hubkit.errors import HubkitError
 from hubkit.training import checkpoint as checkpoints
 from hubkit.training.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
 from hubkit.training.checkpoint import Checkpoint, Progress
-from hubkit.training.encode import Row, require_targets, rows_digest
+from hubkit.training.encode import Row, rows_digest
 from hubkit.training.events import Event, Finished, Metrics, Saved, Started, Stepped, Stopped, Validated
-from hubkit.training.guards import Interrupt, run_folder, training_state
+from hubkit.training.guards import Interrupt, require_usable, run_folder, training_state
 from hubkit.training.history import History, write_result
 from hubkit.training.loss import chunked_loss
 from hubkit.training.options import WITHOUT_INFLUENCE, TrainOptions
@@ -71,7 +71,7 @@ def fit(
     """
     begun = time.perf_counter()
     trained = {name: params[name] for name in sorted(params) if params[name].requires_grad}
-    _check(trained, params, train_rows, validation_rows, options)
+    require_usable(trained, params, train_rows, validation_rows, options)
     stepper = Stepper(model, trained, train_step, weight_decay=options.weight_decay, clip=options.clip)
     longest = collate([max(train_rows, key=lambda row: len(row.ids))], stepper.device)
     with run_folder(run_dir), training_state(model, stepper.device, checkpointing=options.checkpointing):
@@ -87,26 +87,6 @@ def fit(
         metrics = run.finish(time.perf_counter() - begun)
     report(Finished(metrics))
     return metrics
-
-
-def _check(
-    trained: Mapping[str, nn.Parameter],
-    params: Mapping[str, nn.Parameter],
-    rows: Sequence[Row],
-    held: Sequence[Row],
-    options: TrainOptions,
-) -> None:
-    if not trained:
-        have = f"{len(params)} parameters, none of which requires grad"
-        raise HubkitError("HK-FROZEN", "there is nothing to train", want="a trainable parameter", have=have)
-    if not rows:
-        raise HubkitError("HK-NO-ROWS", "there are no rows to train on", want="at least one row")
-    require_targets(rows)
-    require_targets(held)
-    if options.patience is not None and not held:
-        fix = "--validation 0.1, or no --patience"
-        what = "early stopping needs validation rows"
-        raise HubkitError("HK-OPTIONS", what, want="validation rows", have="none", fix=fix, status=USAGE)
 
 
 class _Run:
