@@ -20,9 +20,11 @@ _NAMES = {verb: f"hubkit.verbs.{verb}" for verb in VERBS} | {
     "Sum": "hubkit.tensors.mix",
     "Stack": "hubkit.tensors.mix",
     "attach": "hubkit.verbs.attach",
+    "load_base": "hubkit.tensors.live",
+    "load_tokenizer": "hubkit.tensors.live",
 }
 
-__all__ = ["HubkitError", "Stack", "Sum", "__version__", "attach", *VERBS]
+__all__ = ["HubkitError", "Stack", "Sum", "__version__", "attach", "load_base", "load_tokenizer", *VERBS]
 
 
 def __getattr__(name: str) -> Any:

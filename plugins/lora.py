@@ -112,9 +112,7 @@ PEFT = PeftForm(
     },
     ignored=frozenset(
         {
-            "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
-            "inference_mode", "loftq_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
-            "task_type",
+            "corda_config", "ensure_weight_tying", "eva_config", "loftq_config", "megatron_core", "qalora_group_size",
         }
     ),
     transposed="fan_in_fan_out",

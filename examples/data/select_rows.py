@@ -17,7 +17,7 @@ SEED = 7
 
 
 def e2e(source: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(train, heldout): 360 and 60 rows, one for each distinct meaning representation."""
+    """(train, heldout): 360 and 32 rows, one for each distinct meaning representation."""
     sentences: dict[str, list[str]] = {}
     with source.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -28,7 +28,7 @@ def e2e(source: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         for mr, texts in sentences.items()
     ]
     pick.shuffle(rows)
-    return rows[:360], rows[360:420]
+    return rows[:360], rows[360:392]
 
 
 def gsm8k(source: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

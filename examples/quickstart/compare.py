@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def answer(model: Any, tokenizer: Any, row: Row) -> str:
 
 
 def main() -> None:
+    warnings.simplefilter("ignore", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     base, adapter, merged, heldout = map(Path, sys.argv[1:])

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from hubkit.artifact.header import TensorInfo
 
 __all__ = [
-    "CARD_NAME", "MANIFEST_NAME", "PEFT_CONFIG", "TENSORS_NAME", "WEIGHTS_NAME", "AdapterFolder", "open_adapter",
-    "recover", "staged", "tensors_bytes", "write_adapter",
+    "CARD_NAME", "MANIFEST_NAME", "PEFT_CONFIG", "TENSORS_NAME", "WEIGHTS_NAME", "AdapterFolder", "check_adapter",
+    "open_adapter", "recover", "staged", "tensors_bytes", "write_adapter",
 ]  # fmt: skip
 
 TENSORS_NAME = "tensors.json"
@@ -142,19 +142,34 @@ def write_adapter(
         HubkitError: before the first byte: ``HK-NAME``, ``HK-PICKLE``, ``HK-FORBIDDEN-FILE``, ``HK-EXISTS``,
             ``HK-SECRET``; then ``HK-DISK`` or ``HK-IO``.
     """
-    from hubkit.artifact.names import check_names
-
-    check_names([MANIFEST_NAME, *files], str(dest))
-    for name, source in files.items():
-        _check_source(name, source)
-    _require_replaceable(dest, replace)
-    Manifest.from_bytes(_prepared(manifest, ()).to_bytes(), str(dest / MANIFEST_NAME))  # what we write, we can read
+    check_adapter(dest, manifest, files, replace=replace)
     with staged(dest, replace=replace) as stage:
         entries = [_put(stage, name, source) for name, source in sorted(files.items())]
         data = _prepared(manifest, tuple(entry for entry in entries if entry.path != CARD_NAME)).to_bytes()
         made = Manifest.from_bytes(data, str(dest / MANIFEST_NAME))
         _put(stage, MANIFEST_NAME, data)
     return made
+
+
+def check_adapter(dest: Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, replace: bool = False) -> None:
+    """Every refusal of `write_adapter` that can be foreseen, for a dry run and before long work; writes nothing.
+
+    Args:
+        as `write_adapter`.
+
+    Raises:
+        HubkitError: ``HK-NAME``, ``HK-PICKLE``, ``HK-FORBIDDEN-FILE``, ``HK-EXISTS``, ``HK-SCHEMA``, ``HK-SECRET``.
+    """
+    from hubkit.artifact.names import check_names
+
+    check_names([MANIFEST_NAME, *files], str(dest))
+    for name, source in files.items():
+        _check_source(name, source)
+    if not replace and os.path.lexists(dest):
+        fix = "choose another folder, or remove this one"
+        raise HubkitError("HK-EXISTS", f"{dest.name!r} exists already", where=str(dest), fix=fix)
+    _require_replaceable(dest, replace)
+    Manifest.from_bytes(_prepared(manifest, ()).to_bytes(), str(dest / MANIFEST_NAME))  # what we write, we can read
 
 
 def tensors_bytes(tensors: Iterable[TensorDigest]) -> bytes:

@@ -16,6 +16,10 @@ from typing import Any
 from hubkit.errors import HubkitError, nearest
 
 PEFT_PREFIX = "base_model.model."
+COMMON = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"}
+)
+"""Keys that PEFT writes for every method and that change nothing in the mathematics."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,11 @@ class PeftForm:
         options: key of ``adapter_config.json`` -> field of the method's configuration.
         defaults: what PEFT takes for an absent key of `options`, where that differs from the field's own default.
         targets: the key that lists target modules; it is written resolved against the base.
+        modules: further keys that list some of the target modules -> the field of the method's configuration that
+            names them; written resolved against the adapted modules, for a reader that matches any end of a name.
         selection: keys that only narrow the choice of modules; the tensors present already say what they chose.
         allowed: further keys and the values under which the mathematics stays ours; the first value is written.
-        ignored: keys without influence on the mathematics.
+        ignored: keys without influence on the mathematics, beside those that every method of PEFT has.
         transposed: the key saying that the base stores its weights (in, out), if there is one.
         base_copies: suffixes of tensors that repeat the base's own weights; they must equal them.
     """
@@ -40,6 +46,7 @@ class PeftForm:
     options: Mapping[str, str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     targets: str = "target_modules"
+    modules: Mapping[str, str] = field(default_factory=dict)
     selection: frozenset[str] = frozenset()
     allowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
@@ -52,6 +59,7 @@ def to_peft_config(
     config: Mapping[str, Any],
     *,
     targets: Iterable[str],
+    modules: Mapping[str, Iterable[str]] | None = None,
     transposed: bool = False,
     base_source: str | None = None,
     revision: str | None = None,
@@ -62,6 +70,7 @@ def to_peft_config(
     Args:
         config: the method's configuration as JSON values.
         targets: module names, resolved by the caller against the base.
+        modules: the same for each key of `PeftForm.modules`.
         transposed: whether the adapted weights are stored (in, out).
     """
     document: dict[str, Any] = {
@@ -75,6 +84,7 @@ def to_peft_config(
     document |= {key: values[0] for key, values in form.allowed.items()}
     document |= {key: _whole(config[name]) for key, name in form.options.items() if name in config}
     document[form.targets] = sorted(targets)
+    document |= {key: sorted(names) for key, names in (modules or {}).items()}
     if form.transposed:
         document[form.transposed] = transposed
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -105,12 +115,13 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
             fix="name the method that reads this type; `hubkit methods` lists them",
         )
     config = dict(form.defaults)
+    fields = {**form.options, **form.modules}
     foreign: list[str] = []
-    silent = form.ignored | form.selection | {form.targets, "peft_type", form.transposed}
+    silent = COMMON | form.ignored | form.selection | {form.targets, form.transposed}
     for key, value in sorted(data.items()):
-        if key in form.options:
+        if key in fields:
             if value is not None:
-                config[form.options[key]] = value
+                config[fields[key]] = sorted(value) if key in form.modules and isinstance(value, list) else value
         elif key not in silent and not _inactive(value) and value not in form.allowed.get(key, ()):
             foreign.append(f"{key}: {json.dumps(value, sort_keys=True)}")
     if foreign:
@@ -146,7 +157,7 @@ def split_keys(form: PeftForm | None, keys: Iterable[str], where: str) -> Keys:
     """Reads what each tensor of a file is.
 
     Raises:
-        HubkitError: ``HK-KEYS`` listing every key that has no meaning in this form.
+        HubkitError: ``HK-KEYS`` listing every key that has no meaning in this form, or one that another has already.
     """
     parts: dict[str, dict[str, str]] = {}
     copies: dict[str, str] = {}
@@ -161,7 +172,7 @@ def split_keys(form: PeftForm | None, keys: Iterable[str], where: str) -> Keys:
             if not role and copy:
                 copies[key[len(PEFT_PREFIX) : -len(copy) - 1] + "." + copy.rpartition(".")[2]] = key
                 continue
-        if not site or not role:
+        if not site or not role or role in parts.get(site, {}):
             unknown.append(key)
         else:
             parts.setdefault(site, {})[role] = key
@@ -186,15 +197,32 @@ def _site_and_role(key: str, suffixes: Mapping[str, str]) -> tuple[str, str]:
     return "", ""
 
 
-def short_targets(chosen: Iterable[str], everything: Iterable[str]) -> list[str]:
+def short_targets(chosen: Iterable[str], everything: Iterable[str], apart: Iterable[str] = ()) -> list[str]:
     """The shortest list of names that, matched as module suffixes, choose exactly `chosen` among `everything`.
 
     Last names where they suffice (``q_proj``), full names for the rest: what serving engines read most easily.
+
+    Args:
+        apart: modules that must not end in a name of the list at all, for a reader to whom ``q_proj`` matches ``proj``.
+
+    Raises:
+        HubkitError: ``HK-TARGET`` where no such list exists: ``head`` without ``mtp.head``.
     """
-    wanted = set(chosen)
+    wanted, others = set(chosen), set(apart)
     rest = [name for name in everything if name not in wanted]
-    taken = {name.rpartition(".")[2] for name in rest} | {name for name in rest if "." not in name}
-    return sorted({name if (last := name.rpartition(".")[2]) in taken else last for name in wanted})
+    tails = {name.split(".", n)[-1] for name in rest for n in range(name.count(".") + 1)}
+    lasts = {name.rpartition(".")[2] for name in wanted}
+    free = {last for last in lasts - tails if not any(name.endswith(last) for name in others)}
+    names = {last if (last := name.rpartition(".")[2]) in free else name for name in wanted}
+    lost = [n for n in names - free if n in tails or any(name.endswith(n) for name in others)]
+    if lost:
+        raise HubkitError(
+            "HK-TARGET",
+            "no list of module names can choose these modules without others",
+            have=sorted(lost),
+            fix="choose those whose names end alike, too, or leave these out",
+        )
+    return sorted(names)
 
 
 def require_all(want: Iterable[str], have: Iterable[str], where: str) -> None:

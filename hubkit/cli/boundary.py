@@ -25,6 +25,7 @@ from hubkit.errors import USAGE, HubkitError
 INTERRUPTED = 130
 TERMINATED = 143
 PIPE_CLOSED = 141
+_NO_MEMORY = re.compile(r"allocate memory|out of memory", re.IGNORECASE)
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 
 
@@ -90,6 +91,9 @@ def _refusal(error: Exception) -> HubkitError:
         from hubkit.documents.files import refusal
 
         return refusal(error, "")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        fix = "smaller batches or ranks, shorter rows, --checkpointing, or a machine with more memory"
+        return HubkitError("HK-MEMORY", "there is not enough memory", have=str(error)[:200], fix=fix)
     return _internal(error)
 
 

@@ -14,7 +14,7 @@ from hubkit.cli.table import COMMANDS, SECTIONS
 from hubkit.errors import nearest
 
 EXAMPLE = "Example:"
-_NEGATIVE = re.compile(r"-\s*[\d.]+\S*\*")
+_NEGATIVE = re.compile(r"-\s*(?:[\d.]+\S*\*|\.{0,2}/)")
 
 
 class Command(click.Command):
@@ -35,7 +35,7 @@ class TermsCommand(Command):
     """A command whose arguments are terms of a sum: ``-0.5*./b`` is one of them, not an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [f"+ {arg}" if _NEGATIVE.match(arg) else arg for arg in args])
+        return super().parse_args(ctx, [f" {arg}" if _NEGATIVE.match(arg) else arg for arg in args])
 
 
 def declare(name: str, cls: type[Command] = Command) -> Callable[[Callable[..., Any]], Command]:

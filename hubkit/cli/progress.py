@@ -9,7 +9,7 @@ from typing import Any
 
 from hubkit.cli.output import note, size
 
-QUIET_SECONDS = 5.0
+QUIET_SECONDS = 10.0
 """Off a terminal: how long between two lines, and how long work may take before its first line."""
 
 

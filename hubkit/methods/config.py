@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hubkit.errors import HubkitError, nearest
 
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
+
 
 def parse_config(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """An instance of the configuration class `cls`.
@@ -65,7 +67,7 @@ def _convert(value: Any, hint: Any) -> Any:
         if value not in args:
             raise ValueError(value)
         return value
-    if origin is tuple:
+    if origin is tuple and not isinstance(value, Mapping):
         items = [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else list(value)
         return tuple(_convert(item, args[0]) for item in items)
     if origin is not None and issubclass(origin, Mapping):
@@ -77,8 +79,8 @@ def _convert(value: Any, hint: Any) -> Any:
 def _convert_union(value: Any, args: tuple[Any, ...]) -> Any:
     if value is None and type(None) in args:
         return None
-    if isinstance(value, str) and "," not in value and str in args:
-        return value
+    if isinstance(value, str) and value and "," not in value and str in args:
+        return value  # an empty text is an empty list, where a list is possible
     failure: Exception = ValueError(value)
     for option in sorted((a for a in args if a is not type(None)), key=lambda a: a is str):
         try:
@@ -118,4 +120,14 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")
+    """A type in words: what a user may write there."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type_name(arg) for arg in args))
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is tuple:
+        return f"a list of {_type_name(args[0])}: A,B"
+    if origin is not None and issubclass(origin, Mapping):
+        return f"names and {_type_name(args[1])}: A=1,B=2"
+    return _WORDS.get(hint, str(hint))

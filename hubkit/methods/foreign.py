@@ -37,16 +37,25 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
             "HK-EXPORT", f"adapter {adapter.name!r} ({adapter.method.name}) has no form {target!r}",
             want="peft" if form is not None else "(this method is hubkit's own)", have=target,
         )  # fmt: skip
+    modules = {key: _named(adapter, field) for key, field in form.modules.items()}
+    rest = [site for site in adapter.parts if not any(site in chosen for chosen in modules.values())]
+    lists = {k: short_targets(c, adapter.base.sites, set(adapter.parts) - c) for k, c in modules.items()}
     config = to_peft_config(
         form,
         config_document(adapter.config),
-        targets=short_targets(adapter.parts, adapter.base.sites),
+        targets={*short_targets(rest, adapter.base.sites), *(name for names in lists.values() for name in names)},
+        modules=lists,
         transposed=any(s.transposed and s.kind == "linear" for s in adapter.sites.values()),
         base_source=adapter.source,
         revision=adapter.revision,
         task_type="CAUSAL_LM",
     )
     return {PEFT_CONFIG: config, WEIGHTS_NAME: weights_file(adapter)}
+
+
+def _named(adapter: Adapter, field: str) -> set[str]:
+    """The adapted modules that one field of the configuration names."""
+    return {site.name for site in adapter.base.match(getattr(adapter.config, field))} & set(adapter.parts)
 
 
 def own_files(adapter: Adapter) -> Mapping[str, bytes]:

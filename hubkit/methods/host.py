@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 GROUP = "hubkit.methods"
 DEFAULT_GROUP = "hubkit.default_method"
 WRAPPERS = "hubkit.wrappers"
+_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What the code of a method raises when it is wrong; what the machine raises (no memory, no disk) is not its fault."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,11 @@ class Offer:
 
 
 class Method:
-    """One loaded method: calls go through its own plugin manager, a fault of the plugin becomes an ``HK-PLUGIN`` error."""
+    """One loaded method: calls go through its own plugin manager; a fault of the plugin becomes an ``HK-PLUGIN``."""
 
     def __init__(self, offer: Offer, plugin: object) -> None:
         from hubkit.methods import defaults, hookspecs
+        from hubkit.methods.info import MethodInfo
 
         self.offer = offer
         self.name = offer.name
@@ -67,7 +73,12 @@ class Method:
                     "HK-PLUGIN", f"method {offer.name!r} implements no {hook}", where=_origin(offer),
                     fix="every method implements describe and inject",
                 )  # fmt: skip
-        self.info: MethodInfo = self._call("describe")
+        self.info: MethodInfo = self._call("describe", MethodInfo)
+        if self.info.name != offer.name:
+            raise HubkitError(
+                "HK-PLUGIN", f"method {offer.name!r} calls itself {self.info.name!r}", where=_origin(offer),
+                want=offer.name, have=self.info.name, fix="entry point and description carry one name",
+            )  # fmt: skip
 
     @property
     def peft_form(self) -> PeftForm | None:
@@ -83,12 +94,14 @@ class Method:
 
     def inject(self, base: Base, config: Any) -> Mapping[str, Part]:
         """See `hookspecs.inject`."""
-        made: Mapping[str, Part] = self._call("inject", base=base, config=config)
+        made: Mapping[str, Part] = self._call("inject", Mapping, base=base, config=config)
         return made
 
     def train_step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """See `hookspecs.train_step`."""
-        loss: Tensor = self._call("train_step", model=model, batch=batch)
+        from torch import Tensor
+
+        loss: Tensor = self._call("train_step", Tensor, model=model, batch=batch)
         return loss
 
     def merge(self, site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta:
@@ -98,27 +111,31 @@ class Method:
             NotMergeable: with the method's reason.
         """
         from hubkit.methods.info import NotMergeable
+        from hubkit.tensors.delta import Delta
 
         if self.unmergeable:
             raise NotMergeable(self.unmergeable, where=self.name)
-        delta: Delta = self._call("merge", site=site, tensors=tensors, config=config)
+        delta: Delta = self._call("merge", Delta, site=site, tensors=tensors, config=config)
         return delta
 
     def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]:
         """See `hookspecs.export`."""
-        files: Mapping[str, bytes] = self._call("export", adapter=adapter, target=target)
+        files: Mapping[str, bytes] = self._call("export", Mapping, adapter=adapter, target=target)
         return files
 
     def _answers(self, hook: str) -> bool:
         caller = getattr(self._manager.hook, hook)
         return any(impl.plugin is self._plugin for impl in caller.get_hookimpls())
 
-    def _call(self, hook: str, **arguments: Any) -> Any:
+    def _call(self, hook: str, want: Any, **arguments: Any) -> Any:
         try:
-            return getattr(self._manager.hook, hook)(**arguments)
+            made = getattr(self._manager.hook, hook)(**arguments)
+            if not isinstance(made, want):
+                raise TypeError(f"it returned {type(made).__name__}, not {want.__name__}")
+            return made
         except HubkitError:
             raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
+        except _FAULTS as e:
             raise _plugin_error(self.offer, f"failed in {hook}", e) from e
 
 
@@ -187,11 +204,11 @@ class MethodHost:
 def _import(offer: Offer) -> object:
     try:
         return offer.entry.load()
-    except Exception as e:  # a stranger's module can raise anything while it is imported
+    except (Exception, SystemExit) as e:  # a stranger's module can raise anything while it is imported
         raise _plugin_error(offer, "cannot be imported", e) from e
 
 
-def _plugin_error(offer: Offer, what: str, error: Exception) -> HubkitError:
+def _plugin_error(offer: Offer, what: str, error: BaseException) -> HubkitError:
     return HubkitError(
         "HK-PLUGIN", f"method {offer.name!r} {what}", where=_origin(offer), have=f"{type(error).__name__}: {error}",
         fix=f"update or uninstall {offer.distribution}; the other methods are not affected",

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from hubkit.errors import HubkitError
+from hubkit.tensors.expressions import expression
 
 T = TypeVar("T")
-_NESTED = re.compile(r"[+*}]\)?[+*{]|\([^()]*[+*}][^()]*\)[+*{]")
 _LONGEST = 200
 
 
@@ -22,8 +22,7 @@ def pattern_value(patterns: Mapping[str, T], name: str, default: T) -> T:
     """
     for pattern, value in patterns.items():
         try:
-            if len(pattern) > _LONGEST or _NESTED.search(pattern):
-                raise re.error("too long, or repetitions inside repetitions")
+            expression(pattern, _LONGEST)  # by itself: a pattern cannot close the group around it
             if re.match(rf"(?:.*\.)?(?:{pattern})$", name):
                 return value
         except re.error as e:

@@ -36,7 +36,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def tiny_model(family: str) -> nn.Module:
-    """A seeded random language model of two layers: ``llama`` (fp32) or ``gpt2`` (fp64)."""
+    """A seeded random language model of two layers, biases and norms random too: ``llama`` (fp32), ``gpt2`` (fp64)."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
@@ -47,6 +47,10 @@ def tiny_model(family: str) -> nn.Module:
         sizes = {"hidden_size": HIDDEN, "intermediate_size": 24, "num_hidden_layers": 2}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes, **heads))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # zeros and ones would hide what a method does with them
+                parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     return model.eval()
 
 

@@ -94,11 +94,10 @@ class Adapter:
         where = str(weights)
         keys = split_keys(method.peft_form, stored, where)
         adapter._refuse_foreign_copies(keys.copies, stored, base, where)
-        have = {(site, role): key for site, roles in keys.parts.items() for role, key in roles.items()}
-        want = {(site, role) for site, part in adapter.parts.items() for role in part.roles()}
-        require_all([f"{s} {r}" for s, r in want], [f"{s} {r}" for s, r in have], where)
+        want = {key: at for at, key in adapter._keys().items()}
+        require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
         shapes: list[str] = []
-        for (site, role), key in have.items():
+        for key, (site, role) in want.items():
             part, value = adapter.parts[site], stored[key]
             expected = part.get_parameter(role)
             if expected.shape != value.shape:
@@ -131,10 +130,15 @@ class Adapter:
         with torch.device("meta"):
             made = method.inject(base, config)
         unknown = [site for site in made if site not in base.sites]
-        if unknown or not made:
+        if unknown:
             raise HubkitError(
                 "HK-PLUGIN", f"method {method.name!r} made parts for sites that the base does not have",
-                have=unknown or "no part at all", fix="report this to the method's author",
+                have=unknown, fix="report this to the method's author",
+            )  # fmt: skip
+        if not made:
+            raise HubkitError(
+                "HK-TARGET", f"this configuration of method {method.name!r} chooses no module", where=base.source,
+                want="at least one", fix=f"hubkit methods {method.name} lists its options",
             )  # fmt: skip
         parts = {site: made[site] for site in base.sites if site in made}
         return cls(name, method, config, parts, base)
@@ -172,11 +176,18 @@ class Adapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under their names in the file, contiguous, on the CPU."""
-        form = self.method.peft_form
         return {
-            to_key(form, site, self.base.sites[site].kind, role): value.detach().cpu().contiguous()
+            key: self.parts[site].get_parameter(role).detach().cpu().contiguous()
+            for (site, role), key in self._keys().items()
+        }
+
+    def _keys(self) -> dict[tuple[str, str], str]:
+        """(site, role) -> name of the tensor in the file, in a fixed order."""
+        form, sites = self.method.peft_form, self.base.sites
+        return {
+            (site, role): to_key(form, site, sites[site].kind, role)
             for site, part in self.parts.items()
-            for role, value in part.roles().items()
+            for role in part.roles()
         }
 
     def to_compute_dtype(self) -> None:
@@ -185,8 +196,11 @@ class Adapter:
             at = self.base.sites[site]
             part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
 
-    def delta(self, site: Site) -> Delta | None:
+    def delta(self, site: Site, *, grad: bool = False) -> Delta | None:
         """What this adapter adds to the weight of `site`, accumulated wide; None when it does not act there.
+
+        Args:
+            grad: let gradients flow into the part's parameters; off, the result is detached.
 
         Raises:
             hubkit.methods.api.NotMergeable: from the method, with its reason.
@@ -195,8 +209,15 @@ class Adapter:
         if part is None:
             return None
         wide = accumulation_dtype(site.dtype)
-        tensors = {role: value.detach().to(wide) for role, value in part.roles().items()}
-        return self.method.merge(site.widened(), tensors, self.config)
+        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.roles().items()}
+        change = self.method.merge(site.widened(), tensors, self.config)
+        if not change.fits(site.shape):
+            raise HubkitError(
+                "HK-PLUGIN", f"method {self.method.name!r} merges into another shape at {site.name}",
+                want=f"weight {site.shape}, bias ({site.shape[0]},)", have=change.describe(),
+                fix="report this to the method's author",
+            )  # fmt: skip
+        return change
 
     def edits(self) -> dict[str, Edit]:
         """The parts that act at modules."""

@@ -17,7 +17,8 @@ class Arch:
     """Facts about one architecture.
 
     Args:
-        heads: last names of output heads: left out of ``all-linear``.
+        heads: last names of output heads, that of the language model first: left out of ``all-linear``.
+        head_bias: name in the files of the language model head's bias, where it is not ``<head>.bias``.
         embeddings: last names of embedding tables (needed where only file headers are at hand).
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
@@ -25,6 +26,7 @@ class Arch:
     """
 
     heads: tuple[str, ...]
+    head_bias: str
     embeddings: tuple[str, ...]
     shared_inputs: tuple[tuple[str, ...], ...]
     prefix: str
@@ -61,6 +63,7 @@ def arch_of(model_type: str) -> Arch:
     assert isinstance(groups, list)
     return Arch(
         heads=_words(fields["heads"]),
+        head_bias=str(fields["head_bias"]),
         embeddings=_words(fields["embeddings"]),
         shared_inputs=tuple(tuple(group) for group in groups),
         prefix=str(fields["prefix"]),

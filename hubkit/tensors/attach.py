@@ -25,6 +25,15 @@ At = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Plan = Mapping[str, At]
 
 
+def require_uncompiled(model: nn.Module) -> None:
+    """Refuses a model that torch.compile has wrapped, or a part of it: ``HK-COMPILED``."""
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        raise HubkitError(
+            "HK-COMPILED", "the model is compiled already: hooks registered now would be ignored",
+            fix="attach first, then torch.compile the attached model",
+        )  # fmt: skip
+
+
 class Attached(nn.Module):
     """A base with adapters attached and one mix of them active.
 
@@ -38,16 +47,14 @@ class Attached(nn.Module):
 
     def __init__(self, model: nn.Module, base: Base | None = None) -> None:
         super().__init__()
-        if hasattr(model, "_orig_mod"):
-            raise HubkitError(
-                "HK-COMPILED", "the model is compiled already: hooks registered now would be ignored",
-                fix="attach first, then torch.compile the attached model",
-            )  # fmt: skip
+        require_uncompiled(model)
         self.model = model
         self.sites = base or Base.from_model(model)
         self.adapters: dict[str, Adapter] = {}
         self.mix: Mix | None = None
         self.parts = nn.ModuleDict()
+        self.training = model.training
+        self._added = 0
         self._plan: Plan = {}
         self._handles: dict[str, torch.utils.hooks.RemovableHandle] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -68,7 +75,7 @@ class Attached(nn.Module):
         return self.model.generate(*args, **kwargs)  # type: ignore[operator]
 
     def add(self, name: str, adapter: Adapter) -> None:
-        """Attaches `adapter` under `name`; it acts once a mix names it.
+        """Attaches `adapter` under `name`, in training or eval mode as this module is; it acts once a mix names it.
 
         Raises:
             HubkitError: ``HK-NAME-TAKEN``, or ``HK-SHAPE`` when a site is not this base's.
@@ -83,7 +90,8 @@ class Attached(nn.Module):
         if wrong:
             raise HubkitError("HK-SHAPE", f"adapter {name!r} belongs to a base of other sites or shapes", have=wrong)
         self.adapters[name] = adapter
-        self.parts[f"adapter_{len(self.parts)}"] = nn.ModuleList(adapter.parts.values())
+        self._added += 1
+        self.parts[f"adapter_{self._added}"] = nn.ModuleList(adapter.parts.values()).train(self.training)
         for site in adapter.parts:
             if site not in self._handles:
                 module = self.sites.sites[site].module
@@ -133,11 +141,13 @@ class Attached(nn.Module):
             self._override.reset(token)
 
     def detach(self) -> nn.Module:
-        """Removes every hook and gives back the base: same object, same parameters, same ``requires_grad``."""
+        """Takes every adapter off and gives back the base: same object, same parameters, same ``requires_grad``."""
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
-        self._plan = {}
+        self.adapters.clear()
+        self.parts.clear()
+        self._plan, self.mix = {}, None
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._required[name])
         return self.model
@@ -191,7 +201,8 @@ class Attached(nn.Module):
             for index, (child, weight) in enumerate(node.members):
                 y = y + weight * increment(child, x, y, at)
                 rest = [c for c, _ in node.members[index + 1 :]]
-                change = mixes.delta(child, at, _delta_of(adapters)) if self._reads_weight(rest, at.name) else None
+                reads = self._reads_weight(rest, at.name)
+                change = mixes.delta(child, at, _delta_of(adapters, torch.is_grad_enabled())) if reads else None
                 at = at if change is None else at.after(change.scaled(weight))
             return y - start
 
@@ -216,5 +227,5 @@ def _adding(group: Group, site: str) -> At:
     return lambda module, x, y: add_low_rank(group, site, module, x, y)
 
 
-def _delta_of(adapters: Mapping[str, Adapter]) -> Callable[[str, Site], Any]:
-    return lambda name, site: adapters[name].delta(site)
+def _delta_of(adapters: Mapping[str, Adapter], grad: bool = False) -> Callable[[str, Site], Any]:
+    return lambda name, site: adapters[name].delta(site, grad=grad)

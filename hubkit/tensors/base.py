@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hubkit.artifact.digest import ties
 from hubkit.artifact.header import TensorInfo
 from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.arch import Arch, arch_of
 from hubkit.tensors.delta import Delta, accumulation_dtype
+from hubkit.tensors.expressions import expression
 
 Read = Callable[[str], Tensor]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -62,7 +64,7 @@ class Site:
         return weight.device if isinstance(weight, Tensor) else torch.device("cpu")
 
     def weight(self) -> Tensor:
-        """The weight, (out, in), with the changes of lower members of a stack; detached from any graph."""
+        """The weight, (out, in), with the changes of lower members of a stack; the base's own values are detached."""
         stored = self._stored(self.tensor, "weight")
         weight = stored.t() if self.transposed else stored
         matrix = None if self.change is None else self.change.matrix()
@@ -126,6 +128,8 @@ class Base:
         sites: list[Site] = []
         others: list[str] = []
         first: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            first.setdefault(id(parameter), name)
         for name, module in model.named_modules():
             kind = _kind(module)
             weight = getattr(module, "weight", None)
@@ -134,11 +138,12 @@ class Base:
                 continue
             transposed = kind == "embedding" or type(module).__name__ == "Conv1D"
             rows, columns = int(weight.shape[0]), int(weight.shape[1])
-            bias = f"{name}.bias" if isinstance(getattr(module, "bias", None), Tensor) else None
+            bias = getattr(module, "bias", None)
+            bias_name = first.get(id(bias), f"{name}.bias") if isinstance(bias, Tensor) else None
             shape = (columns, rows) if transposed else (rows, columns)
-            twin = first.setdefault(id(weight), f"{name}.weight")
+            twin = first.get(id(weight), f"{name}.weight")
             tied = twin != f"{name}.weight" and kind == "linear"
-            sites.append(Site(name, kind, shape, weight.dtype, transposed, twin, bias, tied, module=module))
+            sites.append(Site(name, kind, shape, weight.dtype, transposed, twin, bias_name, tied, module=module))
         return cls(sites, arch, type(model).__name__, others)
 
     @classmethod
@@ -148,11 +153,12 @@ class Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
+        bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
         for tensor, info in headers.items():
             stem, _, last = tensor.rpartition(".")
             if last != "weight" or len(info.shape) != 2 or not stem:
                 continue
-            name = stem if not arch.prefix or stem.startswith(arch.prefix) or arch.is_head(stem) else arch.prefix + stem
+            name = arch.prefix + stem if bare and not arch.is_head(stem) else stem
             leaf = stem.rpartition(".")[2]
             kind = "embedding" if leaf in arch.embeddings else "linear"
             transposed = kind == "embedding" or leaf in arch.transposed
@@ -160,7 +166,7 @@ class Base:
             shape = (columns, rows) if transposed else (rows, columns)
             bias = f"{stem}.bias" if f"{stem}.bias" in headers else None
             sites.append(Site(name, kind, shape, torch_dtype(info.dtype), transposed, tensor, bias, read=read))
-        return cls(sites + _tied_head(sites, arch, config, read), arch, source)
+        return cls(_with_tied_head(sites, arch, config, read, headers), arch, source)
 
     @classmethod
     def from_folder(cls, path: Path) -> Base:
@@ -228,9 +234,7 @@ class Base:
 def _pattern(text: str) -> re.Pattern[str]:
     """A target expression; bounded, because it can come from a stranger's file."""
     try:
-        if len(text) > 1000:
-            raise re.error("longer than 1000 characters")
-        return re.compile(text)
+        return expression(text)
     except re.error as e:
         raise HubkitError(
             "HK-TARGET", "the target is not a usable regular expression", where=text[:80], have=str(e),
@@ -238,16 +242,26 @@ def _pattern(text: str) -> re.Pattern[str]:
         ) from e  # fmt: skip
 
 
-def _tied_head(sites: list[Site], arch: Arch, config: Mapping[str, object], read: Read | None) -> list[Site]:
-    """The output head of a language model whose files leave it out, because it is the embedding table."""
-    classes = config.get("architectures")
-    names = [str(name) for name in classes] if isinstance(classes, list) else []
+def _with_tied_head(
+    sites: list[Site], arch: Arch, config: Mapping[str, object], read: Read | None, names: Iterable[str]
+) -> list[Site]:
+    """`sites`, the output head among them where it is the embedding table: files leave it out or hold it twice."""
     tables = [site for site in sites if site.kind == "embedding"]
     table = min(tables, key=lambda s: arch.embeddings.index(s.name.rpartition(".")[2]), default=None)
-    if table is None or any(arch.is_head(s.name) for s in sites) or not any(n.endswith(LANGUAGE_MODELS) for n in names):
-        return []
+    if table is None or not ties(config):
+        return sites
     shape = (table.shape[1], table.shape[0])
-    return [Site(arch.heads[0], "linear", shape, table.dtype, False, table.tensor, None, tied=True, read=read)]
+    bias = arch.head_bias if arch.head_bias in names else None
+    heads = [site for site in sites if arch.is_head(site.name)]
+    if heads:
+        fields: dict[str, object] = {"tensor": table.tensor, "tied": True}
+        fields |= {"bias_tensor": bias} if bias else {}
+        tied = [_replace(site, **fields) for site in heads if site.shape == shape]
+        return [site for site in sites if site.name not in {head.name for head in tied}] + tied
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or not any(str(name).endswith(LANGUAGE_MODELS) for name in classes):
+        return sites
+    return [*sites, Site(arch.heads[0], "linear", shape, table.dtype, False, table.tensor, bias, tied=True, read=read)]
 
 
 def _kind(module: nn.Module) -> str:

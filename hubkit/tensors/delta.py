@@ -45,6 +45,23 @@ class Delta:
         """True when the factors say everything: no dense addend and no bias."""
         return self.dense is None and self.bias is None
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether this is a delta of a weight of shape (out, in): nothing is broadcast."""
+        rank = 0 if self.left is None or self.left.dim() != 2 else self.left.shape[1]
+        wants = (
+            (self.left, (shape[0], rank)),
+            (self.right, (rank, shape[1])),
+            (self.dense, shape),
+            (self.bias, shape[:1]),
+        )
+        whole = (self.left is None) == (self.right is None)
+        return whole and all(tensor is None or tuple(tensor.shape) == want for tensor, want in wants)
+
+    def describe(self) -> str:
+        """The shapes, for messages."""
+        fields = {"left": self.left, "right": self.right, "weight": self.dense, "bias": self.bias}
+        return ", ".join(f"{name} {tuple(t.shape)}" for name, t in fields.items() if t is not None) or "nothing"
+
     def scaled(self, weight: float) -> Delta:
         """``weight`` times this delta."""
         if weight == 1.0:

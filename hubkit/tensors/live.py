@@ -32,7 +32,7 @@ from hubkit.tensors.merging import dtype_named
 from hubkit.tensors.shards import tensor_bytes
 
 
-def load_base(path: Path, dtype: str | None = None) -> nn.Module:
+def load_base(path: Path | str, dtype: str | None = None) -> nn.Module:
     """The language model in folder `path`, in eval mode, its parameters frozen.
 
     Args:
@@ -41,6 +41,7 @@ def load_base(path: Path, dtype: str | None = None) -> nn.Module:
     Raises:
         HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-LOAD``, ``HK-EXTRA`` without transformers.
     """
+    path = Path(path)
     if not (path / "config.json").is_file():
         raise HubkitError(
             "HK-BASE-MISSING", "the folder does not hold a base model", where=str(path), want="config.json",
@@ -53,7 +54,7 @@ def load_base(path: Path, dtype: str | None = None) -> nn.Module:
         model = kind.from_pretrained(
             path, dtype=wanted or "auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:
+    except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
             "HK-BASE-LOAD", "transformers cannot load the base as a causal language model", where=str(path),
             have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
@@ -62,7 +63,7 @@ def load_base(path: Path, dtype: str | None = None) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path | str) -> Any:
     """The tokenizer in folder `path`.
 
     Raises:
@@ -71,10 +72,10 @@ def load_tokenizer(path: Path) -> Any:
     transformers = _transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as e:
+    except Exception as e:  # on files of another maker, tokenizer classes can raise anything
         raise HubkitError(
             "HK-TOKENIZER-LOAD", "transformers cannot load the tokenizer", where=str(path),
-            have=f"{type(e).__name__}: {e}", fix="the folder needs tokenizer.json or the files of its tokenizer class",
+            have=f"{type(e).__name__}: {e}", fix="the folder needs tokenizer.json, or the files of its tokenizer class, and a sound config.json",
         ) from e  # fmt: skip
 
 
@@ -103,20 +104,21 @@ def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
     return found
 
 
+_PROBES = 8
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
 
 
 def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
     """The identity of a live model: equal to that of the folder it was loaded from, in the same or a wider dtype.
 
-    Hashed once per model and set of values; a value changed in place is noticed. `files` is empty, and tokenizer and
+    Hashed once per model and set of values; values changed in place are noticed. `files` is empty, and tokenizer and
     template are unknown unless a tokenizer is given.
 
     Args:
         tokenizer: its transformers tokenizer, to be compared as well.
     """
     tensors = stored_tensors(model)
-    key = (id(tokenizer), [(name, t.data_ptr(), t._version, t.dtype) for name, t in tensors.items()])
+    key = (id(tokenizer), [(name, t.data_ptr(), _version(t), t.dtype, _probe(t)) for name, t in tensors.items()])
     known = _KNOWN.get(model)
     if known is not None and known[0] == key:
         return known[1]
@@ -138,6 +140,17 @@ def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
     record = BaseRecord(fingerprint, kept)
     _KNOWN[model] = (key, record)
     return record
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _probe(tensor: Tensor) -> list[float]:
+    """A few of the values: writing through ``.data``, as merging tools do, leaves a tensor's version as it was."""
+    flat = tensor.reshape(-1)
+    values: list[float] = flat[:: max(1, flat.numel() // _PROBES)].tolist()
+    return values
 
 
 def _config(model: Any) -> dict[str, Any]:

@@ -148,6 +148,7 @@ def _owns_output(module: nn.Module, y: Tensor) -> bool:
         type(module) is nn.Linear
         and "forward" not in module.__dict__
         and len(module._forward_hooks) == 1
+        and not torch.nn.modules.module._global_forward_hooks
         and not y._is_view()
         and y.is_contiguous()
         and not torch.compiler.is_compiling()

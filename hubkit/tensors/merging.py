@@ -7,14 +7,16 @@ Nothing is decided after the first byte: which tensors change, which tied pair i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hubkit.artifact.base_files import INDEX, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
@@ -22,7 +24,7 @@ from hubkit.tensors.base import DTYPE_NAMES, Base, Site, torch_dtype
 from hubkit.tensors.delta import Delta, apply_bias, apply_weight
 from hubkit.tensors.mix import Mix
 from hubkit.tensors.parts import LowRank
-from hubkit.tensors.shards import INDEX, Shards, Written, computed, copied, write_file
+from hubkit.tensors.shards import Shards, Written, computed, copied, write_file
 
 TIES = "tie_word_embeddings"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -58,19 +60,26 @@ class MergePlan:
             HubkitError: ``HK-NAN`` when a value leaves the range of the dtype.
         """
         stored = site.weight().t() if site.transposed else site.weight()
-        merged = apply_weight(stored, self.delta(site), transposed=site.transposed, dtype=dtype)
-        if not torch.isfinite(merged.sum(dtype=torch.float32)) and not torch.isfinite(merged).all():
-            raise HubkitError(
-                "HK-NAN", f"merging leaves the range of {merged.dtype} at {site.name}", fix="--dtype float32"
-            )
-        return merged
+        return _in_range(apply_weight(stored, self.delta(site), transposed=site.transposed, dtype=dtype), site.name)
 
     def bias(self, site: Site, dtype: torch.dtype | None = None) -> Tensor | None:
-        """The merged bias of one site, or None where there is none."""
+        """The merged bias of one site, or None where there is none.
+
+        Raises:
+            HubkitError: as `weight`.
+        """
         stored = site.bias()
-        if stored is None:
-            return None
-        return apply_bias(stored, self.delta(site), dtype=dtype)
+        return None if stored is None else _in_range(apply_bias(stored, self.delta(site), dtype=dtype), site.name)
+
+
+def _in_range(values: Tensor, where: str) -> Tensor:
+    """`values`, all finite: the sum tells at once, unless it is itself beyond fp32."""
+    if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
+        raise HubkitError(
+            "HK-NAN", f"the result leaves the range of {str(values.dtype).removeprefix('torch.')}", where=where,
+            fix="--dtype float32",
+        )  # fmt: skip
+    return values
 
 
 def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePlan:
@@ -92,7 +101,7 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
 
 @dataclass(frozen=True)
 class MergedFiles:
-    """What `write_merged` wrote: file name -> sha256, and the names of the tensors that it changed or added."""
+    """What `write_merged` wrote: file name -> sha256; and the tensors that are not the base's, bit for bit."""
 
     files: Mapping[str, str]
     changed: tuple[str, ...]
@@ -104,8 +113,8 @@ def write_merged(plan: MergePlan, shards: Shards, out: Path, dtype: torch.dtype 
     Args:
         dtype: cast every floating tensor to it; None keeps each tensor's own dtype.
     """
-    changes = _changes(plan, shards, dtype)
-    changed = set(changes)
+    changed: set[str] = set()
+    changes = {name: _watched(new, shards, changed) for name, new in _changes(plan, shards, dtype).items()}
     files: dict[str, str] = {}
     placed: dict[str, list[Written]] = {name: [] for name in shards.files()}
     for tensor in shards.headers:
@@ -115,11 +124,27 @@ def write_merged(plan: MergePlan, shards: Shards, out: Path, dtype: torch.dtype 
     placed[last] += changes.values()
     for name, tensors in placed.items():
         files[name] = write_file(out / name, tensors)
-    if (shards.path / INDEX).exists():
+    if shards.files() != [WEIGHTS]:
         _write_index(out / INDEX, placed)
     (out / "config.json").write_bytes(_config(shards.config, plan.tied_head is not None, dtype))
     changed |= {t for t, info in shards.headers.items() if dtype and torch_dtype(info.dtype) not in (dtype, *_INTEGERS)}
     return MergedFiles(files, tuple(t.name for tensors in placed.values() for t in tensors if t.name in changed))
+
+
+def _watched(new: Written, shards: Shards, changed: set[str]) -> Written:
+    """`new`, noting in `changed` whether any value differs from the base's."""
+    info = shards.headers.get(new.name)
+
+    def blocks() -> Iterator[bytes | memoryview]:
+        same = info is not None and (info.dtype, info.shape) == (new.dtype, new.shape)
+        before = copied(shards, new.name).values() if same else ()
+        for block, old in zip_longest(new.values(), before):
+            if block is not None:
+                yield block
+            if block is None or old is None or bytes(block) != bytes(old):
+                changed.add(new.name)
+
+    return Written(new.name, new.dtype, new.shape, blocks)
 
 
 def _changes(plan: MergePlan, shards: Shards, dtype: torch.dtype | None) -> dict[str, Written]:
@@ -165,7 +190,7 @@ def _kept(shards: Shards, tensor: str, dtype: torch.dtype | None) -> Written:
     stored = torch_dtype(info.dtype)
     if dtype is None or dtype == stored or not stored.is_floating_point:
         return copied(shards, tensor)
-    return computed(tensor, dtype, info.shape, lambda: shards.read(tensor).to(dtype))
+    return computed(tensor, dtype, info.shape, lambda: _in_range(shards.read(tensor).to(dtype), tensor))
 
 
 def _write_index(path: Path, placed: Mapping[str, list[Written]]) -> None:

@@ -17,13 +17,11 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from hubkit.artifact.base_files import local, read_config, weight_headers
 from hubkit.artifact.header import TensorInfo, read_header
-from hubkit.documents.schema import parse
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import DTYPE_NAMES, torch_dtype
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 BLOCK = 1 << 24
 
 
@@ -70,30 +68,19 @@ def open_shards(path: Path) -> Shards:
     """The weight files of the base in folder `path`; only headers are read.
 
     Raises:
-        HubkitError: ``HK-BASE-MISSING`` for a folder without config or weights, ``HK-SAFETENSORS`` for a broken file,
-            ``HK-BASE-FILES`` when index and files disagree.
+        HubkitError: ``HK-BASE-MISSING`` without a config, ``HK-PICKLE`` or ``HK-BASE-FILES`` without weights or when
+            index and files disagree, ``HK-SAFETENSORS`` for a broken file.
     """
-    config_path, index_path = path / "config.json", path / INDEX
-    for need in (config_path, index_path if index_path.exists() else path / SINGLE):
-        if not need.is_file():
-            raise HubkitError(
-                "HK-BASE-MISSING", "the folder does not hold a base model in safetensors", where=str(need),
-                want=f"config.json and {SINGLE} (or {INDEX})", fix="hubkit pull --base ORG/NAME",
-            )  # fmt: skip
-    config = parse(config_path.read_bytes(), str(config_path))
-    names = [SINGLE]
-    if index_path.exists():
-        weight_map = parse(index_path.read_bytes(), str(index_path)).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise HubkitError("HK-BASE-FILES", "the index has no weight_map", where=str(index_path))
-        names = sorted(set(weight_map.values()))
-    headers: dict[str, TensorInfo] = {}
-    file_of: dict[str, str] = {}
-    for name in names:
-        for tensor, info in read_header(path / name).items():
-            headers[tensor] = info
-            file_of[tensor] = name
-    return Shards(path, config, headers, file_of)
+    if not (path / "config.json").is_file():
+        raise HubkitError(
+            "HK-BASE-MISSING", "the folder does not hold a base model", where=str(path / "config.json"),
+            want="config.json and weights in safetensors", fix="hubkit pull --base ORG/NAME",
+        )  # fmt: skip
+    base = local(path)
+    files = weight_headers(base)
+    headers = {tensor: info for tensors in files.values() for tensor, info in tensors.items()}
+    file_of = {tensor: name for name, tensors in files.items() for tensor in tensors}
+    return Shards(path, read_config(base), headers, file_of)
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -115,7 +102,9 @@ def read_file(path: Path) -> dict[str, Tensor]:
         if not count:
             found[name] = torch.empty(info.shape, dtype=dtype)
         elif info.start % dtype.itemsize:
-            found[name] = torch.frombuffer(bytearray(data[info.start : info.stop].tobytes()), dtype=dtype).view(info.shape)
+            found[name] = torch.frombuffer(bytearray(data[info.start : info.stop].tobytes()), dtype=dtype).view(
+                info.shape
+            )
         else:
             found[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=info.start).view(info.shape)
     return found
@@ -200,7 +189,7 @@ class _Sink:
 
     def __init__(self, file: BinaryIO, update: Callable[[bytes | memoryview], None]) -> None:
         self._blocks: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=4)
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._file, self._update = file, update
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -225,7 +214,7 @@ class _Sink:
                 try:
                     self._update(block)
                     self._file.write(block)
-                except OSError as e:
+                except Exception as e:  # raised again in the thread that waits for this one
                     self._error = e
 
 

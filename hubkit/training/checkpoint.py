@@ -7,9 +7,11 @@ every step seeds them from the run's seed and its own number, the order of the r
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubkit.documents.files import refusing
 from hubkit.errors import HubkitError
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -84,7 +87,12 @@ def layout(params: Mapping[str, Tensor]) -> str:
 
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> None:
-    """Writes `checkpoint` beside the one there, flushes it to disk, then takes its place."""
+    """Writes `checkpoint` beside the one there, flushes it to disk, then takes its place.
+
+    Raises:
+        HubkitError: HK-DISK when the disk is full, HK-IO; the checkpoint there stays as it was.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     document = {
@@ -96,10 +104,25 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
     # clones: a shared storage (tied parameters) cannot be stored twice otherwise
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
     partial = run_dir / PARTIAL
-    save_file(tensors, partial, metadata={"hubkit": json.dumps(document, sort_keys=True)})
-    _flush(partial)
-    os.replace(partial, run_dir / CHECKPOINT)
-    _flush(run_dir)
+    try:
+        with refusing(partial):
+            try:
+                save_file(tensors, partial, metadata={"hubkit": json.dumps(document, sort_keys=True)})
+            except SafetensorError as error:
+                raise _system_error(error, partial) from None
+            _flush(partial)
+            os.replace(partial, run_dir / CHECKPOINT)
+            _flush(run_dir)
+    except HubkitError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _system_error(error: Exception, path: Path) -> OSError:
+    """What the operating system said to safetensors, which passes it on as text: "... (os error 28)"."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(match[1]) if match else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _flush(path: Path) -> None:

@@ -22,6 +22,7 @@ SHOWN = 10
 """Faults of one kind that a refusal spells out; the rest are counted."""
 
 _CSV_LIMIT = threading.Lock()
+_NAME_THEM = "name them: --text COLUMN, or --messages COLUMN, or --prompt COLUMN --completion COLUMN"
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,11 @@ def choose_columns(records: Sequence[Record], asked: Columns | None = None) -> C
         if name not in record.values
     ]
     if faults:
-        raise _no_columns(f"columns {', '.join(columns.names())} in every row", shorten(faults), records[0].where)
+        where = records[0].where.partition(":")[0]
+        raise HubkitError(
+            "HK-COLUMNS", "rows lack a column that is to be trained on", where=where,
+            want=f"{', '.join(columns.names())} in every row", have=shorten(faults), fix=_NAME_THEM,
+        )  # fmt: skip
     return columns
 
 
@@ -194,15 +199,14 @@ def _check_choice(columns: Columns) -> None:
 
 
 def _no_columns(want: str, have: str | Sequence[str], where: str) -> HubkitError:
-    fix = "name them: --text COLUMN, or --messages COLUMN, or --prompt COLUMN --completion COLUMN"
     return HubkitError(
-        "HK-COLUMNS", "the columns to train on are not clear", where=where, want=want, have=have, fix=fix
+        "HK-COLUMNS", "the columns to train on are not clear", where=where, want=want, have=have, fix=_NAME_THEM
     )
 
 
 def _hint(name: str, present: Iterable[str]) -> str:
     near = nearest(name, present)
-    return f" (there are: {', '.join(near or present)})"
+    return f" (near: {', '.join(near)})" if near else f" (there are: {', '.join(present) or 'none'})"
 
 
 def shorten(faults: Sequence[str]) -> list[str]:

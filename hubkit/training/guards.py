@@ -1,4 +1,4 @@
-"""What a run needs before it starts, what it changes outside itself, and how it is put back: modes, caches, random generators, Ctrl-C, the folder."""
+"""What a run needs, and what it changes outside itself and puts back: modes, generators, Ctrl-C, the folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hubkit.documents.files import refusing
 from hubkit.errors import USAGE, HubkitError
 from hubkit.training.encode import Row, require_targets
 from hubkit.training.options import TrainOptions
@@ -132,19 +133,16 @@ def run_folder(path: Path) -> Iterator[None]:
     """Makes the run's folder and holds it, so that two processes never train in one.
 
     Raises:
-        HubkitError: HK-BUSY when another process holds it; HK-OPTIONS when it cannot be made.
+        HubkitError: HK-BUSY when another process holds it; HK-DISK and HK-IO when it cannot be made, or written to.
     """
-    try:
+    with refusing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = "the run's folder cannot be used"
-        raise HubkitError("HK-OPTIONS", what, where=str(path), have=str(error), status=USAGE) from None
-    descriptor = _hold(path)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        descriptor = _hold(path)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _hold(path: Path) -> int | None:

@@ -123,7 +123,7 @@ class _Run:
         if stored is None:
             return ()
         if not resume:
-            fix = "--resume to go on with it, or another folder"
+            fix = "--resume to go on with it, or another folder; to begin anew, remove this one"
             where = str(self.run_dir / checkpoints.CHECKPOINT)
             raise HubkitError("HK-EXISTS", "the run's folder holds a checkpoint", where=where, fix=fix)
         checkpoints.require_same_run(stored.identity, self.identity, self.run_dir)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_record
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base
+from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,24 +43,35 @@ def attach(
         the module to call, train or compile; ``.detach()`` gives the model back as it was.
 
     Raises:
-        HubkitError: ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-TARGET``; what pulling and
-            opening raise. Nothing is attached then.
+        HubkitError: ``HK-MIX``, ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-TARGET``; what
+            pulling and opening raise. The model and what was attached to it are then as they were.
     """
     from hubkit.methods.reading import read_adapter
-    from hubkit.tensors.attach import Attached
+    from hubkit.tensors.attach import Attached, require_uncompiled
+    from hubkit.tensors.base import Base
     from hubkit.tensors.live import fingerprint_model
 
     live = model.model if isinstance(model, Attached) else model
+    require_mix(mix)
+    require_uncompiled(live)
     members = open_terms(terms, registry=registry, offline=offline, progress=progress)
     record = base_record(base, registry=registry) if base else fingerprint_model(live, tokenizer)
     require_base(members, record, allow_base_mismatch)
-    attached = model if isinstance(model, Attached) else Attached(model)
-    members = _renamed(members, attached.adapters)
-    dtype = "master" if trainable else "base"
-    read = {m.name: read_adapter(m.folder, attached.sites, name=m.name, dtype=dtype) for m in members}
-    for name, adapter in read.items():
-        attached.add(name, adapter)
-    attached.set_mix(mix_of(members, mix))
+    sites = model.sites if isinstance(model, Attached) else Base.from_model(live)
+    members = _renamed(members, model.adapters if isinstance(model, Attached) else {})
+    chosen, dtype = mix_of(members, mix), "master" if trainable else "base"
+    read = {m.name: read_adapter(m.folder, sites, name=m.name, dtype=dtype) for m in members}
+    attached = model if isinstance(model, Attached) else Attached(model, sites)
+    try:
+        for name, adapter in read.items():
+            attached.add(name, adapter)
+        attached.set_mix(chosen)
+    except HubkitError:
+        for name in [name for name in read if name in attached.adapters]:
+            attached.remove(name)
+        if attached is not model:
+            attached.detach()
+        raise
     return attached
 
 

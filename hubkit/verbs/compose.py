@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
 from hubkit.documents.manifest import Manifest, Parent, Plugin
 from hubkit.errors import HubkitError
-from hubkit.verbs.sources import Progress
+from hubkit.verbs.sources import Progress, chosen_name
 from hubkit.verbs.terms import Term, Terms, mix_of, open_terms
 
 if TYPE_CHECKING:
@@ -70,19 +70,20 @@ def compose(
         replace: replace an adapter that is at `out`.
 
     Raises:
-        HubkitError: ``HK-TERMS``; ``HK-BASE-MISMATCH``; ``HK-COMPOSE`` when a member's change is not low-rank;
-            ``HK-EXISTS``; what pulling and reading raise.
+        HubkitError: ``HK-TERMS``; ``HK-NAME``; ``HK-BASE-MISMATCH``; ``HK-COMPOSE`` when a member's change is not
+            low-rank; ``HK-EXISTS``; what pulling and reading raise.
     """
     from hubkit.artifact.card import card_file
     from hubkit.methods.config import config_document
     from hubkit.methods.foreign import own_files
 
     out = Path(out)
+    name = chosen_name(name, out)
     members = open_terms(terms, registry=registry, offline=offline, progress=progress)
     overrides = _one_base(members, allow_base_mismatch)
     base = _base(members)
     adapters = _read(members, base)
-    result, rank = _sum(name or out.resolve().name, members, adapters, base)
+    result, rank = _sum(name, members, adapters, base)
     parents = tuple(Parent(m.reference, m.folder.manifest.digest, m.weight) for m in members)
     first = members[0].folder
     manifest = Manifest(

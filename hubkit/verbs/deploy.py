@@ -191,8 +191,13 @@ def _deployment(engine: str, pinned: Lock, files: tuple[FileEntry, ...], command
 
 
 def _entries(folder: Path) -> tuple[FileEntry, ...]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return tuple(FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path)) for path in paths)
+    return tuple(FileEntry(name, path.stat().st_size, hash_file(path)) for name, path in _contents(folder).items())
+
+
+def _contents(folder: Path) -> dict[str, Path]:
+    """Everything in a folder but folders; a link is something, wherever it leads."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def _seal(data: bytes) -> bytes:
@@ -208,7 +213,7 @@ def _check(folder: Path, digest: str | None) -> Deployed:
         wrong.append(f"{DEPLOYMENT_NAME}: {sha256(data)}, not {digest}")
     listed = {entry.path: entry for entry in made.files}
     with refusing(folder):
-        found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()}
+        found = _contents(folder)
         for name, entry in listed.items():
             wrong += _difference(found.get(name), entry)
     wrong += [f"{name}: added" for name in found if name not in {*listed, DEPLOYMENT_NAME, SEAL_NAME}]

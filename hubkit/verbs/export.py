@@ -8,6 +8,7 @@ from pathlib import Path
 from hubkit.artifact.folder import open_adapter, staged
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, adapter_source
+from hubkit.verbs.terms import require_adapter
 
 FORMS = ("peft",)
 
@@ -48,7 +49,8 @@ def export(
         replace: replace what an earlier export left at `out`.
 
     Raises:
-        HubkitError: ``HK-EXPORT`` when the method has no such form; ``HK-EXISTS``; what pulling and reading raise.
+        HubkitError: ``HK-NOT-ADAPTER`` for a merged checkpoint; ``HK-EXPORT`` when the method has no such form;
+            ``HK-EXISTS``; what pulling and reading raise.
     """
     from hubkit.methods.reading import read_adapter, recorded_base
 
@@ -56,7 +58,7 @@ def export(
         raise HubkitError("HK-EXPORT", f"unknown form {to!r}", want=", ".join(FORMS), have=to, status=USAGE)
     out = Path(out)
     source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
-    folder = open_adapter(source.path)
+    folder = require_adapter(open_adapter(source.path))
     adapter = read_adapter(folder, recorded_base(folder))
     files = adapter.method.export(adapter, to)
     own = set(files)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.verbs.sources import Progress, base_record, base_source
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base
+from hubkit.verbs.sources import Progress, base_source, base_with_record
+from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,8 +62,8 @@ def generate(
         dtype: in which the base computes; its own by default.
 
     Raises:
-        HubkitError: ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``, ``HK-OPTIONS``, ``HK-ROW-TOO-LONG``; what pulling,
-            opening and reading raise.
+        HubkitError: ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``, ``HK-MIX``, ``HK-OPTIONS``, ``HK-ROW-TOO-LONG``,
+            ``HK-TEMPLATE``; what pulling, opening and reading raise.
     """
     import torch
 
@@ -76,12 +76,16 @@ def generate(
             "HK-OPTIONS", "out of range", want="max_new_tokens >= 1, temperature >= 0",
             have=f"{max_new_tokens}, {temperature}", status=USAGE,
         )  # fmt: skip
+    require_mix(mix)
     members = open_terms(terms, registry=registry, offline=offline, progress=progress) if terms else []
     named, revision = _base(base, revision, members)
-    source = base_source(named, revision, registry=registry, offline=offline, progress=progress)
+    where: dict[str, Any] = {"registry": registry, "offline": offline, "progress": progress}
     overrides: tuple[str, ...] = ()
     if members:
-        overrides = require_base(members, base_record(str(source.path)), allow_base_mismatch)
+        source, record = base_with_record(named, revision, **where)
+        overrides = require_base(members, record, allow_base_mismatch)
+    else:
+        source = base_source(named, revision, **where)
     model: nn.Module = load_base(source.path, dtype)
     if members:
         attached = Attached(model)
@@ -106,6 +110,19 @@ def _base(base: str | None, revision: str | None, members: list[Term]) -> tuple[
     return origin.source, revision or origin.revision
 
 
+def _templated(tokenizer: Any, messages: list[dict[str, str]], base: Path) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    # a template is a program of the base's author: it may fail in any of these ways
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        have = f"{type(error).__name__}: {error}"
+        raise HubkitError(
+            "HK-TEMPLATE", "the base's chat template fails on the prompt", where=str(base), have=have, fix="--raw"
+        ) from None
+
+
 def _answer(
     model: Any, tokenizer: Any, prompt: str, raw: bool, tokens: int, temperature: float, base: Path
 ) -> tuple[str, int]:
@@ -116,7 +133,7 @@ def _answer(
     text, templated = prompt, bool(tokenizer.chat_template) and not raw
     if templated:
         messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = _templated(tokenizer, messages, base)
     inputs = tokenizer(text, add_special_tokens=not templated, return_tensors="pt")
     length, longest = inputs["input_ids"].shape[1], context_length(base)
     if length == 0 or (longest is not None and length + tokens > longest):

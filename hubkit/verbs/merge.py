@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.artifact.folder import CARD_NAME, staged
+from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.errors import HubkitError
-from hubkit.verbs.sources import Progress, base_reference, base_source
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base
+from hubkit.verbs.sources import Progress, base_with_record, chosen_name
+from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
 
 if TYPE_CHECKING:
-    from hubkit.artifact.digest import BaseRecord
     from hubkit.tensors.merging import MergePlan
     from hubkit.tensors.shards import Shards
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf", ".h5", ".msgpack", ".onnx")
-_SKIPPED = {"config.json", "README.md", ".gitattributes", MANIFEST_NAME, "tensors.json"}
+_SKIPPED = {"config.json", "README.md", MANIFEST_NAME, TENSORS_NAME, PEFT_CONFIG}
+_HEAD = 512
 
 
 @dataclass(frozen=True)
@@ -77,29 +76,28 @@ def merge(
         replace: replace a merged checkpoint that is at `out`.
 
     Raises:
-        HubkitError: ``HK-TERMS``, ``HK-BASE-MISMATCH``, ``HK-NOT-MERGEABLE``, ``HK-MERGE-NOOP`` when nothing would
-            change, ``HK-NAN``, ``HK-EXISTS``, ``HK-DISK``; what pulling and reading raise.
+        HubkitError: ``HK-TERMS``, ``HK-MIX``, ``HK-NAME``, ``HK-BASE-MISMATCH``, ``HK-NOT-MERGEABLE``,
+            ``HK-MERGE-NOOP`` when nothing would change, ``HK-NAN``, ``HK-EXISTS``, ``HK-DISK``; what pulling and
+            reading raise.
     """
-    from hubkit.artifact.digest import fingerprint_folder
     from hubkit.tensors.merging import dtype_named
     from hubkit.tensors.shards import open_shards
 
     out = Path(out)
-    wanted = dtype_named(dtype)
-    source = base_source(base, revision, registry=registry, offline=offline, progress=progress)
+    wanted, name = dtype_named(dtype), chosen_name(name, out)
+    require_mix(mix)
+    _require_replaceable(out, replace)
     members = open_terms(terms, registry=registry, offline=offline, progress=progress)
-    named = base_reference(base, revision).repo or source.reference
-    record = fingerprint_folder(source.path, source=named, revision=source.commit)
+    source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
     overrides = require_base(members, record, allow_base_mismatch)
     shards = open_shards(source.path)
     plan = _plan(members, mix, shards)
-    _require_replaceable(out, replace)
     size = sum(info.stop - info.start for info in shards.headers.values())
     if dry_run:
         return Merged(out, "", len(plan.sites), len(shards.headers), size, plan.tied_head is not None, overrides, True)
     manifest = Manifest(
         kind="model",
-        name=name or out.resolve().name,
+        name=name,
         base=record.fingerprint,
         parents=tuple(Parent(m.reference, m.folder.manifest.digest, m.weight) for m in members),
         mix=_tree(plan),
@@ -110,10 +108,11 @@ def merge(
         from hubkit.tensors.merging import write_merged
 
         files = write_merged(plan, shards, stage, wanted)
-        if not _differs(files.files, record):
+        if not files.changed:
+            fix = "another adapter or weight" if dtype == "float32" else "another adapter or weight, or --dtype float32"
             raise HubkitError(
                 "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=base,
-                have="every change is zero, or too small for the dtype", fix="--dtype float32",
+                have="every change is zero, or too small for the dtype", fix=fix,
             )  # fmt: skip
         digest, size = _finish(stage, source.path, manifest, dict(files.files))
     return Merged(
@@ -146,11 +145,6 @@ def _tree(plan: MergePlan) -> dict[str, object]:
     return to_document(plan.mix)
 
 
-def _differs(files: dict[str, str] | object, record: BaseRecord) -> bool:
-    assert isinstance(files, dict)
-    return files != dict(record.fingerprint.files)
-
-
 def _finish(stage: Path, base: Path, manifest: Manifest, digests: dict[str, str]) -> tuple[str, int]:
     """Copies tokenizer and the like, writes card and manifest; the digest and the weights' size."""
     import shutil
@@ -160,7 +154,7 @@ def _finish(stage: Path, base: Path, manifest: Manifest, digests: dict[str, str]
     from hubkit.artifact.digest import hash_file
 
     for path in sorted(p for p in base.iterdir() if p.is_file()):
-        if path.name not in _SKIPPED and not path.name.endswith(_WEIGHTS) and not path.name.startswith("."):
+        if _belongs(path):
             shutil.copyfile(path, stage / path.name)
     entries = []
     for path in sorted(p for p in stage.iterdir() if p.is_file()):
@@ -170,6 +164,21 @@ def _finish(stage: Path, base: Path, manifest: Manifest, digests: dict[str, str]
     (stage / CARD_NAME).write_text(render_card(manifest, None), "utf-8")
     (stage / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return manifest.digest, sum(e.size for e in entries if e.path in digests)
+
+
+def _belongs(path: Path) -> bool:
+    """Tokenizer, licence and the like: what may travel with a model and says nothing of the base's own weights."""
+    from hubkit.artifact.names import check_allowed
+
+    name = path.name
+    if name in _SKIPPED or name.startswith(".") or name.endswith((".safetensors", ".index.json")):
+        return False
+    try:
+        with path.open("rb") as file:
+            check_allowed(name, file.read(_HEAD), str(path))
+    except HubkitError:
+        return False
+    return True
 
 
 def _count(plan: MergePlan, shards: Shards) -> int:

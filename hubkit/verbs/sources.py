@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
-from hubkit.errors import HubkitError
+from hubkit.errors import USAGE, HubkitError
 from hubkit.registry.reference import Reference, open_registry, parse_reference
 from hubkit.registry.versions import resolve_revision
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from hubkit.artifact.digest import BaseRecord
     from hubkit.registry.api import Registry
     from hubkit.registry.store import Stored
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+"""Names that a manifest can hold, as its schema has it."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that have arrived and the bytes in all."""
@@ -70,6 +74,41 @@ def base_source(
         HubkitError: ``HK-REFERENCE``, what pulling raises.
     """
     return _source(base_reference(text, revision), True, registry, offline, progress)
+
+
+def base_with_record(
+    text: str,
+    revision: str | None = None,
+    *,
+    registry: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Source, BaseRecord]:
+    """The folder of the base that `text` names, and its identity under the name that people know it by.
+
+    Raises:
+        HubkitError: as `base_source`; what is wrong with the base's files.
+    """
+    from hubkit.artifact.digest import fingerprint_folder
+
+    source = base_source(text, revision, registry=registry, offline=offline, progress=progress)
+    named = base_reference(text, revision).repo or source.reference
+    return source, fingerprint_folder(source.path, source=named, revision=source.commit)
+
+
+def chosen_name(name: str | None, folder: Path) -> str:
+    """The name of what is about to be written to `folder`: the one given, else the folder's own.
+
+    Raises:
+        HubkitError: ``HK-NAME`` (status 2) for one that a manifest cannot hold.
+    """
+    chosen = name or folder.resolve().name
+    if not re.fullmatch(NAME, chosen, re.ASCII):
+        raise HubkitError(
+            "HK-NAME", "this cannot be the name of an adapter",
+            want="up to 96 of A-Z a-z 0-9 . _ -, a letter or digit first", have=chosen, fix="--name NAME", status=USAGE,
+        )  # fmt: skip
+    return chosen
 
 
 def base_reference(text: str, revision: str | None = None) -> Reference:

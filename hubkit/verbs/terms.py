@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.artifact.folder import AdapterFolder, open_adapter
+from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.mix import Mix, make_mix
 from hubkit.verbs.sources import Progress, adapter_source
@@ -15,7 +17,7 @@ from hubkit.verbs.sources import Progress, adapter_source
 if TYPE_CHECKING:
     from hubkit.artifact.digest import BaseRecord
 
-_TERM = re.compile(r"(?:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?(?P<reference>\S+)")
+_WEIGHT = re.compile(r"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?")
 Terms = str | Sequence[str] | Mapping[str, float]
 
 
@@ -40,24 +42,63 @@ def parse_terms(terms: Terms) -> list[tuple[str, float]]:
     """(reference, weight) of each term, in order.
 
     Args:
-        terms: a mapping reference -> weight; or text, in one piece or in several: ``1.0*./a + -0.5*./b``.
+        terms: a mapping reference -> weight; or text, in one piece or in several: ``1.0*./a + -0.5*./b``,
+            ``./a - ./b``. The path of a folder may hold spaces where it is a piece, or a key, of its own.
 
     Raises:
-        HubkitError: ``HK-TERMS`` for text that is no such sum.
+        HubkitError: ``HK-TERMS`` for text that is no such sum, and for weights that are no finite numbers.
     """
     if isinstance(terms, Mapping):
-        return [(reference, float(weight)) for reference, weight in terms.items()]
-    words = terms if isinstance(terms, str) else " ".join(terms)
-    text = re.sub(r"\s*\*\s*", "*", words.strip())
-    pieces = [piece for piece in re.split(r"\s+\+\s+|\s+(?=-\s*[\d.])|\s+", text) if piece and piece != "+"]
-    found = [(piece, _TERM.fullmatch(piece)) for piece in pieces]
-    bad = [piece for piece, match in found if match is None]
+        found: list[tuple[str, object]] = [(str(reference), weight) for reference, weight in terms.items()]
+    else:
+        found = [*_scan([terms] if isinstance(terms, str) else terms)]
+    weights = [_number(weight) for _, weight in found]
+    bad = [f"{weight}*{name}" for (name, weight), number in zip(found, weights, strict=True) if number is None]
     if bad or not found:
-        raise HubkitError(
-            "HK-TERMS", "these are not terms of a sum", want="[WEIGHT*]REFERENCE + ..., e.g. ./a + -0.5*./b",
-            have=bad or "nothing", status=USAGE,
-        )  # fmt: skip
-    return [(match["reference"], float(match["weight"] or 1.0)) for _, match in found if match]
+        raise _not_terms(bad or ["nothing"])
+    return [(name, number) for (name, _), number in zip(found, weights, strict=True) if number is not None]
+
+
+def _scan(words: Sequence[str]) -> list[tuple[str, str]]:
+    """(reference, weight as text) of each term in the words of a command line."""
+    found: list[tuple[str, str]] = []
+    sign = ""
+    for piece in (piece for word in words for piece in _pieces(word)):
+        match = _WEIGHT.match(piece)
+        assert match is not None
+        name, own = piece[match.end() :], match["sign"]
+        if not name and own and not match["weight"] and not sign:
+            sign = own  # stands alone, before its term
+            continue
+        if not name or (sign == "-" and own):
+            raise _not_terms([piece])
+        minus = "-" if "-" in (sign, own) else ""
+        found.append((name, minus + (match["weight"] or "1")))
+        sign = ""
+    if sign:
+        raise _not_terms([sign])
+    return found
+
+
+def _pieces(word: str) -> list[str]:
+    match = _WEIGHT.match(word)
+    assert match is not None
+    if re.search(r"\s", word[match.end() :].strip()) and Path(word[match.end() :]).is_dir():
+        return [word]
+    return re.sub(r"\s*\*\s*", "*", word).split()
+
+
+def _number(text: object) -> float | None:
+    try:
+        number = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _not_terms(have: list[str]) -> HubkitError:
+    want = "[WEIGHT*]REFERENCE + ..., e.g. ./a + -0.5*./b"
+    return HubkitError("HK-TERMS", "these are not terms of a sum", want=want, have=have, status=USAGE)
 
 
 def open_terms(
@@ -66,12 +107,13 @@ def open_terms(
     """The adapters of a sum or stack, pulled where needed, each opened and checked.
 
     Raises:
-        HubkitError: ``HK-TERMS``, ``HK-REFERENCE``, what pulling and opening raise.
+        HubkitError: ``HK-TERMS``, ``HK-REFERENCE``, ``HK-NOT-ADAPTER`` for a merged checkpoint; what pulling and
+            opening raise.
     """
     made: list[Term] = []
     for reference, weight in parse_terms(terms):
         source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
-        folder = open_adapter(source.path)
+        folder = require_adapter(open_adapter(source.path))
         taken = {term.name for term in made}
         name = folder.manifest.name
         number = 2
@@ -79,6 +121,27 @@ def open_terms(
             name, number = f"{folder.manifest.name}-{number}", number + 1
         made.append(Term(name, source.reference, weight, folder))
     return made
+
+
+def require_adapter(folder: AdapterFolder) -> AdapterFolder:
+    """`folder` itself, unless it is a merged checkpoint or a mix: those have no tensors of an adapter.
+
+    Raises:
+        HubkitError: ``HK-NOT-ADAPTER``.
+    """
+    manifest = folder.manifest
+    if manifest.kind != "adapter":
+        raise HubkitError(
+            "HK-NOT-ADAPTER", f"{manifest.name!r} is a {manifest.kind}, not an adapter",
+            where=f"{folder.path / MANIFEST_NAME}#/kind", want="adapter", have=manifest.kind,
+            fix="a merged checkpoint is a base: name it with --base" if manifest.kind == "model" else "",
+        )  # fmt: skip
+    return folder
+
+
+def require_mix(kind: str) -> None:
+    """Refuses a word that names no mix, before anything is fetched or read: ``HK-MIX``."""
+    make_mix(kind, {"": 1.0})
 
 
 def mix_of(terms: Iterable[Term], kind: str) -> Mix:

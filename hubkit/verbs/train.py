@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
+from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tensors_bytes, write_adapter
+from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import HubkitError
-from hubkit.verbs.sources import Progress, base_reference, base_source
+from hubkit.verbs.sources import Progress, base_with_record, chosen_name
 
 if TYPE_CHECKING:
     from hubkit.artifact.digest import BaseRecord
@@ -81,16 +82,15 @@ def train(
         license: SPDX identifier, for manifest and model card.
         revision: of the base, where `base` is a repository that names none.
         replace: replace an adapter that is at `out`.
-        resume: go on from the checkpoint.
+        resume: go on from the checkpoint; without one, begin.
         report: called with each event of the run.
         progress: of the base's download.
         options: fields of `hubkit.training.options.TrainOptions`; the method's recipe fills what is not given.
 
     Raises:
-        HubkitError: ``HK-EXISTS``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``, ``HK-CONFIG``,
-            ``HK-TARGET``, ``HK-OPTIONS``, ``HK-NAN``, ``HK-RESUME`` and what they call for.
+        HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
+            ``HK-CONFIG``, ``HK-TARGET``, ``HK-OPTIONS``, ``HK-NAN``, ``HK-RESUME`` and what they call for.
     """
-    from hubkit.artifact.digest import fingerprint_folder
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
     from hubkit.tensors.live import load_tokenizer
@@ -98,33 +98,43 @@ def train(
     from hubkit.training.data import read_rows
 
     out = Path(out)
-    _require_free(out, replace or resume)
+    run_dir = out.with_name(out.name + ".run")
+    replace = _may_replace(out, replace, resume and (run_dir / checkpoint.CHECKPOINT).exists(), resume)
+    name = chosen_name(name, out)
     chosen = host().load(method or host().default())
     settings = parse_config(chosen.info.config, config or {}, "--set")
     wanted = _options(chosen, options)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
-    source = base_source(base, revision, registry=registry, offline=offline, progress=progress)
-    named = base_reference(base, revision).repo or source.reference
-    record = fingerprint_folder(source.path, source=named, revision=source.commit)
+    source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
+    draft = _draft(name, chosen, settings, record, license)
+    check_adapter(out, draft, {CARD_NAME: _card(out, draft, ())}, replace=replace)  # now, not after hours of training
     rows, validation = _rows(records, held, load_tokenizer(source.path), columns, source.path, wanted, raw)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
-    run_dir = out.with_name(out.name + ".run")
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name or out.resolve().name,
+        resume=resume, name=name,
     )  # fmt: skip
-    manifest = _manifest(adapter, chosen, record, wanted, rows, metrics, license)
-    digest = _write(out, adapter, manifest, record, metrics, replace or resume)
+    manifest = dataclasses.replace(draft, training=_training(wanted, rows, metrics))
+    digest = _write(out, adapter, manifest, record, metrics, replace)
     checkpoint.discard(run_dir)
     count = sum(p.numel() for p in adapter.parameters().values())
     return Trained(out, digest, chosen.name, count, metrics)
 
 
-def _require_free(out: Path, replace: bool) -> None:
-    if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
-        raise HubkitError(
-            "HK-EXISTS", f"{out.name!r} exists already", where=str(out), fix="another --out, --resume or --replace"
-        )
+def _may_replace(out: Path, replace: bool, unfinished: bool, resume: bool) -> bool:
+    """Whether what is at `out` may be replaced; a resumed run replaces what it may have written before it was killed.
+
+    Raises:
+        HubkitError: ``HK-EXISTS``.
+    """
+    with refusing(out):
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return True
+    if not replace and not unfinished:
+        what = "is complete: there is nothing to resume" if resume else "exists already"
+        fix = "--replace to train it again, or another --out"
+        raise HubkitError("HK-EXISTS", f"{out.name!r} {what}", where=str(out), fix=fix)
+    return True
 
 
 def _options(method: Method, given: Mapping[str, Any]) -> TrainOptions:
@@ -201,34 +211,39 @@ def _fit(
     return adapter, metrics
 
 
-def _manifest(
-    adapter: Adapter,
-    method: Method,
-    record: BaseRecord,
-    options: TrainOptions,
-    rows: list[Row],
-    metrics: Metrics,
-    license: str | None,
-) -> Manifest:
-    from hubkit.training.encode import rows_digest
-    from hubkit.training.options import WITHOUT_INFLUENCE
-
-    settings = {k: v for k, v in options.to_document().items() if v is not None and k not in WITHOUT_INFLUENCE}
-    training = {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}
+def _draft(name: str, method: Method, config: Any, record: BaseRecord, license: str | None) -> Manifest:
+    """The manifest as far as it is known before training."""
     return Manifest(
         kind="adapter",
-        name=adapter.name,
+        name=name,
         method=method.name,
         plugin=Plugin(method.offer.distribution, method.offer.version),
-        config=_document(adapter.config),
+        config=_document(config),
         base=record.fingerprint,
-        training=training,
         license=license,
     )
 
 
-def _write(out: Path, adapter: Adapter, manifest: Manifest, record: BaseRecord, metrics: Metrics, replace: bool) -> str:
+def _training(options: TrainOptions, rows: list[Row], metrics: Metrics) -> dict[str, Any]:
+    from hubkit.training.encode import rows_digest
+    from hubkit.training.options import WITHOUT_INFLUENCE
+
+    settings = {k: v for k, v in options.to_document().items() if v is not None and k not in WITHOUT_INFLUENCE}
+    return {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}
+
+
+def _card(out: Path, manifest: Manifest, files: Iterable[str]) -> bytes:
+    """The model card; what people wrote into that of an adapter which is replaced survives."""
     from hubkit.artifact.card import card_file
+
+    card = out / CARD_NAME
+    with refusing(card):
+        ours = (out / MANIFEST_NAME).is_file() and card.is_file()
+        existing = card.read_bytes().decode(errors="replace") if ours else None
+    return card_file(manifest, files, existing)
+
+
+def _write(out: Path, adapter: Adapter, manifest: Manifest, record: BaseRecord, metrics: Metrics, replace: bool) -> str:
     from hubkit.documents.schema import canonical
     from hubkit.methods.foreign import own_files
 
@@ -237,9 +252,7 @@ def _write(out: Path, adapter: Adapter, manifest: Manifest, record: BaseRecord, 
     adapter.source, adapter.revision = public.source, public.revision
     files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
     files["metrics.json"] = canonical(metrics.to_document())
-    card = out / CARD_NAME
-    existing = card.read_bytes().decode() if (out / MANIFEST_NAME).is_file() and card.is_file() else None
-    files[CARD_NAME] = card_file(manifest, files, existing)
+    files[CARD_NAME] = _card(out, manifest, files)
     return write_adapter(out, manifest, files, replace=replace).digest
 
 

@@ -107,9 +107,9 @@ def test_unclear_columns_are_refused_with_the_choices():
 
 def test_a_named_column_that_is_absent_is_refused_with_the_nearest():
     error = refused("HK-COLUMNS", choose_columns, of("question", "answer"), Columns(text="questoin"))
-    assert error.have == ["r:1: no column 'questoin' (there are: question)"]
+    assert error.have == ["r:1: no column 'questoin' (near: question)"]
     error = refused("HK-COLUMNS", choose_columns, [*of("text"), Record({"txt": ""}, "r:2")])
-    assert error.have == ["r:2: no column 'text' (there are: txt)"]
+    assert error.have == ["r:2: no column 'text' (near: txt)"]
 
 
 def test_only_the_first_faults_are_spelt_out():

@@ -1,0 +1,130 @@
+"""Adopting an adapter that another tool wrote: what `pack` does with a folder that has no manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubkit.artifact.folder import MANIFEST_NAME, PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
+from hubkit.documents.files import read, refusing
+from hubkit.documents.manifest import Manifest, Plugin
+from hubkit.documents.schema import MAX_BYTES, parse
+from hubkit.errors import HubkitError
+from hubkit.verbs.sources import Progress, base_with_record
+
+if TYPE_CHECKING:
+    from hubkit.methods.host import Method
+
+
+def adopt(
+    folder: Path,
+    name: str,
+    base: str | None,
+    revision: str | None,
+    *,
+    registry: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Manifest, dict[str, bytes | Path]]:
+    """The manifest and files of another tool's adapter: every option and every tensor accounted for.
+
+    Args:
+        folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+        name: the adapter's.
+        base: folder or repository; the one its config names when None.
+        revision: of the base.
+
+    Raises:
+        HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
+            ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``; what fetching and reading the base raise.
+    """
+    from hubkit.artifact.forms import from_peft_config, short_targets, split_keys
+    from hubkit.artifact.header import read_header
+    from hubkit.methods.config import config_document, parse_config
+    from hubkit.methods.foreign import own_files
+    from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.base import Base
+
+    foreign = _foreign_config(folder)
+    method = _method_for(str(foreign.get("peft_type")), folder)
+    form = method.peft_form
+    assert form is not None
+    values = from_peft_config(form, foreign, str(folder / PEFT_CONFIG))
+    weights = _weights(folder)
+    parts = split_keys(form, read_header(weights), str(weights)).parts
+    if not parts:
+        raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
+    named = base or foreign.get("base_model_name_or_path")
+    if not named:
+        raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
+    asked = revision or (foreign.get("revision") if base is None else None)
+    where: Any = {"registry": registry, "offline": offline, "progress": progress}
+    source, record = base_with_record(str(named), asked, **where)
+    sites = Base.from_folder(source.path)
+    homeless = [site for site in parts if site not in sites.sites]
+    if homeless:
+        raise HubkitError(
+            "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=str(weights),
+            want=f"modules of {named}", have=homeless, fix="--base with the base that the adapter was trained on",
+        )  # fmt: skip
+    values["targets"] = short_targets(parts, sites.sites)
+    config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
+    adapter = Adapter.read(name, method, config, sites, weights, None)
+    manifest = Manifest(
+        kind="adapter", name=name, method=method.name, base=record.fingerprint, config=config_document(config),
+        plugin=Plugin(method.offer.distribution, method.offer.version),
+    )  # fmt: skip
+    public = manifest.shareable().base
+    assert public is not None
+    adapter.source, adapter.revision = public.source, public.revision
+    files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
+    return manifest, files
+
+
+def _foreign_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / PEFT_CONFIG
+    if not path.is_file():
+        raise HubkitError(
+            "HK-NOT-ADAPTER", f"there is no adapter in {str(folder)!r}", want=f"{MANIFEST_NAME} or {PEFT_CONFIG}",
+            have=", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder",
+            fix="hubkit train makes one",
+        )  # fmt: skip
+    with refusing(path):
+        return parse(read(path, MAX_BYTES), str(path))
+
+
+def _method_for(peft_type: str, folder: Path) -> Method:
+    """The installed method that reads this type of PEFT; methods that cannot be imported are passed over.
+
+    Raises:
+        HubkitError: ``HK-METHOD-UNKNOWN``.
+    """
+    from hubkit.methods.host import host
+
+    known: list[str] = []
+    for name in host().offers():
+        try:
+            method = host().load(name)
+        except HubkitError:
+            continue
+        if method.peft_form is not None:
+            known.append(method.peft_form.peft_type)
+            if method.peft_form.peft_type == peft_type:
+                return method
+    raise HubkitError(
+        "HK-METHOD-UNKNOWN", f"no installed method reads adapters of type {peft_type!r}",
+        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted(known)), have=peft_type,
+        fix="install the package that offers it; hubkit methods lists what is installed",
+    )  # fmt: skip
+
+
+def _weights(folder: Path) -> Path:
+    path = folder / WEIGHTS_NAME
+    pickles = [p.name for p in folder.glob("adapter_model.*") if p.name != WEIGHTS_NAME]
+    if not path.is_file() and pickles:
+        raise HubkitError(
+            "HK-PICKLE", "the adapter's weights are a pickle, which can run code when it is read", where=str(folder),
+            want=WEIGHTS_NAME, have=", ".join(pickles), fix="save it again with safe_serialization=True",
+        )  # fmt: skip
+    return path

@@ -1,0 +1,148 @@
+"""What the documents show is true: commands parse, the README runs as typed and prints what it prints there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from hubkit.cli import hubkit as group
+from hubkit.cli.group import Command
+from hubkit.cli.table import COMMANDS
+from hubkit.registry.directory import DirectoryRegistry
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PREPARATION = ("git ", "cd ", "make ", "pip ", "source ", ". ")
+"""Lines of the README that set a machine up; the tests run on one that is."""
+END = "--end-of-command-"
+
+
+def command_of(name: str) -> Command:
+    command = group.get_command(click.Context(group), name)
+    assert isinstance(command, Command)
+    return command
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def transcripts() -> list[tuple[str, list[str]]]:
+    """(command, lines it is said to print) of every ``$ `` line of the console blocks, continuations joined."""
+    found: list[tuple[str, list[str]]] = []
+    for line in "".join(blocks("console")).replace("\\\n", " ").splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:].strip(), []))
+        elif found:
+            found[-1][1].append(line)
+    return found
+
+
+def parses(line: str) -> None:
+    """One typed line: the command exists and takes these arguments."""
+    words = shlex.split(line, comments=True)
+    words = words[: next((i for i, word in enumerate(words) if word in ("|", ">", ">>", "&", "&&", ";", "2>&1")), None)]
+    assert words[:1] == ["hubkit"], line
+    if words[1:] and words[1] in COMMANDS and "--help" not in words:
+        command_of(words[1]).make_context(words[1], words[2:])
+    else:
+        assert words[1:] in ([], ["--help"], ["--version"]) or words[1] in COMMANDS, line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example_that_parses(name: str) -> None:
+    command = command_of(name)
+    text = command.get_help(click.Context(command, info_name=name))
+    assert text.rstrip().endswith(f"Example:\n{command.example}".rstrip())
+    lines = [line.strip() for line in command.example.replace("\\\n", " ").splitlines() if line.strip()]
+    assert lines
+    for line in lines:
+        parses(line)
+
+
+def test_every_command_has_json() -> None:
+    for name in COMMANDS:
+        assert "--json" in {option for param in command_of(name).params for option in param.opts}, name
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "examples/data/README.md"])
+def test_documents_exist(name: str) -> None:
+    assert len((ROOT / name).read_text("utf-8")) > 200
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    import hubkit
+
+    headings = re.findall(r"^## \[?([^\]\s]+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert hubkit.__version__ in headings[:2]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in (README, ROOT / "ARCHITECTURE.md"):
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text("utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    typed = [line for line, _ in transcripts() if line.startswith("hubkit")]
+    assert typed, "the README shows the tour as one would type it, in console blocks"
+    for line in typed:
+        parses(line)
+
+
+def test_the_readme_lists_every_command() -> None:
+    text = README.read_text("utf-8")
+    assert [name for name in COMMANDS if not re.search(rf"hubkit {name}\b|`{name}`", text)] == []
+
+
+def alike(line: str) -> str:
+    """A line without what differs from run to run and machine to machine: digests, numbers, widths, folders."""
+    line = re.sub(r"\b(?=[0-9a-f]*[0-9])[0-9a-f]{7,64}\b", "<hex>", line)
+    line = re.sub(r"(?:/[\w.<>~-]+)+/", "<dir>/", line)
+    return re.sub(r"\s+", " ", re.sub(r"\d+(?:[.,]\d+)*", "<n>", line)).strip()
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform == "win32", reason="the README is written for a POSIX shell")
+def test_the_readme_runs_as_typed(smol: Path, tmp_path: Path) -> None:
+    """All console blocks in order, in one shell in an empty folder; each documented line of output is printed.
+
+    The Hub is a directory that holds the base under its name there; ``...`` in the README stands for anything.
+    """
+    place = DirectoryRegistry(tmp_path / "hub")
+    place.create("HuggingFaceTB/SmolLM2-135M-Instruct")
+    files = {path.name: path for path in smol.iterdir()}
+    place.commit("HuggingFaceTB/SmolLM2-135M-Instruct", files, [], message="base", parent=None)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "examples").symlink_to(ROOT / "examples")
+    (work / "SmolLM2-135M-Instruct").symlink_to(smol)
+    shown = [(line, output) for line, output in transcripts() if not line.startswith(PREPARATION)]
+    script = "".join(f"{line}\necho {END}$?\necho {END} >&2\n" for line, _ in shown)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HUBKIT_HOME": str(tmp_path / "home"),
+        "HUBKIT_REGISTRY": str(tmp_path / "hub"),
+    }
+    done = subprocess.run(
+        ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}"],
+        cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=1500,
+    )  # fmt: skip
+    out = re.split(rf"^{END}(\d+)\n", done.stdout, flags=re.MULTILINE)
+    err = re.split(rf"^{END}\n", done.stderr, flags=re.MULTILINE)
+    for number, (line, output) in enumerate(shown):
+        printed, status = out[2 * number] + err[number], int(out[2 * number + 1])
+        refused = any(text.startswith("error[") for text in output)
+        assert (status != 0) == refused, f"{line}: exit status {status}\n{printed}"
+        have = {alike(text) for text in printed.splitlines()}
+        for text in (text for text in output if text.strip() and "..." not in text):
+            assert alike(text) in have, f"{line}: the README shows {text!r}; printed:\n{printed}"
