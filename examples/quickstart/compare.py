@@ -29,10 +29,13 @@ def models(base: Path, adapter: Path, merged: Path) -> Iterator[tuple[str, Any]]
     yield "merged", AutoModelForCausalLM.from_pretrained(merged, dtype="auto").eval()
 
 
-def prompt_ids(tokenizer: Any, row: Row) -> list[int]:
-    messages = [{"role": "user", "content": row["prompt"]}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def row_ids(tokenizer: Any, row: Row) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt and of the answer that follows it, both through the chat template, as in training."""
+    turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    start, ids = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, whole))
+    return start, ids[len(start) :]
 
 
 @torch.no_grad()
@@ -40,8 +43,7 @@ def loss(model: Any, tokenizer: Any, rows: list[Row]) -> float:
     """Mean over all completion tokens, in nats."""
     total, count = 0.0, 0
     for row in rows:
-        prompt = prompt_ids(tokenizer, row)
-        answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        prompt, answer = row_ids(tokenizer, row)
         logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
         total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
         count += len(answer)
@@ -51,7 +53,7 @@ def loss(model: Any, tokenizer: Any, rows: list[Row]) -> float:
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, row: Row) -> str:
     """The greedy answer, one line."""
-    ids = torch.tensor([prompt_ids(tokenizer, row)])
+    ids = torch.tensor([row_ids(tokenizer, row)[0]])
     stop = [tokenizer.eos_token_id]
     made = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False, eos_token_id=stop

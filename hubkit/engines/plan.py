@@ -45,19 +45,11 @@ class Plan:
         Raises:
             HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
         """
-        from hubkit.methods.config import parse_config
-        from hubkit.methods.host import host
-        from hubkit.tensors.adapter import Adapter
+        from hubkit.methods.reading import read_adapter
         from hubkit.tensors.base import Base
 
         base = Base.from_folder(self.base)
-        found: dict[str, Adapter] = {}
-        for member in self.members:
-            manifest, where = member.folder.manifest, f"{member.folder.path}/hubkit.json#/config"
-            method = host().load(manifest.method or "")
-            config = parse_config(method.info.config, manifest.config, where)
-            found[member.name] = Adapter.read(member.name, method, config, base, member.folder.weights_path, None)
-        return found
+        return {member.name: read_adapter(member.folder, base, name=member.name) for member in self.members}
 
 
 class Engine(Protocol):

@@ -75,7 +75,8 @@ def load_tokenizer(path: Path | str) -> Any:
     except Exception as e:  # on files of another maker, tokenizer classes can raise anything
         raise HubkitError(
             "HK-TOKENIZER-LOAD", "transformers cannot load the tokenizer", where=str(path),
-            have=f"{type(e).__name__}: {e}", fix="the folder needs tokenizer.json, or the files of its tokenizer class, and a sound config.json",
+            have=f"{type(e).__name__}: {e}",
+            fix="it needs tokenizer.json, or the files of its tokenizer class, and a sound config.json",
         ) from e  # fmt: skip
 
 

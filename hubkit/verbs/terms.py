@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.errors import USAGE, HubkitError
-from hubkit.tensors.mix import Mix, make_mix
 from hubkit.verbs.sources import Progress, adapter_source
 
 if TYPE_CHECKING:
     from hubkit.artifact.digest import BaseRecord
+    from hubkit.tensors.mix import Mix
 
 _WEIGHT = re.compile(r"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?")
 Terms = str | Sequence[str] | Mapping[str, float]
@@ -141,6 +141,8 @@ def require_adapter(folder: AdapterFolder) -> AdapterFolder:
 
 def require_mix(kind: str) -> None:
     """Refuses a word that names no mix, before anything is fetched or read: ``HK-MIX``."""
+    from hubkit.tensors.mix import make_mix
+
     make_mix(kind, {"": 1.0})
 
 
@@ -150,6 +152,8 @@ def mix_of(terms: Iterable[Term], kind: str) -> Mix:
     Raises:
         HubkitError: ``HK-MIX`` for another word.
     """
+    from hubkit.tensors.mix import make_mix
+
     return make_mix(kind, [(term.name, term.weight) for term in terms])
 
 

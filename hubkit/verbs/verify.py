@@ -197,28 +197,15 @@ def _proof(adapter: AdapterFolder, record: BaseRecord, used: list[str]) -> str:
 
 def _tensors(adapter: AdapterFolder, record: BaseRecord, shown: str) -> Check:
     """Each tensor has its place and shape at the base's sites, none is missing, all values are finite."""
-    from hubkit.artifact.header import TensorInfo
-    from hubkit.methods.config import parse_config
-    from hubkit.methods.host import host
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
+    from hubkit.methods.reading import base_of_tensors, read_adapter
 
-    manifest = adapter.manifest
-    plugin = manifest.plugin
+    base = base_of_tensors(record.tensors, record.fingerprint.config, shown)
     try:
-        method = host().load(
-            manifest.method or "",
-            distribution=plugin.distribution if plugin else "",
-            version=plugin.version if plugin else "",
-        )
+        made = read_adapter(adapter, base)
     except HubkitError as error:
         if error.code == "HK-METHOD-UNKNOWN":
             error.status = UNDECIDED  # without the method nobody can say what its tensors should be
         raise
-    config = parse_config(method.info.config, manifest.config, f"{adapter.path / MANIFEST_NAME}#/config")
-    headers = {one.name: TensorInfo(one.name, one.dtype, one.shape, 0, 0) for one in record.tensors}
-    base = Base.from_headers(headers, record.fingerprint.config, shown)
-    made = Adapter.read(manifest.name, method, config, base, adapter.weights_path, None)
     return Check(
         "tensors", f"{len(made.parameters())} tensors at {len(made.parts)} sites: all there, all fit, all finite"
     )
