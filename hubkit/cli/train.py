@@ -47,6 +47,7 @@ from hubkit.verbs.train import Trained, train
 @click.option("--save-every", type=int, help="Steps between checkpoints.  [default: 100]")
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option("--chunked-loss/--stock-loss", default=None, help="hubkit's own loss where the model allows it, or not.")
+@click.option("--short-attention/--stock-attention", default=None, help="On a CPU: faster attention for short rows.")
 @click.option("--name", help="The adapter's name.  [default: the folder's]")
 @click.option("--license", metavar="SPDX", help="Licence, e.g. apache-2.0.")
 @click.option("--revision", metavar="REV", help="Of the base.")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
 from hubkit.training import checkpoint as checkpoints
+from hubkit.training.attention import short_attention
 from hubkit.training.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
 from hubkit.training.checkpoint import Checkpoint, Progress
 from hubkit.training.encode import Row, rows_digest
@@ -79,6 +80,7 @@ def fit(
         changes = run.restore(resume)
         with (
             closing(History(run_dir, run.progress.step, run.progress.evaluated)) as run.history,
+            short_attention(model, longest["input_ids"].shape[1], options.short_attention),
             chunked_loss(model, longest, options.chunked_loss) as chunked,
             Interrupt() as interrupt,
         ):

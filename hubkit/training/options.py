@@ -39,6 +39,8 @@ class TrainOptions:
         eval_every: steps between evaluations; None: once per epoch. The last step is always evaluated.
         save_every: steps between checkpoints; 0: only at the end and on Ctrl-C.
         chunked_loss: compute the loss in chunks (see `hubkit.training.loss`) where the model allows it.
+        short_attention: on a CPU in half precision, torch's plain attention for short rows
+            (see `hubkit.training.attention`).
 
     Raises:
         HubkitError: HK-OPTIONS with every fault at once.
@@ -63,6 +65,7 @@ class TrainOptions:
     eval_every: int | None = None
     save_every: int = 100
     chunked_loss: bool = True
+    short_attention: bool = True
 
     def __post_init__(self) -> None:
         faults = list(self._faults())

@@ -58,8 +58,9 @@ def step(model: nn.Module) -> Callable[[], None]:
     return run
 
 
-def loop_step(model: Attached, stack: ExitStack) -> Callable[[], None]:
+def loop_step(model: Attached, stack: ExitStack, attention: bool = True) -> Callable[[], None]:
     """One step of hubkit's training loop on the same rows: every token is a target, none is skipped."""
+    from hubkit.training.attention import short_attention
     from hubkit.training.batching import collate
     from hubkit.training.encode import Row
     from hubkit.training.loss import chunked_loss
@@ -69,8 +70,8 @@ def loop_step(model: Attached, stack: ExitStack) -> Callable[[], None]:
     stepper = Stepper(
         model, model.adapters["a"].parameters(), model.adapters["a"].method.train_step, weight_decay=0.01, clip=1.0
     )
-    chunked = stack.enter_context(chunked_loss(model, collate(rows)))
-    assert chunked
+    assert not attention or stack.enter_context(short_attention(model, LENGTH))
+    assert stack.enter_context(chunked_loss(model, collate(rows)))
 
     def run() -> None:
         model.train()
