@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUBKIT_REGISTRY", "HUBKIT_D
     os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that: not in tests.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>\n{% endfor %}"
