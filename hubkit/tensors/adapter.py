@@ -158,12 +158,11 @@ class Adapter:
 
     def require_finite(self, where: str) -> None:
         """Raises ``HK-NAN`` naming every tensor that holds a NaN or an infinity."""
-        bad = [
-            f"{site} {role}"
-            for site, part in self.parts.items()
-            for role, value in part.roles().items()
-            if not torch.isfinite(value.detach().sum()) and not torch.isfinite(value.detach()).all()
-        ]
+        values = {name: value.detach() for name, value in self.parameters().items()}
+        sums = [value.sum(dtype=accumulation_dtype(value.dtype)) for value in values.values()]
+        if torch.isfinite(torch.stack([total.to("cpu", torch.float64) for total in sums])).all():
+            return  # one look at all sums: a value that is not finite makes its sum so
+        bad = [name for name, value in values.items() if not torch.isfinite(value).all()]
         if bad:
             raise HubkitError(
                 "HK-NAN", f"{len(bad)} tensors of the adapter hold NaN or infinity", where=where, have=bad,
@@ -232,4 +231,6 @@ def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> t
 
 def _assign(part: nn.Module, role: str, parameter: nn.Parameter) -> None:
     owner, _, name = role.rpartition(".")
-    part.get_submodule(owner).register_parameter(name, parameter)
+    (part.get_submodule(owner) if owner else part)._parameters[name] = (
+        parameter  # it stands there already, on the meta device
+    )

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from hubkit.tensors.delta import accumulation_dtype
 from hubkit.tensors.parts import LowRank
 
+FEW = 32
+"""Rows up to which, on a CPU, half-precision products are faster in fp32: oneDNN's set-up costs more than they do."""
+
 
 class AddUp(torch.autograd.Function):
     """``y += scale · h Bᵀ`` in place. y (..., out) and h (..., r) of one dtype; B (out, r), perhaps an fp32 master.
@@ -126,6 +129,7 @@ class Group:
         self._parts = [part for site in sites.values() for part, _ in site.parts]
         self._last: tuple[weakref.ref[Tensor], Any, dict[str, Tensor], _Ready | None] | None = None
         self._ready: _Ready | None = None
+        self._wide: dict[str, tuple[Tensor, Tensor]] = {}
 
     def low(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """``x Aᵀ`` of one site, (..., R), in x's dtype; its up factor transposed, (R, out); and the scale."""
@@ -147,6 +151,8 @@ class Group:
         ready = self._frozen(x.dtype)
         if ready is None:
             whole: Tensor = Down.apply(x, *(site.down() for site in self.sites.values()))  # type: ignore[no-untyped-call]
+        elif _few(x):
+            whole = torch.nn.functional.linear(x.float(), self.wide("", ready.down))
         else:
             whole = torch.nn.functional.linear(x, ready.down)
         if len(self.sites) == 1:
@@ -159,6 +165,13 @@ class Group:
             return ready.ups[name]
         up, scale = self.sites[name].up(dtype)
         return up.t(), scale
+
+    def wide(self, name: str, up: Tensor) -> Tensor:
+        """`up` in fp32, kept as long as `up` is."""
+        known = self._wide.get(name)
+        if known is None or known[0] is not up:
+            known = self._wide[name] = (up, up.float())
+        return known[1]
 
     def _frozen(self, dtype: torch.dtype) -> _Ready | None:
         """The group's factors made ready, where none is trained; made again when a value has changed."""
@@ -175,6 +188,17 @@ class Group:
                 key, down, {name: _laid_out(*site.up(dtype), dtype) for name, site in self.sites.items()}
             )
         return self._ready
+
+
+def _few(x: Tensor) -> bool:
+    """Whether `x` is a handful of half-precision rows on a CPU, in a pass without gradient: a step of decoding."""
+    return (
+        x.dtype.itemsize == 2
+        and x.dim() > 1
+        and x.numel() <= FEW * x.shape[-1]
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+    )
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -204,6 +228,10 @@ def add_low_rank(group: Group, name: str, module: nn.Module, x: Tensor, y: Tenso
         flat = low.reshape(-1, low.shape[-1])
         y.view(-1, y.shape[-1]).addmm_(flat if scale == 1.0 else flat * scale, up.to(y.dtype))
         return y
+    if low.dtype == torch.float32 and _few(y) and not torch.is_grad_enabled():
+        flat = low.reshape(-1, low.shape[-1])
+        wide = y.view(-1, y.shape[-1]).float().addmm_(flat, group.wide(name, up), alpha=scale)
+        return wide.to(y.dtype).view(y.shape)
     return y + ((low if scale == 1.0 else low * scale) @ up.to(low.dtype)).to(y.dtype)
 
 

@@ -27,10 +27,8 @@ class Part(nn.Module):
 
     def roles(self) -> dict[str, nn.Parameter]:
         """role -> parameter, in a fixed order."""
-        return dict(sorted(self._parameters_by_role()))
-
-    def _parameters_by_role(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.named_parameters()]
+        own = self._parameters if not self._modules else dict(self.named_parameters())
+        return {role: parameter for role, parameter in sorted(own.items()) if parameter is not None}
 
 
 class Edit(Part):
@@ -63,14 +61,17 @@ class LowRank(Edit):
         dropout: probability with which components of x are dropped before A, in training only.
     """
 
+    scale: float
+    dropout: float
+    is_lookup: bool
+
     def __init__(self, site: Site, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         out_features, in_features = site.shape
         self.A = nn.Parameter(torch.empty(rank, in_features))
         self.B = nn.Parameter(torch.empty(out_features, rank))
-        self.scale = scale
-        self.dropout = dropout
-        self.is_lookup = site.kind == "embedding"
+        # plain values past torch's setter: loading an adapter makes hundreds of parts
+        vars(self).update(scale=scale, dropout=dropout, is_lookup=site.kind == "embedding")
 
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         low = self.down(x, self.A)
