@@ -231,6 +231,5 @@ def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> t
 
 def _assign(part: nn.Module, role: str, parameter: nn.Parameter) -> None:
     owner, _, name = role.rpartition(".")
-    (part.get_submodule(owner) if owner else part)._parameters[name] = (
-        parameter  # it stands there already, on the meta device
-    )
+    holder = part.get_submodule(owner) if owner else part
+    holder._parameters[name] = parameter  # in place of the one that was made on the meta device
