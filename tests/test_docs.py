@@ -114,6 +114,7 @@ def alike(line: str) -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="the README is written for a POSIX shell")
 def test_the_readme_runs_as_typed(smol: Path, tmp_path: Path) -> None:
     """All console blocks in order, in one shell in an empty folder; each documented line of output is printed.
+    Then the Python blocks, in the folder that those left.
 
     The Hub is a directory that holds the base under its name there; ``...`` in the README stands for anything.
     """
@@ -146,3 +147,5 @@ def test_the_readme_runs_as_typed(smol: Path, tmp_path: Path) -> None:
         have = {alike(text) for text in printed.splitlines()}
         for text in (text for text in output if text.strip() and "..." not in text):
             assert alike(text) in have, f"{line}: the README shows {text!r}; printed:\n{printed}"
+    for block in blocks("python"):
+        subprocess.run([sys.executable, "-c", block], cwd=work, env=environment, check=True, timeout=600)

@@ -168,7 +168,8 @@ class Attached(nn.Module):
             return {}
         mixes.require_known(mix, self.adapters)
         edits = {name: self.adapters[name].edits() for name in mixes.names(mix)}
-        touched = [site for site in self.sites.sites if any(site in found for found in edits.values())]
+        reached = {site for found in edits.values() for site in found}
+        touched = [site for site in self.sites.sites if site in reached]
         low: dict[str, SiteParts] = {}
         plan: dict[str, At] = {}
         for site in touched:

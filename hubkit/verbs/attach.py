@@ -53,7 +53,8 @@ def attach(
 
     live = model.model if isinstance(model, Attached) else model
     require_mix(mix)
-    require_uncompiled(live)
+    if live is model:
+        require_uncompiled(live)
     members = open_terms(terms, registry=registry, offline=offline, progress=progress)
     record = base_record(base, registry=registry) if base else fingerprint_model(live, tokenizer)
     require_base(members, record, allow_base_mismatch)

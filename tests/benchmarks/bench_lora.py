@@ -70,12 +70,12 @@ def loop_step(model: Attached, stack: ExitStack, attention: bool = True) -> Call
     stepper = Stepper(
         model, model.adapters["a"].parameters(), model.adapters["a"].method.train_step, weight_decay=0.01, clip=1.0
     )
-    assert not attention or stack.enter_context(short_attention(model, LENGTH))
     assert stack.enter_context(chunked_loss(model, collate(rows)))
 
     def run() -> None:
         model.train()
-        stepper.step([rows], 1e-4, lambda: False)
+        with short_attention(model, LENGTH, attention):  # here, so that the peer's turn is its own
+            stepper.step([rows], 1e-4, lambda: False)
 
     return run
 
