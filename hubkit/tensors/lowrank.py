@@ -132,7 +132,7 @@ class Group:
         self._wide: dict[str, tuple[Tensor, Tensor]] = {}
 
     def low(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
-        """``x Aᵀ`` of one site, (..., R), in x's dtype; its up factor transposed, (R, out); and the scale."""
+        """``x Aᵀ`` of one site, (..., R), in x's dtype (fp32 for few rows); its up factor, (R, out); the scale."""
         parts = self.sites[name]
         if parts.drops or parts.parts[0][0].is_lookup:
             pieces = [part.down(x, part.A) for part, _ in parts.parts]
@@ -230,7 +230,7 @@ def add_low_rank(group: Group, name: str, module: nn.Module, x: Tensor, y: Tenso
         return y
     if low.dtype == torch.float32 and _few(y) and not torch.is_grad_enabled():
         flat = low.reshape(-1, low.shape[-1])
-        wide = y.view(-1, y.shape[-1]).float().addmm_(flat, group.wide(name, up), alpha=scale)
+        wide = torch.addmm(y.reshape(-1, y.shape[-1]).float(), flat, group.wide(name, up), alpha=scale)
         return wide.to(y.dtype).view(y.shape)
     return y + ((low if scale == 1.0 else low * scale) @ up.to(low.dtype)).to(y.dtype)
 

@@ -51,3 +51,16 @@ def test_a_changed_frozen_factor_is_seen() -> None:
         part.B.mul_(2)
         again = add_low_rank(group, "site", linear, x.clone(), torch.zeros(2, 24, dtype=torch.bfloat16))
     assert torch.equal(again, 2 * first)
+
+
+def test_few_rows_of_a_module_whose_output_is_no_block_of_memory() -> None:
+    part = LowRank(_Site(), 4, 1.0)  # type: ignore[arg-type]
+    for factor in (part.A, part.B):
+        factor.data = torch.ones(factor.shape, dtype=torch.bfloat16)
+        factor.requires_grad_(False)
+    group = Group({"site": SiteParts([(part, 1.0)])})
+    y = torch.zeros(24, 3, 2, dtype=torch.bfloat16).permute(2, 1, 0)
+    with torch.no_grad():
+        have = add_low_rank(group, "site", nn.Identity(), torch.ones(2, 3, 40, dtype=torch.bfloat16), y)
+    assert torch.equal(have, torch.full((2, 3, 24), 160.0, dtype=torch.bfloat16))
+    assert not y.any()
