@@ -80,7 +80,7 @@ def fit(
         changes = run.restore(resume)
         with (
             closing(History(run_dir, run.progress.step, run.progress.evaluated)) as run.history,
-            short_attention(model, longest["input_ids"].shape[1], options.short_attention),
+            short_attention(model, options.short_attention),
             chunked_loss(model, longest, options.chunked_loss) as chunked,
             Interrupt() as interrupt,
         ):

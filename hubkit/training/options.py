@@ -39,7 +39,7 @@ class TrainOptions:
         eval_every: steps between evaluations; None: once per epoch. The last step is always evaluated.
         save_every: steps between checkpoints; 0: only at the end and on Ctrl-C.
         chunked_loss: compute the loss in chunks (see `hubkit.training.loss`) where the model allows it.
-        short_attention: on a CPU in half precision, torch's plain attention for short rows
+        short_attention: on a CPU in half precision, an attention of our own for short rows
             (see `hubkit.training.attention`).
 
     Raises:

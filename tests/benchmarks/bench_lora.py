@@ -74,7 +74,7 @@ def loop_step(model: Attached, stack: ExitStack, attention: bool = True) -> Call
 
     def run() -> None:
         model.train()
-        with short_attention(model, LENGTH, attention):  # here, so that the peer's turn is its own
+        with short_attention(model, attention):  # here, so that the peer's turn is its own
             stepper.step([rows], 1e-4, lambda: False)
 
     return run
