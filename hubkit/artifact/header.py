@@ -12,7 +12,6 @@ import json
 import math
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -131,7 +130,6 @@ def _load(data: bytes, where: str) -> dict[str, Any]:
     if data[:1] != b"{":
         raise _refusal(where, "a header that does not begin with '{'")
     try:
-        # surrogates escaped as \udXXX pass json but no UTF-8 encoder: the library refuses them, too
         document = json.loads(
             data.decode(),
             object_pairs_hook=_unique,
@@ -139,7 +137,9 @@ def _load(data: bytes, where: str) -> dict[str, Any]:
             parse_float=_no_number,
             parse_constant=_no_number,
         )
-        json.dumps(document, ensure_ascii=False).encode()
+        if b"\\u" in data:
+            # surrogates escaped as \udXXX pass json but no UTF-8 encoder: the library refuses them, too
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise _refusal(where, f"a header that is not the format's JSON: {reason[:200]}") from None
@@ -158,7 +158,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _natural(text: str) -> int:
-    if text.startswith("-") or len(text) > 19:
+    if text[0] == "-" or len(text) > 19:
         raise ValueError(f"the number {text[:30]} where a size or an offset belongs")
     return int(text)
 
@@ -179,7 +179,7 @@ def _check_metadata(metadata: Any, where: str) -> None:
 
 def _tensor(name: str, entry: Any, offset: int, where: str) -> TensorInfo:
     _check_tensor_name(name, where)
-    if not isinstance(entry, dict) or set(entry) != _FIELDS:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _refusal(where, f"tensor {name!r} without exactly the fields {', '.join(sorted(_FIELDS))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
@@ -207,7 +207,7 @@ def _check_tensor_name(name: str, where: str) -> None:
 
 
 def _sizes(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(type(n) is int for n in value)
+    return type(value) is list and all(type(n) is int for n in value)
 
 
 def _other_kind(head: bytes) -> str | None:

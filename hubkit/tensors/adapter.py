@@ -96,23 +96,40 @@ class Adapter:
         adapter._refuse_foreign_copies(keys.copies, stored, base, where)
         want = {key: at for at, key in adapter._keys().items()}
         require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
-        shapes: list[str] = []
-        for key, (site, role) in want.items():
-            part, value = adapter.parts[site], stored[key]
-            expected = part.get_parameter(role)
-            if expected.shape != value.shape:
-                shapes.append(f"{key}: want {tuple(expected.shape)}, have {tuple(value.shape)}")
-                continue
-            at = base.sites[site]
-            value = value.to(at.device, _target_dtype(dtype, at.dtype, value.dtype))
-            _assign(part, role, nn.Parameter(value, requires_grad=dtype == "master"))
+        shapes = [
+            f"{key}: want {tuple(expected.shape)}, have {tuple(stored[key].shape)}"
+            for key, (site, role) in want.items()
+            if (expected := adapter.parts[site].get_parameter(role)).shape != stored[key].shape
+        ]
         if shapes:
             raise HubkitError(
                 "HK-SHAPE", f"{len(shapes)} tensors do not fit the base", where=where, have=shapes,
                 fix="use the base that the adapter was trained on",
             )  # fmt: skip
-        adapter.require_finite(where)
+        if not adapter._fill({at: stored[key] for key, at in want.items()}, dtype):
+            adapter.require_finite(where)
         return adapter
+
+    def _fill(self, values: Mapping[tuple[str, str], Tensor], dtype: str | None) -> bool:
+        """Puts (site, role) -> value in place; returns whether the sum of all is finite.
+
+        Tensors that go the same way are joined, cast and moved as one: hundreds of small steps cost more than reading.
+        """
+        ways: dict[tuple[torch.device, torch.dtype, torch.dtype], list[tuple[str, str]]] = {}
+        for at, value in values.items():
+            site = self.base.sites[at[0]]
+            way = (site.device, value.dtype, _target_dtype(dtype, site.dtype, value.dtype))
+            ways.setdefault(way, []).append(at)
+        finite = True
+        for (device, _, wanted), places in ways.items():
+            joined = torch.cat([values[at].reshape(-1) for at in places]).to(device, wanted)
+            finite = finite and bool(torch.isfinite(joined.sum()))
+            pieces = joined.split([values[at].numel() for at in places])
+            for (site_name, role), piece in zip(places, pieces, strict=True):
+                # .data: a piece counts its own changes in place
+                value = piece.data.view(values[site_name, role].shape)
+                _assign(self.parts[site_name], role, nn.Parameter(value, requires_grad=dtype == "master"))
+        return finite
 
     @classmethod
     def of_factors(
@@ -159,9 +176,6 @@ class Adapter:
     def require_finite(self, where: str) -> None:
         """Raises ``HK-NAN`` naming every tensor that holds a NaN or an infinity."""
         values = {name: value.detach() for name, value in self.parameters().items()}
-        sums = [value.sum(dtype=accumulation_dtype(value.dtype)) for value in values.values()]
-        if torch.isfinite(torch.stack([total.to("cpu", torch.float64) for total in sums])).all():
-            return  # one look at all sums: a value that is not finite makes its sum so
         bad = [name for name, value in values.items() if not torch.isfinite(value).all()]
         if bad:
             raise HubkitError(

@@ -6,6 +6,7 @@ A and B are fp32 masters in training: they are cast to the base's dtype, x never
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ class AddUp(torch.autograd.Function):
             grad_h = flat @ b
             grad_h = (grad_h if ctx.scale == 1.0 else grad_h.mul_(ctx.scale)).view(ctx.shape)
         if ctx.needs_input_grad[2]:
-            grad_b = (flat.t() @ scaled).to(ctx.dtype)
+            grad_b = (scaled.t() @ flat).t().to(ctx.dtype, memory_format=torch.contiguous_format)
         return grad, grad_h, grad_b, None
 
 
@@ -116,6 +117,20 @@ class _Ready:
     down: Tensor
     ups: Mapping[str, tuple[Tensor, float]]
 
+    @functools.cached_property
+    def _wide(self) -> tuple[Tensor, Tensor]:
+        """In fp32: (in, ΣR), and (ΣR, Σout) with the scaled up factors as its diagonal blocks."""
+        up = torch.block_diag(*(up.float() * scale for up, scale in self.ups.values()))
+        return self.down.float().t().contiguous(), up
+
+    def additions(self, x: Tensor) -> dict[str, Tensor]:
+        """Site -> what it adds, (..., out), in x's dtype; computed in fp32, two products for all."""
+        down, up = self._wide
+        low = torch.mm(x.reshape(-1, x.shape[-1]).float(), down)
+        whole = torch.mm(low, up).to(x.dtype).view(*x.shape[:-1], -1)
+        pieces = whole.split([up.shape[1] for up, _ in self.ups.values()], -1)
+        return dict(zip(self.ups, pieces, strict=True))
+
 
 class Group:
     """Sites that are called with the same input, one after the other: ``x Aᵀ`` is computed once for all of them.
@@ -127,51 +142,60 @@ class Group:
     def __init__(self, sites: dict[str, SiteParts]) -> None:
         self.sites = sites
         self._parts = [part for site in sites.values() for part, _ in site.parts]
+        self._looks_up = any(part.is_lookup for part in self._parts)
         self._last: tuple[weakref.ref[Tensor], Any, dict[str, Tensor], _Ready | None] | None = None
         self._ready: _Ready | None = None
-        self._wide: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def addition(self, name: str, x: Tensor) -> Tensor | None:
+        """All that one site adds, (..., out), where x is a few rows in a pass without gradient; None where it is not.
+
+        A small product costs the same whatever its size: two serve the whole group.
+        """
+        if not _few(x) or self._looks_up or self._drops():
+            return None
+        ready = self._frozen(x.dtype)
+        return None if ready is None else self._shared(name, x, ready, few=True)[0]
 
     def low(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
-        """``x Aᵀ`` of one site, (..., R), in x's dtype (fp32 for few rows); its up factor, (R, out); the scale."""
+        """``x Aᵀ`` of one site, (..., R), in x's dtype; its up factor, (R, out); the scale."""
         parts = self.sites[name]
         if parts.drops or parts.parts[0][0].is_lookup:
             pieces = [part.down(x, part.A) for part, _ in parts.parts]
             low = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
             return low, *self._up(name, low.dtype, self._frozen(low.dtype))
-        state = (torch.is_grad_enabled(), _version(x))
+        low, ready = self._shared(name, x, self._frozen(x.dtype), few=False)
+        return low, *self._up(name, x.dtype, ready)
+
+    def _drops(self) -> bool:
+        return any(part.drops for part in self._parts)
+
+    def _shared(self, name: str, x: Tensor, ready: _Ready | None, *, few: bool) -> tuple[Tensor, _Ready | None]:
+        """One site's share of what is computed for all sites at the first one's call, and the factors it came from."""
+        state = (torch.is_grad_enabled(), few, _version(x))
         last = self._last
         if last is None or last[0]() is not x or last[1] != state or name not in last[2]:
-            last = (weakref.ref(x), state, *self._down(x))
-        left = {other: low for other, low in last[2].items() if other != name}
+            made = ready.additions(x) if few and ready is not None else self._lows(x, ready)
+            last = (weakref.ref(x), state, made, ready)
+        left = {other: tensor for other, tensor in last[2].items() if other != name}
         self._last = (last[0], last[1], left, last[3]) if left else None
-        return last[2][name], *self._up(name, x.dtype, last[3])
+        return last[2][name], last[3]
 
-    def _down(self, x: Tensor) -> tuple[dict[str, Tensor], _Ready | None]:
+    def _lows(self, x: Tensor, ready: _Ready | None) -> dict[str, Tensor]:
         """Site -> its part of ``x Aᵀ``, for all sites of the group."""
-        ready = self._frozen(x.dtype)
         if ready is None:
             whole: Tensor = Down.apply(x, *(site.down() for site in self.sites.values()))  # type: ignore[no-untyped-call]
-        elif _few(x):
-            whole = torch.nn.functional.linear(x.float(), self.wide("", ready.down))
         else:
             whole = torch.nn.functional.linear(x, ready.down)
         if len(self.sites) == 1:
-            return dict.fromkeys(self.sites, whole), ready
+            return dict.fromkeys(self.sites, whole)
         pieces = torch.split(whole, [site.rank for site in self.sites.values()], -1)
-        return dict(zip(self.sites, pieces, strict=True)), ready
+        return dict(zip(self.sites, pieces, strict=True))
 
     def _up(self, name: str, dtype: torch.dtype, ready: _Ready | None) -> tuple[Tensor, float]:
         if ready is not None:
             return ready.ups[name]
         up, scale = self.sites[name].up(dtype)
         return up.t(), scale
-
-    def wide(self, name: str, up: Tensor) -> Tensor:
-        """`up` in fp32, kept as long as `up` is."""
-        known = self._wide.get(name)
-        if known is None or known[0] is not up:
-            known = self._wide[name] = (up, up.float())
-        return known[1]
 
     def _frozen(self, dtype: torch.dtype) -> _Ready | None:
         """The group's factors made ready, where none is trained; made again when a value has changed."""
@@ -220,6 +244,9 @@ def add_low_rank(group: Group, name: str, module: nn.Module, x: Tensor, y: Tenso
         x: its input, (..., in).
         y: its output, (..., out).
     """
+    addition = group.addition(name, x)
+    if addition is not None:
+        return y.add_(addition) if _owns_output(module, y) else y + addition
     low, up, scale = group.low(name, x)
     if low.dtype == y.dtype and _owns_output(module, y):
         if torch.is_grad_enabled() and (y.requires_grad or low.requires_grad or up.requires_grad):
@@ -228,10 +255,6 @@ def add_low_rank(group: Group, name: str, module: nn.Module, x: Tensor, y: Tenso
         flat = low.reshape(-1, low.shape[-1])
         y.view(-1, y.shape[-1]).addmm_(flat if scale == 1.0 else flat * scale, up.to(y.dtype))
         return y
-    if low.dtype == torch.float32 and _few(y) and not torch.is_grad_enabled():
-        flat = low.reshape(-1, low.shape[-1])
-        wide = torch.addmm(y.reshape(-1, y.shape[-1]).float(), flat, group.wide(name, up), alpha=scale)
-        return wide.to(y.dtype).view(y.shape)
     return y + ((low if scale == 1.0 else low * scale) @ up.to(low.dtype)).to(y.dtype)
 
 

@@ -61,6 +61,8 @@ class LowRank(Edit):
         dropout: probability with which components of x are dropped before A, in training only.
     """
 
+    A: nn.Parameter
+    B: nn.Parameter
     scale: float
     dropout: float
     is_lookup: bool
@@ -68,9 +70,9 @@ class LowRank(Edit):
     def __init__(self, site: Site, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         out_features, in_features = site.shape
-        self.A = nn.Parameter(torch.empty(rank, in_features))
-        self.B = nn.Parameter(torch.empty(out_features, rank))
-        # plain values past torch's setter: loading an adapter makes hundreds of parts
+        # past torch's setter: loading an adapter makes hundreds of parts
+        self._parameters["A"] = nn.Parameter(torch.empty(rank, in_features))
+        self._parameters["B"] = nn.Parameter(torch.empty(out_features, rank))
         vars(self).update(scale=scale, dropout=dropout, is_lookup=site.kind == "embedding")
 
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:

@@ -163,7 +163,7 @@ def require_base(terms: Iterable[Term], record: BaseRecord, allow: bool) -> tupl
     Raises:
         HubkitError: ``HK-BASE-MISMATCH``, ``HK-BASE-UNPROVEN``.
     """
-    from hubkit.artifact.base_match import require_same_base
+    from hubkit.artifact.base_match import proven, require_same_base
 
     used: list[str] = []
     for term in terms:
@@ -173,6 +173,8 @@ def require_base(terms: Iterable[Term], record: BaseRecord, allow: bool) -> tupl
                 "HK-BASE-UNPROVEN", f"adapter {term.name!r} names no base", where=term.reference,
                 fix=f"hubkit pack {term.folder.path} --base BASE", status=3,
             )  # fmt: skip
-        have = record.fingerprint, term.folder.base_tensors(), record.tensors
+        # equal digests of all weights leave no tensor to name
+        listed = None if proven(manifest.base, record.fingerprint) else term.folder.base_tensors()
+        have = record.fingerprint, listed, record.tensors
         used += require_same_base(term.name, term.reference, manifest.base, *have, allow)
     return tuple(dict.fromkeys(used))
