@@ -18,9 +18,10 @@ from hubkit.verbs.methods import DescribedMethod, InstalledMethod, NewMethod, me
 @click.option("--new", is_flag=True, help="Write the package of a new method NAME into DIR, complete and tested.")
 @json_option
 def command(name: str | None, folder: Path | None, new: bool) -> None:
-    """List the methods that are installed, or describe one, or begin a new one.
+    """List the methods that are installed, or describe one.
 
-    Methods are plugins: any package can offer some. With NAME, that method's options, defaults, paper and limits.
+    Methods are plugins: any package can offer some. With NAME, that method's options, defaults, paper and limits. With
+    --new, the package of a method of your own, ready to be tested and changed.
 
     Example:
       hubkit methods
