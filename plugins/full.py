@@ -30,7 +30,6 @@ from hubkit.methods.api import (
     require_depth,
 )
 
-
 KINDS = ("linear", "embedding", "norm")
 
 

@@ -196,14 +196,15 @@ class Base:
             targets = [targets]
         if targets == "all-linear":
             return [s for s in self.sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
-        if targets == "all-norm":
+        if targets == "all-norm" and "norm" in kinds:
             return [s for s in self.sites.values() if s.kind == "norm"]
         chosen: set[str] = set()
         for target in [targets] if isinstance(targets, str) else targets:
-            if isinstance(targets, str):
+            if target == "all-norm":
+                found = {name for name, site in self.sites.items() if site.kind == "norm"}
+            elif isinstance(targets, str):
                 found = {name for name in self.sites if _pattern(target).fullmatch(name)}
-                served = {name for name in found if "norm" in kinds or self.sites[name].kind != "norm"}
-                found = served or found
+                found = {n for n in found if "norm" in kinds or self.sites[n].kind != "norm"} or found
             else:
                 found = {name for name in self.sites if name == target or name.endswith("." + target)}
             if not found:
