@@ -14,11 +14,11 @@ class MergedEngine:
     summary = "one checkpoint with the adapters folded in"
 
     def refusals(self, plan: Plan) -> list[str]:
-        from hubkit.methods.host import host
+        from hubkit.methods.reading import method_of
 
         reasons = not_adapters(plan)
         for member in plan.members if not reasons else ():
-            reason = host().load(member.folder.manifest.method or "").unmergeable
+            reason = method_of(member.folder)[0].unmergeable
             reasons += [f"{member.name}: {reason}"] if reason else []
         return reasons
 

@@ -11,13 +11,16 @@ from hubkit.errors import HubkitError
 from hubkit.methods.foreign import foreign_files
 from hubkit.methods.hookspecs import hookimpl
 from hubkit.methods.info import MethodInfo, NotMergeable
+from hubkit.methods.layers import layer_of, layer_rate, layers_of, require_depth
 from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.adapter import Adapter
+from hubkit.tensors.additive import additive_parts
 from hubkit.tensors.base import Base, Site
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.parts import Edit, LowRank, Part
 
 __all__ = [
     "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo", "NotMergeable", "Part", "PeftForm",
-    "Site", "foreign_files", "hookimpl", "pattern_value",
+    "Site", "additive_parts", "foreign_files", "hookimpl", "layer_of", "layer_rate", "layers_of", "pattern_value",
+    "require_depth",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ defaults, wrappers and that plugin; in a shared one, plugins registered later wo
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -118,10 +119,32 @@ class Method:
         delta: Delta = self._call("merge", Delta, site=site, tensors=tensors, config=config)
         return delta
 
+    def learning_rate(self, config: Any, site: str, role: str) -> float:
+        """What multiplies the learning rate of one tensor: see `MethodInfo.learning_rates`."""
+        if self.info.learning_rates is None:
+            return 1.0
+        factor = self._ask("learning_rates", self.info.learning_rates, config, site, role)
+        if not isinstance(factor, (int, float)) or not math.isfinite(factor) or factor < 0:
+            fault = ValueError(f"{factor!r} at {site}.{role}")
+            raise _plugin_error(self.offer, "gives no usable factor of the learning rate", fault)
+        return float(factor)
+
+    def narrowed(self, config: Any, changed: frozenset[str]) -> Any:
+        """The configuration for the tensors that are left: see `MethodInfo.narrow`."""
+        return config if self.info.narrow is None else self._ask("narrow", self.info.narrow, config, changed)
+
     def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]:
         """See `hookspecs.export`."""
         files: Mapping[str, bytes] = self._call("export", Mapping, adapter=adapter, target=target)
         return files
+
+    def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except HubkitError:
+            raise
+        except _FAULTS as e:
+            raise _plugin_error(self.offer, f"failed in {what}", e) from e
 
     def _answers(self, hook: str) -> bool:
         caller = getattr(self._manager.hook, hook)

@@ -27,6 +27,9 @@ class MethodInfo:
         kinds: kinds of sites it can act at.
         low_rank: (targets, rank) -> the configuration under which the part at a site is exactly B·A with scale 1, for a
             method whose parts can hold any low-rank change: what `hubkit compose` writes sums with.
+        learning_rates: (config, site name, role) -> what multiplies the learning rate there, 1.0 if not given.
+        narrow: (config, names ``<site>.<role>`` that are not zero) -> the configuration that makes these alone, for a
+            method whose adapters leave tensors out that training did not change.
     """
 
     name: str
@@ -40,6 +43,8 @@ class MethodInfo:
     sources: str = ""
     kinds: tuple[str, ...] = ("linear",)
     low_rank: Callable[[tuple[str, ...], int], Any] | None = None
+    learning_rates: Callable[[Any, str, str], float] | None = None
+    narrow: Callable[[Any, frozenset[str]], Any] | None = None
 
 
 class NotMergeable(HubkitError):

@@ -29,6 +29,8 @@ class MethodLike(Protocol):
     @property
     def unmergeable(self) -> str: ...
     def merge(self, site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta: ...
+    def learning_rate(self, config: Any, site: str, role: str) -> float: ...
+    def narrowed(self, config: Any, changed: frozenset[str]) -> Any: ...
     def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]: ...
 
 
@@ -187,6 +189,30 @@ class Adapter:
         """``<site>.<role>`` -> parameter, in a fixed order."""
         return {f"{site}.{role}": p for site, part in self.parts.items() for role, p in part.roles().items()}
 
+    def learning_rates(self) -> dict[str, float]:
+        """``<site>.<role>`` -> factor of the learning rate, as the method asks for it."""
+        return {
+            f"{site}.{role}": self.method.learning_rate(self.config, site, role)
+            for site, part in self.parts.items()
+            for role in part.roles()
+        }
+
+    def without_zeros(self) -> Adapter:
+        """This adapter without tensors that are zero throughout, where its method can leave them out.
+
+        The configuration says which are left; an adapter of zeros alone stays as it is.
+        """
+        parameters = self.parameters()
+        changed = frozenset(name for name, p in parameters.items() if torch.count_nonzero(p.detach()))
+        config = self.method.narrowed(self.config, changed) if 0 < len(changed) < len(parameters) else self.config
+        if config == self.config:
+            return self
+        kept = Adapter._empty(self.name, self.method, config, self.base)
+        for site, part in kept.parts.items():
+            for role in part.roles():
+                _assign(part, role, self.parts[site].get_parameter(role))
+        return kept
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under their names in the file, contiguous, on the CPU."""
         return {
@@ -222,7 +248,7 @@ class Adapter:
         if part is None:
             return None
         wide = accumulation_dtype(site.dtype)
-        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.roles().items()}
+        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.merged_roles().items()}
         change = self.method.merge(site.widened(), tensors, self.config)
         if not change.fits(site.shape):
             raise HubkitError(

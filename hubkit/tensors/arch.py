@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,6 +21,7 @@ class Arch:
         heads: last names of output heads, that of the language model first: left out of ``all-linear``.
         head_bias: name in the files of the language model head's bias, where it is not ``<head>.bias``.
         embeddings: last names of embedding tables (needed where only file headers are at hand).
+        norms: expression for the last names of norms (as above).
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
@@ -28,12 +30,16 @@ class Arch:
     heads: tuple[str, ...]
     head_bias: str
     embeddings: tuple[str, ...]
+    norms: str
     shared_inputs: tuple[tuple[str, ...], ...]
     prefix: str
     transposed: tuple[str, ...]
 
     def is_head(self, name: str) -> bool:
         return any(name == head or name.endswith("." + head) for head in self.heads)
+
+    def is_norm(self, last: str) -> bool:
+        return re.fullmatch(self.norms, last) is not None
 
     def groups(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Site name -> the sites (itself among them, in call order) that share its input."""
@@ -65,6 +71,7 @@ def arch_of(model_type: str) -> Arch:
         heads=_words(fields["heads"]),
         head_bias=str(fields["head_bias"]),
         embeddings=_words(fields["embeddings"]),
+        norms=str(fields["norms"]),
         shared_inputs=tuple(tuple(group) for group in groups),
         prefix=str(fields["prefix"]),
         transposed=_words(fields["transposed"]),

@@ -1,7 +1,7 @@
 """The base as adapters see it: named sites, from a live model or from the headers of its files alone.
 
 A site's name is the module's path in the model (``model.layers.0.self_attn.q_proj``), whatever the file calls it; its
-weight is always (out, in), whatever the storage.
+weight is always (out, in), whatever the storage; that of a norm is (n, 1).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from hubkit.tensors.expressions import expression
 
 Read = Callable[[str], Tensor]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+NORMS = ("LayerNorm", "RMSNorm")
+"""Ends of the class names of norms with a gain per feature."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Site:
 
     Args:
         name: the module's path in the model.
-        kind: ``linear`` or ``embedding``.
-        shape: (out, in); an embedding table is (hidden, vocabulary).
+        kind: ``linear``, ``embedding`` or ``norm``.
+        shape: (out, in); an embedding table is (hidden, vocabulary), the gain of a norm over n features (n, 1).
         dtype: dtype of the stored weight.
         transposed: the storage is (in, out): GPT-2's Conv1D, every embedding table.
         tensor: name of the weight in the base's files.
@@ -66,7 +68,7 @@ class Site:
     def weight(self) -> Tensor:
         """The weight, (out, in), with the changes of lower members of a stack; the base's own values are detached."""
         stored = self._stored(self.tensor, "weight")
-        weight = stored.t() if self.transposed else stored
+        weight = stored.t() if self.transposed else stored.view(self.shape)
         matrix = None if self.change is None else self.change.matrix()
         if matrix is not None:
             weight = weight.to(matrix.dtype) + matrix
@@ -123,7 +125,7 @@ class Base:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
-        """The sites of a live model: its Linear, Conv1D (GPT-2) and Embedding modules."""
+        """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules."""
         arch = arch_of(str(getattr(getattr(model, "config", None), "model_type", "")))
         sites: list[Site] = []
         others: list[str] = []
@@ -133,11 +135,11 @@ class Base:
         for name, module in model.named_modules():
             kind = _kind(module)
             weight = getattr(module, "weight", None)
-            if not kind or not isinstance(weight, Tensor) or weight.dim() != 2:
+            if not kind or not isinstance(weight, Tensor) or weight.dim() != (1 if kind == "norm" else 2):
                 others.append(name)
                 continue
             transposed = kind == "embedding" or type(module).__name__ == "Conv1D"
-            rows, columns = int(weight.shape[0]), int(weight.shape[1])
+            rows, columns = (*weight.shape, 1)[:2]
             bias = getattr(module, "bias", None)
             bias_name = first.get(id(bias), f"{name}.bias") if isinstance(bias, Tensor) else None
             shape = (columns, rows) if transposed else (rows, columns)
@@ -156,13 +158,14 @@ class Base:
         bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
         for tensor, info in headers.items():
             stem, _, last = tensor.rpartition(".")
-            if last != "weight" or len(info.shape) != 2 or not stem:
+            leaf = stem.rpartition(".")[2]
+            is_norm = len(info.shape) == 1 and arch.is_norm(leaf) and f"{stem}.running_mean" not in headers
+            if last != "weight" or not stem or not (is_norm or len(info.shape) == 2):
                 continue
             name = arch.prefix + stem if bare and not arch.is_head(stem) else stem
-            leaf = stem.rpartition(".")[2]
-            kind = "embedding" if leaf in arch.embeddings else "linear"
-            transposed = kind == "embedding" or leaf in arch.transposed
-            rows, columns = info.shape
+            kind = "norm" if is_norm else "embedding" if leaf in arch.embeddings else "linear"
+            transposed = kind == "embedding" or (kind == "linear" and leaf in arch.transposed)
+            rows, columns = (*info.shape, 1)[:2]
             shape = (columns, rows) if transposed else (rows, columns)
             bias = f"{stem}.bias" if f"{stem}.bias" in headers else None
             sites.append(Site(name, kind, shape, torch_dtype(info.dtype), transposed, tensor, bias, read=read))
@@ -180,31 +183,37 @@ class Base:
         """The sites that `targets` name, in order.
 
         Args:
-            targets: ``"all-linear"`` (every linear but the output heads); a list of names, or one name, each matching a
-                module path or its last components; any other string is a regular expression for a whole path.
-            kind: site kinds the method can serve; None for any.
+            targets: ``"all-linear"`` (every linear but the output heads), ``"all-norm"``; a list of names, or one name,
+                each matching a module path or its last components; any other string is a regular expression for a
+                whole path, which leaves out norms where the method cannot serve them.
+            kind: site kinds the method can serve; None for linear layers and embeddings.
 
         Raises:
             HubkitError: ``HK-TARGET`` when any one target matches nothing or a kind that the method cannot serve.
         """
-        kinds = (kind,) if isinstance(kind, str) else kind
+        kinds = (kind,) if isinstance(kind, str) else kind or ("linear", "embedding")
         if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
             targets = [targets]
         if targets == "all-linear":
             return [s for s in self.sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
+        if targets == "all-norm" and "norm" in kinds:
+            return [s for s in self.sites.values() if s.kind == "norm"]
         chosen: set[str] = set()
         for target in [targets] if isinstance(targets, str) else targets:
-            if isinstance(targets, str):
+            if target == "all-norm":
+                found = {name for name, site in self.sites.items() if site.kind == "norm"}
+            elif isinstance(targets, str):
                 found = {name for name in self.sites if _pattern(target).fullmatch(name)}
+                found = {n for n in found if "norm" in kinds or self.sites[n].kind != "norm"} or found
             else:
                 found = {name for name in self.sites if name == target or name.endswith("." + target)}
             if not found:
                 self._refuse(target)
-            foreign = sorted(name for name in found if kinds and self.sites[name].kind not in kinds)
+            foreign = sorted(name for name in found if self.sites[name].kind not in kinds)
             if foreign:
                 raise HubkitError(
                     "HK-TARGET", f"the method cannot act at {target!r}", where=self.source,
-                    want=f"sites of kind {' or '.join(kinds or ())}",
+                    want=f"sites of kind {' or '.join(kinds)}",
                     have=[f"{name}: {self.sites[name].kind}" for name in foreign],
                 )  # fmt: skip
             chosen |= found
@@ -269,6 +278,8 @@ def _kind(module: nn.Module) -> str:
         return "embedding"
     if isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf")):
         return "linear"
+    if type(module).__name__.endswith(NORMS) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
+        return "norm"
     return ""
 
 

@@ -20,6 +20,7 @@ from hubkit.artifact.base_files import INDEX, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
+from hubkit.tensors.additive import keeps_tie
 from hubkit.tensors.base import DTYPE_NAMES, Base, Site, torch_dtype
 from hubkit.tensors.delta import Delta, apply_bias, apply_weight
 from hubkit.tensors.mix import Mix
@@ -60,7 +61,8 @@ class MergePlan:
             HubkitError: ``HK-NAN`` when a value leaves the range of the dtype.
         """
         stored = site.weight().t() if site.transposed else site.weight()
-        return _in_range(apply_weight(stored, self.delta(site), transposed=site.transposed, dtype=dtype), site.name)
+        merged = apply_weight(stored, self.delta(site), transposed=site.transposed, dtype=dtype)
+        return _in_range(merged.view(-1) if site.kind == "norm" else merged, site.name)
 
     def bias(self, site: Site, dtype: torch.dtype | None = None) -> Tensor | None:
         """The merged bias of one site, or None where there is none.
@@ -95,6 +97,9 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
         raise HubkitError("HK-NOT-MERGEABLE", "the mix cannot become one weight", have=reasons, fix=BESIDE)
     sites = tuple(site for site in base.sites.values() if any(site.name in a.parts for a in used.values()))
     head = next((site for site in base.sites.values() if site.tied), None)
+    if head is not None and all(keeps_tie(a.parts, base, head) for a in used.values()):
+        sites = tuple(site for site in sites if site.name != head.name)
+        return MergePlan(mix, used, sites, None)
     broken = head is not None and any(site.tensor == head.tensor for site in sites)
     return MergePlan(mix, used, sites, head if broken else None)
 

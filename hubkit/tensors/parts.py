@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -29,6 +30,10 @@ class Part(nn.Module):
         """role -> parameter, in a fixed order."""
         own = self._parameters if not self._modules else dict(self.named_parameters())
         return {role: parameter for role, parameter in sorted(own.items()) if parameter is not None}
+
+    def merged_roles(self) -> Mapping[str, Tensor]:
+        """role -> tensor, as a method's ``merge`` gets them: those of `roles`, and any that another part holds."""
+        return self.roles()
 
 
 class Edit(Part):

@@ -46,6 +46,7 @@ def fit(
     run_dir: Path,
     report: Callable[[Event], None] = lambda event: None,
     identity: Mapping[str, object] | None = None,
+    rates: Mapping[str, float] | None = None,
     resume: bool = False,
 ) -> Metrics:
     """Trains `params` in place and returns the metrics; model modes and random generators are restored.
@@ -61,6 +62,7 @@ def fit(
         train_rows, validation_rows: encoded rows; validation rows may be none.
         report: called after each event, between steps.
         identity: further facts a resumed run must share (base, method, configuration), as JSON values.
+        rates: what multiplies the learning rate of a parameter, by name; 1.0 where it is not named.
         resume: go on from the checkpoint in `run_dir`, if there is one.
 
     Raises:
@@ -73,7 +75,7 @@ def fit(
     begun = time.perf_counter()
     trained = {name: params[name] for name in sorted(params) if params[name].requires_grad}
     require_usable(trained, params, train_rows, validation_rows, options)
-    stepper = Stepper(model, trained, train_step, weight_decay=options.weight_decay, clip=options.clip)
+    stepper = Stepper(model, trained, train_step, weight_decay=options.weight_decay, clip=options.clip, rates=rates)
     longest = collate([max(train_rows, key=lambda row: len(row.ids))], stepper.device)
     with run_folder(run_dir), training_state(model, stepper.device, checkpointing=options.checkpointing):
         run = _Run(stepper, train_rows, validation_rows, options, run_dir, report, identity or {})

@@ -22,6 +22,7 @@ class Stepper:
     Args:
         params: trained parameters by name, all on one device.
         clip: largest global norm of the gradient; 0 clips nothing.
+        rates: what multiplies the learning rate of a parameter, by name; 1.0 where it is not named.
     """
 
     def __init__(
@@ -32,13 +33,20 @@ class Stepper:
         *,
         weight_decay: float,
         clip: float,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.params, self.clip = model, params, clip
         self.train_step = train_step
         self.device = next(iter(params.values())).device
         # one kernel for all parameters instead of five passes over each
         fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(list(params.values()), lr=0.0, weight_decay=weight_decay, fused=fused)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, param in params.items():
+            groups.setdefault((rates or {}).get(name, 1.0), []).append(param)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": members, "factor": factor} for factor, members in groups.items()],
+            lr=0.0, weight_decay=weight_decay, fused=fused,
+        )  # fmt: skip
 
     def step(
         self, batches: Sequence[Sequence[Row]], rate: float, cancelled: Callable[[], bool]
@@ -62,7 +70,8 @@ class Stepper:
                 loss.backward()
                 total += loss.detach()
             norm = self._clipped(float(total))
-            self.optimizer.param_groups[0]["lr"] = rate
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
             self.optimizer.step()
         finally:
             self.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""`methods`: which methods are installed, from package metadata alone; one of them described, by its plugin."""
+"""`methods`: what is installed, from package metadata alone; one described, by its plugin; a new one, written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
+from hubkit.errors import HubkitError
 from hubkit.methods.host import Method, host
 
 
@@ -52,6 +54,7 @@ class DescribedMethod:
         kinds: kinds of sites it acts at.
         options: its configuration.
         recipe: its training defaults.
+        sources: where they come from.
     """
 
     name: str
@@ -65,21 +68,47 @@ class DescribedMethod:
     kinds: tuple[str, ...]
     options: tuple[Option, ...]
     recipe: Mapping[str, Any]
+    sources: str
+
+
+@dataclass(frozen=True)
+class NewMethod:
+    """The package of a new method, as it was written.
+
+    Args:
+        name: the method.
+        distribution: what to install.
+        path: its folder.
+        files: what is in it.
+    """
+
+    name: str
+    distribution: str
+    path: Path
+    files: tuple[str, ...]
 
 
 @overload
 def methods(name: None = None) -> tuple[InstalledMethod, ...]: ...
 @overload
 def methods(name: str) -> DescribedMethod: ...
-def methods(name: str | None = None) -> tuple[InstalledMethod, ...] | DescribedMethod:
-    """All installed methods, or one of them described.
+@overload
+def methods(name: str, new: Path | str) -> NewMethod: ...
+def methods(
+    name: str | None = None, new: Path | str | None = None
+) -> tuple[InstalledMethod, ...] | DescribedMethod | NewMethod:
+    """All installed methods, or one of them described, or the package of a new one written.
 
     Args:
         name: a method; it alone is imported.
+        new: folder to write a complete package for a new method `name` into; it must be empty, or not exist yet.
 
     Raises:
-        HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-METHOD-CONFLICT``, ``HK-PLUGIN`` for a named method.
+        HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-METHOD-CONFLICT``, ``HK-PLUGIN`` for a named method; for a new one
+            ``HK-NAME``, ``HK-NAME-TAKEN``, ``HK-EXISTS``, ``HK-DISK``, ``HK-IO``.
     """
+    if new is not None:
+        return _new(name or "", Path(new))
     if name is not None:
         return _describe(host().load(name))
     offers = host().offers()
@@ -116,7 +145,33 @@ def _describe(method: Method) -> DescribedMethod:
             for field in dataclasses.fields(info.config)
         ),
         recipe=dict(info.recipe),
+        sources=info.sources,
     )
+
+
+def _new(name: str, path: Path) -> NewMethod:
+    from hubkit import __version__
+    from hubkit.artifact.folder import staged
+    from hubkit.documents.files import refusing
+    from hubkit.methods.template import distribution_name, package_files, require_method_name
+
+    require_method_name(name)
+    claims = host().offers().get(name, ())
+    if claims:
+        raise HubkitError(
+            "HK-NAME-TAKEN", f"an installed package offers a method {name!r} already",
+            have=[f"{c.distribution} {c.version} ({c.entry.value})" for c in claims], fix="another name",
+        )  # fmt: skip
+    with refusing(path):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            fix = "another folder: a package is written into a new or an empty one"
+            raise HubkitError("HK-EXISTS", f"{path.name!r} exists already", where=str(path), fix=fix)
+    files = package_files(name, __version__)
+    with staged(path, replace=True) as stage:
+        for file, text in files.items():
+            (stage / file).parent.mkdir(exist_ok=True)
+            (stage / file).write_bytes(text.encode())
+    return NewMethod(name, distribution_name(name), path, tuple(sorted(files)))
 
 
 def _meanings(docstring: str) -> dict[str, str]:

@@ -114,7 +114,7 @@ def train(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
         resume=resume, name=name,
     )  # fmt: skip
-    manifest = dataclasses.replace(draft, training=_training(wanted, rows, metrics))
+    manifest = dataclasses.replace(draft, config=_document(adapter.config), training=_training(wanted, rows, metrics))
     digest = _write(out, adapter, manifest, record, metrics, replace)
     checkpoint.discard(run_dir)
     count = sum(p.numel() for p in adapter.parameters().values())
@@ -205,10 +205,11 @@ def _fit(
     adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
     attached.add(name, adapter)
     attached.set_mix(name)
-    metrics = fit(attached, adapter.parameters(), method.train_step, rows, validation, options, **run)
+    rates = adapter.learning_rates()
+    metrics = fit(attached, adapter.parameters(), method.train_step, rows, validation, options, rates=rates, **run)
     adapter.to_compute_dtype()
     adapter.require_finite(name)
-    return adapter, metrics
+    return adapter.without_zeros(), metrics
 
 
 def _draft(name: str, method: Method, config: Any, record: BaseRecord, license: str | None) -> Manifest:

@@ -1,0 +1,133 @@
+"""Additive parts: a change Δ of a module's own weight and bias, acting by the module's own formula.
+
+    y + f(x; Δ) - f(x; 0)        f(x; W) is what the module computes, affine in W
+
+which for a linear is x Δᵀ, for an embedding the rows of Δᵀ, for a norm Δ ⊙ (x normalized), whether its gain is W or
+1 + W. W + Δ is never made: the base stays as it is, and the parts of several adapters add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hubkit.errors import HubkitError
+from hubkit.tensors.base import Base, Site
+from hubkit.tensors.delta import accumulation_dtype
+from hubkit.tensors.parts import Edit, Part
+
+
+class Additive(Edit):
+    """A change of a site's weight, of its bias, or of both; zero at the start.
+
+    Args:
+        site: where.
+        weight: the weight changes: a parameter ``weight``, (out, in).
+        bias: the bias changes: a parameter ``bias``, (out,).
+    """
+
+    def __init__(self, site: Site, *, weight: bool, bias: bool) -> None:
+        super().__init__()
+        self.register_parameter("weight", nn.Parameter(torch.empty(site.shape)) if weight else None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(site.shape[0])) if bias else None)
+
+    def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
+        for parameter in self.roles().values():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return effect(site, x, y, self._parameters["weight"], self._parameters["bias"])
+
+
+class TiedChange(Edit):
+    """The change of an embedding table, acting at the output head that is tied to it: no tensors of its own.
+
+    Args:
+        table: the part at the embedding.
+    """
+
+    def __init__(self, table: Additive) -> None:
+        super().__init__()
+        vars(self)["table"] = table  # not a child: its tensors are those of the table's site
+
+    def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
+        """Nothing: the table's part is reset at its own site."""
+
+    def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return effect(site, x, y, self.merged_roles()["weight"], None)
+
+    def merged_roles(self) -> Mapping[str, Tensor]:
+        return {"weight": vars(self)["table"].get_parameter("weight").t()}
+
+
+def additive_parts(base: Base, weights: Collection[str], biases: Collection[str]) -> dict[str, Part]:
+    """Parts that change the weights of the sites `weights` and the biases of the sites `biases`.
+
+    Where an embedding table changes that the output head is tied to, the head follows, as it does when the tensor
+    itself is trained; unless the head is among `weights`: then the two part.
+
+    Raises:
+        HubkitError: ``HK-TARGET`` for the bias alone of a head that follows its table.
+    """
+    parts: dict[str, Part] = {
+        name: Additive(site, weight=name in weights, bias=name in biases)
+        for name, site in base.sites.items()
+        if name in weights or name in biases
+    }
+    for head in (site for site in base.sites.values() if site.tied and site.name not in weights):
+        table = next((s.name for s in base.sites.values() if s.tensor == head.tensor and not s.tied), "")
+        if table in weights and head.name in biases:
+            raise HubkitError(
+                "HK-TARGET", f"the bias of {head.name} cannot change beside a weight that follows {table}",
+                where=base.source, fix="leave the bias out, or name the head's weight, too",
+            )  # fmt: skip
+        held = parts.get(table)
+        if isinstance(held, Additive):
+            parts[head.name] = TiedChange(held)
+    return parts
+
+
+def keeps_tie(parts: Mapping[str, Part], base: Base, head: Site) -> bool:
+    """Whether `parts` leave the tied output head `head` what its embedding table is: both change alike, or neither."""
+    table = [s.name for s in base.sites.values() if s.tensor == head.tensor and s.name != head.name]
+    if any(name in parts for name in table):
+        return isinstance(parts.get(head.name), TiedChange)
+    return head.name not in parts
+
+
+def effect(site: Site, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What adding `weight` (out, in) and `bias` (out,) to those of the module at `site` adds to its output.
+
+    Args:
+        x: the module's input.
+        y: its output, for the shape.
+    """
+    module = site.module
+    assert module is not None, "only a live site has a module"
+    if site.kind == "norm":
+        wide = accumulation_dtype(x.dtype)
+        zero = torch.zeros(site.shape[0], dtype=wide, device=x.device)
+        gain = zero if weight is None else weight.reshape(-1).to(wide)
+        shift = None if site.bias_tensor is None else zero if bias is None else bias.to(wide)
+        x = x.to(wide)
+        return _with(module, x, gain, shift) - _with(module, x, zero, None if shift is None else zero)
+    if weight is None:
+        assert bias is not None
+        return bias.to(y.dtype).expand(y.shape)
+    if site.kind == "embedding":
+        return _with(module, x, weight.t(), None)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _with(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The module's own forward with another weight and bias; the module, its hooks among it, is not touched."""
+    own = {**module._parameters, "weight": weight}
+    if "bias" in own:
+        own["bias"] = bias
+    twin = object.__new__(type(module))
+    vars(twin).update({**vars(module), "_parameters": own})
+    made: Tensor = type(module).forward(twin, x)
+    return made

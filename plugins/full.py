@@ -1,0 +1,107 @@
+"""Full fine-tuning as an adapter: what training adds to every tensor of the base, exactly, and the base untouched.
+
+    y = (W + ΔW) x + b + Δb        ΔW, Δb = 0 at the start
+
+The difference is stored, tensor by tensor, and tensors that did not change are not. So a fine-tuned model is versioned,
+bound to its base, weighed, added to other adapters and merged like any of them: task vectors, Editing Models with Task
+Arithmetic, Ilharco et al. 2022, https://arxiv.org/abs/2212.04089.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hubkit.methods.api import (
+    Adapter,
+    Base,
+    Delta,
+    HubkitError,
+    MethodInfo,
+    Part,
+    Site,
+    additive_parts,
+    foreign_files,
+    hookimpl,
+    layer_rate,
+    require_depth,
+)
+
+KINDS = ("linear", "embedding", "norm")
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Configuration of full fine-tuning.
+
+    Args:
+        targets: modules that are trained: all (linear layers, embeddings, norms, and the output head), an expression,
+            or names. A head that the base ties to its embeddings stays tied, unless it is named itself.
+        biases: their biases are trained, too.
+        layer_decay: what multiplies the learning rate from one layer to the one below it, in (0, 1].
+        depth: how many layers the base has; needed where layer_decay is not 1.
+        tensors: the tensors that changed, as module.weight and module.bias, where not all of the targets' did: written
+            by training, so that the others need not be stored.
+    """
+
+    targets: str | tuple[str, ...] = "all"
+    biases: bool = True
+    layer_decay: float = 1.0
+    depth: int = 0
+    tensors: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.tensors if name.rpartition(".")[2] not in ("weight", "bias")]
+        wrong += [] if 0 < self.layer_decay <= 1 else [f"layer_decay {self.layer_decay}"]
+        if wrong:
+            raise HubkitError("HK-CONFIG", "out of range", want="0 < layer_decay <= 1, <module>.weight", have=wrong)
+
+
+def _chosen(base: Base, config: FullConfig) -> tuple[set[str], set[str]]:
+    """The sites whose weight, and those whose bias is trained."""
+    if config.tensors:
+        split = [name.rpartition(".")[::2] for name in config.tensors]
+        return {site for site, role in split if role == "weight"}, {site for site, role in split if role == "bias"}
+    everything = [site for site in base.sites.values() if not site.tied]
+    sites = everything if config.targets == "all" else base.match(config.targets, KINDS)
+    return {site.name for site in sites}, {site.name for site in sites if site.bias_tensor and config.biases}
+
+
+@hookimpl
+def describe() -> MethodInfo:
+    return MethodInfo(
+        name="full",
+        summary="full fine-tuning, stored as the difference to the base; merges exactly",
+        config=FullConfig,
+        paper="https://arxiv.org/abs/2212.04089",
+        recipe={"learning_rate": 5e-5, "weight_decay": 0.0},
+        sources="BERT (https://arxiv.org/abs/1810.04805) A.3: 2e-5 to 5e-5",
+        kinds=KINDS,
+        learning_rates=lambda config, site, role: layer_rate(site, config.layer_decay, config.depth),
+        narrow=lambda config, changed: dataclasses.replace(config, tensors=tuple(sorted(changed))),
+    )
+
+
+@hookimpl
+def inject(base: Base, config: FullConfig) -> Mapping[str, Part]:
+    require_depth(base, config.layer_decay, config.depth)
+    return additive_parts(base, *_chosen(base, config))
+
+
+@hookimpl
+def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+@hookimpl
+def merge(site: Site, tensors: Mapping[str, Tensor]) -> Delta:
+    return Delta.full(tensors.get("weight"), tensors.get("bias"))
+
+
+@hookimpl
+def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
+    return foreign_files(adapter, target)

@@ -1,0 +1,123 @@
+"""Selective fine-tuning: biases, norm gains, chosen layers or modules, and nothing else.
+
+BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models, Ben Zaken et al. 2021,
+https://arxiv.org/abs/2106.10199 trains the biases; where a base has none (Llama and its relatives), the gains of the
+norms do as well: Tuning LayerNorm in Attention, Zhao et al. 2023, https://arxiv.org/abs/2312.11420.
+
+    y = (W + ΔW) x + b + Δb        ΔW, Δb = 0 at the start, of the chosen tensors alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hubkit.methods.api import (
+    Adapter,
+    Base,
+    Delta,
+    HubkitError,
+    MethodInfo,
+    Part,
+    Site,
+    additive_parts,
+    foreign_files,
+    hookimpl,
+    layer_of,
+    layer_rate,
+    layers_of,
+    require_depth,
+)
+
+KINDS = ("linear", "embedding", "norm")
+
+
+@dataclass(frozen=True)
+class SelectiveConfig:
+    """Configuration of selective fine-tuning.
+
+    Args:
+        biases: modules whose bias is trained: all (of those that have one), an expression, names, or none at all.
+        weights: modules whose weight is trained: all-norm, all-linear, an expression, names, or none at all.
+        layers: numbers of the layers that are trained, -1 for the topmost; none given: everywhere.
+        layer_decay: what multiplies the learning rate from one layer to the one below it, in (0, 1].
+        depth: how many layers the base has; needed where layer_decay is not 1.
+    """
+
+    biases: str | tuple[str, ...] = "all"
+    weights: str | tuple[str, ...] = "all-norm"
+    layers: tuple[int, ...] = ()
+    layer_decay: float = 1.0
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            have = f"layer_decay {self.layer_decay}"
+            raise HubkitError("HK-CONFIG", "out of range", want="0 < layer_decay <= 1", have=have)
+
+
+def _with_bias(base: Base, chosen: str | tuple[str, ...]) -> set[str]:
+    """The sites whose bias is chosen; every name or expression must choose one at least."""
+    if chosen == "all":
+        return {name for name, site in base.sites.items() if site.bias_tensor and not site.tied}
+    found: set[str] = set()
+    for target in [chosen] if isinstance(chosen, str) else [[name] for name in chosen]:
+        here = {site.name for site in base.match(target, KINDS) if site.bias_tensor}
+        if not here:
+            raise HubkitError(
+                "HK-TARGET", f"the modules {target!r} have no bias", where=base.source,
+                fix="--set biases=all trains those that there are; --set weights= chooses weights",
+            )  # fmt: skip
+        found |= here
+    return found
+
+
+def _in_layers(base: Base, names: set[str], layers: tuple[int, ...]) -> set[str]:
+    depth = layers_of(base)
+    wrong = [number for number in layers if not -depth <= number < depth]
+    if wrong:
+        raise HubkitError(
+            "HK-TARGET", "the base has no such layers", where=base.source, want=f"0 to {depth - 1}, or -1 to {-depth}",
+            have=", ".join(map(str, wrong)),
+        )  # fmt: skip
+    chosen = {number % depth for number in layers}
+    return {name for name in names if not layers or layer_of(name) in chosen}
+
+
+@hookimpl
+def describe() -> MethodInfo:
+    return MethodInfo(
+        name="selective",
+        summary="selective fine-tuning: biases, norms, or chosen layers and modules; merges exactly",
+        config=SelectiveConfig,
+        paper="https://arxiv.org/abs/2106.10199",
+        recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
+        sources="BitFit A.2: 1e-4 to 1e-3 for biases; whole weights want a rate as in full fine-tuning",
+        kinds=KINDS,
+        learning_rates=lambda config, site, role: layer_rate(site, config.layer_decay, config.depth),
+    )
+
+
+@hookimpl
+def inject(base: Base, config: SelectiveConfig) -> Mapping[str, Part]:
+    require_depth(base, config.layer_decay, config.depth)
+    weights = _in_layers(base, {site.name for site in base.match(config.weights, KINDS)}, config.layers)
+    return additive_parts(base, weights, _in_layers(base, _with_bias(base, config.biases), config.layers))
+
+
+@hookimpl
+def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+@hookimpl
+def merge(site: Site, tensors: Mapping[str, Tensor]) -> Delta:
+    return Delta.full(tensors.get("weight"), tensors.get("bias"))
+
+
+@hookimpl
+def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
+    return foreign_files(adapter, target)

@@ -1,0 +1,13 @@
+"""Full fine-tuning: the laws of every method."""
+
+from __future__ import annotations
+
+from hubkit.methods.suite import MethodSuite
+
+
+class TestFull(MethodSuite):
+    method = "full"
+    configs = {  # noqa: RUF012
+        "llama": ({}, {"targets": ["norm", "lm_head"]}),
+        "gpt2": ({}, {"targets": ["lm_head", "wte"]}, {"biases": False}),
+    }
