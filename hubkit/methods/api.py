@@ -11,6 +11,7 @@ from hubkit.errors import HubkitError
 from hubkit.methods.foreign import foreign_files
 from hubkit.methods.hookspecs import hookimpl
 from hubkit.methods.info import MethodInfo, NotMergeable
+from hubkit.methods.lowrank import LowRankConfig
 from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base, Site
@@ -18,6 +19,6 @@ from hubkit.tensors.delta import Delta
 from hubkit.tensors.parts import Edit, LowRank, Part
 
 __all__ = [
-    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo", "NotMergeable", "Part", "PeftForm",
-    "Site", "foreign_files", "hookimpl", "pattern_value",
+    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig", "MethodInfo", "NotMergeable",
+    "Part", "PeftForm", "Site", "foreign_files", "hookimpl", "pattern_value",
 ]  # fmt: skip

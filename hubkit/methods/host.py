@@ -104,6 +104,10 @@ class Method:
         loss: Tensor = self._call("train_step", Tensor, model=model, batch=batch)
         return loss
 
+    def rates(self, site: Site, config: Any) -> Mapping[str, float]:
+        """Role -> what multiplies the learning rate at `site`; see `MethodInfo.rates`."""
+        return {} if self.info.rates is None else self.info.rates(config, site)
+
     def merge(self, site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta:
         """See `hookspecs.merge`.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base import Site
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class MethodInfo:
         kinds: kinds of sites it can act at.
         low_rank: (targets, rank) -> the configuration under which the part at a site is exactly B·A with scale 1, for a
             method whose parts can hold any low-rank change: what `hubkit compose` writes sums with.
+        rates: (configuration, site) -> role -> what multiplies the learning rate there; roles left out, and all roles
+            when it is None, are trained at the rate itself.
     """
 
     name: str
@@ -40,6 +45,7 @@ class MethodInfo:
     sources: str = ""
     kinds: tuple[str, ...] = ("linear",)
     low_rank: Callable[[tuple[str, ...], int], Any] | None = None
+    rates: Callable[[Any, Site], Mapping[str, float]] | None = None
 
 
 class NotMergeable(HubkitError):

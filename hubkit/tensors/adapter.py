@@ -28,6 +28,7 @@ class MethodLike(Protocol):
     def inject(self, base: Base, config: Any) -> Mapping[str, Part]: ...
     @property
     def unmergeable(self) -> str: ...
+    def rates(self, site: Site, config: Any) -> Mapping[str, float]: ...
     def merge(self, site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta: ...
     def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]: ...
 
@@ -104,7 +105,8 @@ class Adapter:
                 shapes.append(f"{key}: want {tuple(expected.shape)}, have {tuple(value.shape)}")
                 continue
             at = base.sites[site]
-            value = value.to(at.device, _target_dtype(dtype, at.dtype, value.dtype))
+            rule = "master" if dtype == "base" and role in part.wide else dtype
+            value = value.to(at.device, _target_dtype(rule, at.dtype, value.dtype))
             _assign(part, role, nn.Parameter(value, requires_grad=dtype == "master"))
         if shapes:
             raise HubkitError(
@@ -175,10 +177,21 @@ class Adapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under their names in the file, contiguous, on the CPU."""
-        return {
-            key: self.parts[site].get_parameter(role).detach().cpu().contiguous()
-            for (site, role), key in self._keys().items()
-        }
+        values = {site: part.values() for site, part in self.parts.items()}
+        return {key: values[site][role].detach().cpu().contiguous() for (site, role), key in self._keys().items()}
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """``<site>.<role>`` -> the parameter that training moves for it."""
+        return {f"{site}.{role}": p for site, part in self.parts.items() for role, p in part.trainables().items()}
+
+    def rates(self) -> dict[str, float]:
+        """``<site>.<role>`` -> what multiplies the learning rate, where it is not 1."""
+        asked = {site: self.method.rates(self.base.sites[site], self.config) for site in self.parts}
+        return {f"{site}.{role}": rate for site, rates in asked.items() for role, rate in rates.items() if rate != 1.0}
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """``<site>.<role>`` -> tensors that training reads and does not change: a resumed run needs the same."""
+        return {name: p for name, p in self.parameters().items() if not p.requires_grad}
 
     def _keys(self) -> dict[tuple[str, str], str]:
         """(site, role) -> name of the tensor in the file, in a fixed order."""
@@ -190,10 +203,17 @@ class Adapter:
         }
 
     def to_compute_dtype(self) -> None:
-        """Casts every part to its site's dtype: it is stored so, and a reloaded adapter computes the same bits."""
+        """Ends training: casts every part to its site's dtype, wide roles to that of accumulation.
+
+        It is stored so, and a reloaded adapter computes the same bits.
+        """
         for site, part in self.parts.items():
+            part.settle()
             at = self.base.sites[site]
-            part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
+            for role, parameter in part.requires_grad_(False).roles().items():
+                parameter.data = parameter.data.to(
+                    _target_dtype("master" if role in part.wide else "base", at.dtype, at.dtype)
+                )
 
     def delta(self, site: Site, *, grad: bool = False) -> Delta | None:
         """What this adapter adds to the weight of `site`, accumulated wide; None when it does not act there.
@@ -208,7 +228,7 @@ class Adapter:
         if part is None:
             return None
         wide = accumulation_dtype(site.dtype)
-        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.roles().items()}
+        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.values().items()}
         change = self.method.merge(site.widened(), tensors, self.config)
         if not change.fits(site.shape):
             raise HubkitError(

@@ -205,7 +205,8 @@ def _fit(
     adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
     attached.add(name, adapter)
     attached.set_mix(name)
-    metrics = fit(attached, adapter.parameters(), method.train_step, rows, validation, options, **run)
+    run |= {"rates": adapter.rates(), "kept": adapter.kept()}
+    metrics = fit(attached, adapter.trainables(), method.train_step, rows, validation, options, **run)
     adapter.to_compute_dtype()
     adapter.require_finite(name)
     return adapter, metrics
