@@ -71,8 +71,9 @@ def _key(name: str) -> str:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_the_gradient_is_that_of_peft(family: str, dropout: float) -> None:
-    targets = ["h.0.attn.c_attn"] if family == "gpt2" else ["layers.0.mlp.up_proj"]  # one site: one mask of dropout
-    ours, theirs = beside_peft(family, targets if dropout else ["c_attn", "c_fc", "q_proj", "up_proj"], dropout)
+    alone = {"gpt2": ["h.0.attn.c_attn"], "llama": ["layers.0.mlp.up_proj"]}  # one site: one mask of dropout
+    several = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "k_proj", "v_proj", "down_proj"]}
+    ours, theirs = beside_peft(family, (alone if dropout else several)[family], dropout)
     losses = []
     for model in (ours, theirs):
         torch.manual_seed(4)
