@@ -42,6 +42,7 @@ class DoraConfig(LowRankConfig):
 
     Args:
         init: values of a fresh A: kaiming (uniform, as the reference code) or gaussian (N(0, 1/r²)); B is zero.
+        lora_plus_ratio: learning rate of B and m as a multiple of that of A, as PEFT groups them (LoRA+).
     """
 
     init: Literal["kaiming", "gaussian"] = "kaiming"
@@ -111,11 +112,13 @@ class DoraPart(Edit):
             self._frozen = (key, self._norm(site))
         return self._frozen[1]
 
+    @torch.inference_mode(False)  # what is kept may be needed where there is a gradient
     @torch.no_grad()
     def _norm(self, site: Site) -> Tensor:
         squares, weight = self._squared(site), site.weight()
         return row_norm(weight, squares, self.A.to(weight.dtype), self.B.to(weight.dtype), self.scale)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _squared(self, site: Site) -> Tensor:
         """‖Wᵢ‖², (out,); the base's own is computed once."""

@@ -172,6 +172,32 @@ def test_half_precision_keeps_the_magnitudes() -> None:
     assert all(torch.allclose(stored[n] / fresh[n], torch.tensor(1.001), atol=1e-6) for n in magnitudes)
 
 
+def test_what_inference_mode_left_does_not_stand_in_the_way_of_training() -> None:
+    model = attached(tiny_model("llama"), targets=["q_proj"])
+    model.adapters["a"].to_compute_dtype()
+    with torch.inference_mode():
+        want = model(batch()).logits.clone()
+    model.add("b", attached(tiny_model("llama"), targets=["q_proj"], seed=5).adapters["a"])
+    model.set_mix(Sum({"a": 1.0, "b": 1.0}))
+    model(batch(), labels=batch()).loss.backward()
+    assert all(p.grad is not None for p in model.adapters["b"].parameters().values())
+    model.set_mix("a")
+    assert torch.equal(model(batch()).logits, want)
+
+
+def test_recomputed_activations_give_the_same_gradient() -> None:
+    found = []
+    for recompute in (False, True):
+        model = attached(tiny_model("llama")).train()
+        if recompute:
+            model.model.gradient_checkpointing_enable(  # type: ignore[operator]
+                {"use_reentrant": False, "context_fn": model.checkpoint_contexts}
+            )
+        model(input_ids=batch(), labels=batch(), use_cache=False).loss.backward()
+        found.append([p.grad for p in model.adapters["a"].parameters().values()])
+    assert all(a is not None and torch.equal(a, b) for a, b in zip(*found, strict=True))  # type: ignore[arg-type]
+
+
 def test_it_stands_on_what_is_below_it() -> None:
     """In a stack the norm is that of the changed weight."""
     model = attached(tiny_model("gpt2"), targets=["c_fc"], rank=4)
