@@ -242,7 +242,7 @@ def describe() -> MethodInfo:
         paper="https://arxiv.org/abs/2402.09353",
         peft=PEFT,
         recipe={"learning_rate": 2e-4, "weight_decay": 0.0},
-        sources="the paper's Table 9 (LLaMA 7B: 2e-4, LLaMA 13B: 3e-4, no weight decay)",
+        sources="as for LoRA: QLoRA (https://arxiv.org/abs/2305.14314) §4 and A.2",
         rates=lambda config, site: {"B": config.lora_plus_ratio, "m": config.lora_plus_ratio},
     )
 

@@ -44,9 +44,9 @@ class LowRankConfig:
     def __post_init__(self) -> None:
         wrong = [f"rank {r}" for r in (self.rank, *self.rank_pattern.values()) if r < 1]
         wrong += [] if 0 <= self.dropout < 1 else [f"dropout {self.dropout}"]
-        wrong += [] if self.lora_plus_ratio > 0 else [f"lora_plus_ratio {self.lora_plus_ratio}"]
+        wrong += [] if self.lora_plus_ratio > 0 else [f"a ratio of {self.lora_plus_ratio}"]
         if wrong:
-            want = "rank >= 1, 0 <= dropout < 1, lora_plus_ratio > 0"
+            want = "rank >= 1, 0 <= dropout < 1, a ratio of learning rates above 0"
             raise HubkitError("HK-CONFIG", "out of range", want=want, have=wrong)
         if self.layers:
             layer_numbers(self.layers)
