@@ -210,10 +210,10 @@ class Adapter:
         for site, part in self.parts.items():
             part.settle()
             at = self.base.sites[site]
-            for role, parameter in part.requires_grad_(False).roles().items():
-                parameter.data = parameter.data.to(
-                    _target_dtype("master" if role in part.wide else "base", at.dtype, at.dtype)
-                )
+            wide = {role: part.get_parameter(role).data for role in part.wide}
+            part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
+            for role, value in wide.items():
+                part.get_parameter(role).data = value.to(_target_dtype("master", at.dtype, at.dtype))
 
     def delta(self, site: Site, *, grad: bool = False) -> Delta | None:
         """What this adapter adds to the weight of `site`, accumulated wide; None when it does not act there.
