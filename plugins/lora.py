@@ -4,13 +4,20 @@
 
 with s = alpha / r, or alpha / sqrt(r) with rank stabilization (rsLoRA, https://arxiv.org/abs/2312.03732).
 On an embedding x is one-hot: the rows of Aᵀ take the place of A x.
+
+PiSSA (https://arxiv.org/abs/2404.02948) and OLoRA (https://arxiv.org/abs/2406.01775) start A and B at factors of W
+itself and take these away again, the base untouched:
+
+    y = W x + s · (B A - B₀ A₀) x
+
+LoRA+ (https://arxiv.org/abs/2402.12354) trains B at a multiple of A's learning rate.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,53 +29,44 @@ from hubkit.methods.api import (
     Delta,
     HubkitError,
     LowRank,
+    LowRankConfig,
     MethodInfo,
     PeftForm,
     Site,
     foreign_files,
     hookimpl,
-    pattern_value,
 )
+
+PRINCIPAL = ("pissa", "olora")
+"""Values of `init` that start at factors of the weight."""
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(LowRankConfig):
     """Configuration of LoRA.
 
     Args:
-        targets: ``all-linear`` (all but the output head), an expression, or names of modules.
-        rank: r.
-        alpha: numerator of the scale.
-        dropout: probability with which components of x are dropped before A, in training only.
-        rslora: scale by 1/sqrt(r) instead of 1/r.
-        rank_pattern: module expression -> r, where it differs.
-        alpha_pattern: module expression -> alpha, where it differs.
-        init: values of a fresh A: kaiming (uniform, as the reference code) or gaussian (N(0, 1/r²)); B is zero.
+        init: values of a fresh A: kaiming (uniform, as the reference code) or gaussian (N(0, 1/r²)), B is zero then; or
+            A and B from the weight: pissa (its first singular vectors) or olora (its QR factors), stored with rank 2r.
     """
 
-    targets: str | tuple[str, ...] = "all-linear"
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    init: Literal["kaiming", "gaussian"] = "kaiming"
+    init: Literal["kaiming", "gaussian", "pissa", "olora"] = "kaiming"
 
     def __post_init__(self) -> None:
-        wrong = [f"rank {r}" for r in (self.rank, *self.rank_pattern.values()) if r < 1]
-        wrong += [] if 0 <= self.dropout < 1 else [f"dropout {self.dropout}"]
-        if wrong:
-            raise HubkitError("HK-CONFIG", "out of range", want="rank >= 1, 0 <= dropout < 1", have=wrong)
+        super().__post_init__()
+        if self.init in PRINCIPAL and min([self.alpha, *self.alpha_pattern.values()]) <= 0:
+            raise HubkitError("HK-CONFIG", f"{self.init} divides by the scale", want="alpha > 0", have=str(self.alpha))
 
-    def rank_at(self, site: str) -> int:
-        """r of one site."""
-        return pattern_value(self.rank_pattern, site, self.rank)
-
-    def scale_at(self, site: str) -> float:
-        """s of one site."""
-        rank, alpha = self.rank_at(site), pattern_value(self.alpha_pattern, site, self.alpha)
-        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+    def plain(self) -> LoraConfig:
+        """The configuration whose ordinary parts are what is stored under this one: rank 2r at the same scale."""
+        if self.init not in PRINCIPAL:
+            return self
+        factor = math.sqrt(2) if self.rslora else 2.0
+        return replace(
+            self, init="kaiming", rank=2 * self.rank, alpha=factor * self.alpha,
+            rank_pattern={name: 2 * rank for name, rank in self.rank_pattern.items()},
+            alpha_pattern={name: factor * alpha for name, alpha in self.alpha_pattern.items()},
+        )  # fmt: skip
 
 
 class LoraPart(LowRank):
@@ -84,6 +82,81 @@ class LoraPart(LowRank):
             nn.init.normal_(self.A, std=1 / self.A.shape[0], generator=generator)
         else:
             nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=generator)
+
+
+class PrincipalPart(LowRank):
+    """B A - B₀ A₀ at one site, held as [B - B₀, B] and [A₀; A - A₀]: an ordinary LoRA of rank 2r with that product.
+
+    In this form a fresh part adds exact zeros, and rounding it to the base's dtype costs digits of what was trained,
+    not of the weight. While it is trained, the changes of A and B lie beside the stored factors, and only they move.
+    """
+
+    change_A: nn.Parameter | None
+    change_B: nn.Parameter | None
+
+    def __init__(self, site: Site, config: LoraConfig) -> None:
+        rank = config.rank_at(site.name)
+        super().__init__(site, 2 * rank, config.scale_at(site.name), config.dropout)
+        self.r, self.init = rank, config.init
+        self.register_parameter("change_A", None)
+        self.register_parameter("change_B", None)
+
+    def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
+        factor = principal if self.init == "pissa" else orthonormal
+        down, up = factor(site.weight().to(self.A.dtype), self.r, self.scale)
+        self.A.zero_()[: self.r] = down
+        self.B.zero_()[:, self.r :] = up
+        self.requires_grad_(False)
+        self.change_A = nn.Parameter(torch.zeros_like(self.A[self.r :]))
+        self.change_B = nn.Parameter(torch.zeros_like(self.B[:, self.r :]))
+
+    def roles(self) -> dict[str, nn.Parameter]:
+        return {"A": self.A, "B": self.B}
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        if self.change_A is None or self.change_B is None:
+            return self.roles()
+        return {"A": self.change_A, "B": self.change_B}
+
+    def values(self) -> dict[str, Tensor]:
+        return {"A": self.lower(), "B": self.upper()}
+
+    def lower(self) -> Tensor:
+        if self.change_A is None:
+            return self.A
+        return torch.cat([self.A[: self.r], self.A[self.r :] + self.change_A])
+
+    def upper(self) -> Tensor:
+        return self.B if self.change_B is None else self.B + self.change_B.repeat(1, 2)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        self.A.copy_(self.lower())
+        self.B.copy_(self.upper())
+        self.change_A = self.change_B = None
+
+
+def principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) with s B A = U S Vᵀ, the first `rank` singular triples of `weight`; PiSSA, equation 2.
+
+    The largest entry of each row of A is positive: torch leaves the signs open.
+    """
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    left, right, root = left[:, :rank], right[:rank], (values[:rank] / scale).sqrt()
+    largest = right.gather(1, right.abs().argmax(1, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0).to(weight)
+    return right * sign * root[:, None], left * sign.t() * root
+
+
+def orthonormal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r): the first rows of R and columns of Q of `weight` = Q R; OLoRA, algorithm 1.
+
+    As in PEFT, the scale multiplies them like any other factors. The diagonal of R is made positive.
+    """
+    q, r = torch.linalg.qr(weight)
+    q, r = q[:, :rank], r[:rank]
+    sign = torch.where(r.diagonal() < 0, -1.0, 1.0).to(weight)
+    return r * sign[:, None], q * sign
 
 
 PEFT = PeftForm(
@@ -120,6 +193,11 @@ PEFT = PeftForm(
 )  # fmt: skip
 
 
+def learning_rate(config: LoraConfig, site: Site, role: str) -> float:
+    """What multiplies the learning rate of one factor."""
+    return config.lora_plus_ratio if role == "B" and site.kind == "linear" else 1.0
+
+
 @hookimpl
 def describe() -> MethodInfo:
     return MethodInfo(
@@ -132,12 +210,22 @@ def describe() -> MethodInfo:
         sources="QLoRA (https://arxiv.org/abs/2305.14314) §4 and A.2: all linear layers, constant 2e-4 up to 13B",
         kinds=("linear", "embedding"),
         low_rank=lambda targets, rank: LoraConfig(targets=targets, rank=rank, alpha=float(rank)),
+        learning_rates=learning_rate,
     )
 
 
 @hookimpl
-def inject(base: Base, config: LoraConfig) -> Mapping[str, LoraPart]:
-    return {site.name: LoraPart(site, config) for site in base.match(config.targets, ("linear", "embedding"))}
+def inject(base: Base, config: LoraConfig) -> Mapping[str, LowRank]:
+    sites = config.sites(base, ("linear", "embedding"))
+    if config.init not in PRINCIPAL:
+        return {site.name: LoraPart(site, config) for site in sites}
+    small = [f"{site.name}: {site.shape}" for site in sites if config.rank_at(site.name) > min(site.shape)]
+    if small:
+        raise HubkitError(
+            "HK-CONFIG", f"{config.init} takes as many directions from each weight as the rank says",
+            want="a rank within every weight", have=small, fix="a lower rank, or rank_pattern for these",
+        )  # fmt: skip
+    return {site.name: PrincipalPart(site, config) for site in sites}
 
 
 @hookimpl
@@ -153,4 +241,4 @@ def merge(site: Site, tensors: Mapping[str, Tensor], config: LoraConfig) -> Delt
 
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
+    return foreign_files(replace(adapter, config=adapter.config.plain()), target)

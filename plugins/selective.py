@@ -25,9 +25,7 @@ from hubkit.methods.api import (
     additive_parts,
     foreign_files,
     hookimpl,
-    layer_of,
     layer_rate,
-    layers_of,
     require_depth,
 )
 
@@ -41,14 +39,14 @@ class SelectiveConfig:
     Args:
         biases: modules whose bias is trained: all (of those that have one), an expression, names, or none at all.
         weights: modules whose weight is trained: all-norm, all-linear, an expression, names, or none at all.
-        layers: numbers of the layers that are trained, -1 for the topmost; none given: everywhere.
+        layers: numbers of the layers that are trained, ``0-11`` or ``0,4,8-11``; everywhere when empty.
         layer_decay: what multiplies the learning rate from one layer to the one below it, in (0, 1].
         depth: how many layers the base has; needed where layer_decay is not 1.
     """
 
     biases: str | tuple[str, ...] = "all"
     weights: str | tuple[str, ...] = "all-norm"
-    layers: tuple[int, ...] = ()
+    layers: str | tuple[int, ...] = ()
     layer_decay: float = 1.0
     depth: int = 0
 
@@ -58,13 +56,14 @@ class SelectiveConfig:
             raise HubkitError("HK-CONFIG", "out of range", want="0 < layer_decay <= 1", have=have)
 
 
-def _with_bias(base: Base, chosen: str | tuple[str, ...]) -> set[str]:
+def _with_bias(base: Base, config: SelectiveConfig) -> set[str]:
     """The sites whose bias is chosen; every name or expression must choose one at least."""
+    chosen, layers = config.biases, config.layers or None
     if chosen == "all":
-        return {name for name, site in base.sites.items() if site.bias_tensor and not site.tied}
+        return {site.name for site in base.match(".*", KINDS, layers=layers) if site.bias_tensor and not site.tied}
     found: set[str] = set()
     for target in [chosen] if isinstance(chosen, str) else [[name] for name in chosen]:
-        here = {site.name for site in base.match(target, KINDS) if site.bias_tensor}
+        here = {site.name for site in base.match(target, KINDS, layers=layers) if site.bias_tensor}
         if not here:
             raise HubkitError(
                 "HK-TARGET", f"the modules {target!r} have no bias", where=base.source,
@@ -72,18 +71,6 @@ def _with_bias(base: Base, chosen: str | tuple[str, ...]) -> set[str]:
             )  # fmt: skip
         found |= here
     return found
-
-
-def _in_layers(base: Base, names: set[str], layers: tuple[int, ...]) -> set[str]:
-    depth = layers_of(base)
-    wrong = [number for number in layers if not -depth <= number < depth]
-    if wrong:
-        raise HubkitError(
-            "HK-TARGET", "the base has no such layers", where=base.source, want=f"0 to {depth - 1}, or -1 to {-depth}",
-            have=", ".join(map(str, wrong)),
-        )  # fmt: skip
-    chosen = {number % depth for number in layers}
-    return {name for name in names if not layers or layer_of(name) in chosen}
 
 
 @hookimpl
@@ -96,15 +83,15 @@ def describe() -> MethodInfo:
         recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
         sources="BitFit A.2: 1e-4 to 1e-3 for biases; whole weights want a rate as in full fine-tuning",
         kinds=KINDS,
-        learning_rates=lambda config, site, role: layer_rate(site, config.layer_decay, config.depth),
+        learning_rates=lambda config, site, role: layer_rate(site.name, config.layer_decay, config.depth),
     )
 
 
 @hookimpl
 def inject(base: Base, config: SelectiveConfig) -> Mapping[str, Part]:
     require_depth(base, config.layer_decay, config.depth)
-    weights = _in_layers(base, {site.name for site in base.match(config.weights, KINDS)}, config.layers)
-    return additive_parts(base, weights, _in_layers(base, _with_bias(base, config.biases), config.layers))
+    weights = {site.name for site in base.match(config.weights, KINDS, layers=config.layers or None)}
+    return additive_parts(base, weights, _with_bias(base, config))
 
 
 @hookimpl

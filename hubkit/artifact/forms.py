@@ -36,6 +36,7 @@ class PeftForm:
             names them; written resolved against the adapted modules, for a reader that matches any end of a name.
         selection: keys that only narrow the choice of modules; the tensors present already say what they chose.
         allowed: further keys and the values under which the mathematics stays ours; the first value is written.
+        requires: keys that must have exactly this value: what tells methods of one type apart.
         ignored: keys without influence on the mathematics, beside those that every method of PEFT has.
         transposed: the key saying that the base stores its weights (in, out), if there is one.
         base_copies: suffixes of tensors that repeat the base's own weights; they must equal them.
@@ -49,6 +50,7 @@ class PeftForm:
     modules: Mapping[str, str] = field(default_factory=dict)
     selection: frozenset[str] = frozenset()
     allowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    requires: Mapping[str, Any] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     transposed: str | None = None
     base_copies: tuple[str, ...] = ()
@@ -81,7 +83,7 @@ def to_peft_config(
         "revision": revision,
         "task_type": task_type,
     }
-    document |= {key: values[0] for key, values in form.allowed.items()}
+    document |= {key: values[0] for key, values in form.allowed.items()} | dict(form.requires)
     document |= {key: _whole(config[name]) for key, name in form.options.items() if name in config}
     document[form.targets] = sorted(targets)
     document |= {key: sorted(names) for key, names in (modules or {}).items()}
@@ -116,14 +118,14 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
         )
     config = dict(form.defaults)
     fields = {**form.options, **form.modules}
-    foreign: list[str] = []
-    silent = COMMON | form.ignored | form.selection | {form.targets, form.transposed}
+    foreign = [f"{k}: {_json(data.get(k))}, not {_json(v)}" for k, v in form.requires.items() if data.get(k) != v]
+    silent = COMMON | form.ignored | form.selection | form.requires.keys() | {form.targets, form.transposed}
     for key, value in sorted(data.items()):
         if key in fields:
             if value is not None:
                 config[fields[key]] = sorted(value) if key in form.modules and isinstance(value, list) else value
         elif key not in silent and not _inactive(value) and value not in form.allowed.get(key, ()):
-            foreign.append(f"{key}: {json.dumps(value, sort_keys=True)}")
+            foreign.append(f"{key}: {_json(value)}")
     if foreign:
         raise HubkitError(
             "HK-OPTION",
@@ -133,6 +135,10 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
             fix="merge it with the tool that trained it, or retrain without these options",
         )
     return config
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _inactive(value: Any) -> bool:

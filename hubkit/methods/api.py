@@ -11,7 +11,8 @@ from hubkit.errors import HubkitError
 from hubkit.methods.foreign import foreign_files
 from hubkit.methods.hookspecs import hookimpl
 from hubkit.methods.info import MethodInfo, NotMergeable
-from hubkit.methods.layers import layer_of, layer_rate, layers_of, require_depth
+from hubkit.methods.layers import layer_rate, require_depth
+from hubkit.methods.lowrank import LowRankConfig
 from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.additive import additive_parts
@@ -20,7 +21,7 @@ from hubkit.tensors.delta import Delta
 from hubkit.tensors.parts import Edit, LowRank, Part
 
 __all__ = [
-    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo", "NotMergeable", "Part", "PeftForm",
-    "Site", "additive_parts", "foreign_files", "hookimpl", "layer_of", "layer_rate", "layers_of", "pattern_value",
+    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig", "MethodInfo", "NotMergeable",
+    "Part", "PeftForm", "Site", "additive_parts", "foreign_files", "hookimpl", "layer_rate", "pattern_value",
     "require_depth",
 ]  # fmt: skip

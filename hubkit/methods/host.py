@@ -119,13 +119,13 @@ class Method:
         delta: Delta = self._call("merge", Delta, site=site, tensors=tensors, config=config)
         return delta
 
-    def learning_rate(self, config: Any, site: str, role: str) -> float:
+    def learning_rate(self, config: Any, site: Site, role: str) -> float:
         """What multiplies the learning rate of one tensor: see `MethodInfo.learning_rates`."""
         if self.info.learning_rates is None:
             return 1.0
         factor = self._ask("learning_rates", self.info.learning_rates, config, site, role)
         if not isinstance(factor, (int, float)) or not math.isfinite(factor) or factor < 0:
-            fault = ValueError(f"{factor!r} at {site}.{role}")
+            fault = ValueError(f"{factor!r} at {site.name}.{role}")
             raise _plugin_error(self.offer, "gives no usable factor of the learning rate", fault)
         return float(factor)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base import Site
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class MethodInfo:
         kinds: kinds of sites it can act at.
         low_rank: (targets, rank) -> the configuration under which the part at a site is exactly B·A with scale 1, for a
             method whose parts can hold any low-rank change: what `hubkit compose` writes sums with.
-        learning_rates: (config, site name, role) -> what multiplies the learning rate there, 1.0 if not given.
+        learning_rates: (config, site, role) -> what multiplies the learning rate there; 1 everywhere if not given.
         narrow: (config, names ``<site>.<role>`` that are not zero) -> the configuration that makes these alone, for a
             method whose adapters leave tensors out that training did not change.
     """
@@ -43,7 +46,7 @@ class MethodInfo:
     sources: str = ""
     kinds: tuple[str, ...] = ("linear",)
     low_rank: Callable[[tuple[str, ...], int], Any] | None = None
-    learning_rates: Callable[[Any, str, str], float] | None = None
+    learning_rates: Callable[[Any, Site, str], float] | None = None
     narrow: Callable[[Any, frozenset[str]], Any] | None = None
 
 

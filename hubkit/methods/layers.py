@@ -9,14 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hubkit.errors import HubkitError
+from hubkit.tensors.layers import layer_of
 
 if TYPE_CHECKING:
     from hubkit.tensors.base import Base
-
-
-def layer_of(site: str) -> int | None:
-    """The number of the layer a site is in: the first number in its path; None outside of the layers."""
-    return next((int(part) for part in site.split(".") if part.isdecimal()), None)
 
 
 def layers_of(base: Base) -> int:

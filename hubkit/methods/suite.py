@@ -121,7 +121,7 @@ class MethodSuite:
         attached = self.attached(case)
         attached.set_mix("a")
         before = {n: p.detach().clone() for n, p in attached.model.named_parameters()}
-        parameters = attached.adapters["a"].parameters()
+        parameters = attached.adapters["a"].trainables()
         values = {n: p.detach().clone() for n, p in parameters.items()}
         optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
         loss = self.load().train_step(attached, {"input_ids": batch(), "labels": batch()})

@@ -29,7 +29,7 @@ class MethodLike(Protocol):
     @property
     def unmergeable(self) -> str: ...
     def merge(self, site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta: ...
-    def learning_rate(self, config: Any, site: str, role: str) -> float: ...
+    def learning_rate(self, config: Any, site: Site, role: str) -> float: ...
     def narrowed(self, config: Any, changed: frozenset[str]) -> Any: ...
     def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]: ...
 
@@ -120,13 +120,14 @@ class Adapter:
         ways: dict[tuple[torch.device, torch.dtype, torch.dtype], list[tuple[str, str]]] = {}
         for at, value in values.items():
             site = self.base.sites[at[0]]
-            way = (site.device, value.dtype, _target_dtype(dtype, site.dtype, value.dtype))
+            rule = "master" if dtype == "base" and at[1] in self.parts[at[0]].wide else dtype
+            way = (site.device, value.dtype, _target_dtype(rule, site.dtype, value.dtype))
             ways.setdefault(way, []).append(at)
         finite = True
         for (device, _, wanted), places in ways.items():
             joined = torch.cat([values[at].reshape(-1) for at in places]).to(device, wanted)
             finite = finite and bool(torch.isfinite(joined.sum()))
-            pieces = joined.split([values[at].numel() for at in places])
+            pieces = torch.split(joined, [values[at].numel() for at in places])
             for (site_name, role), piece in zip(places, pieces, strict=True):
                 # .data: a piece counts its own changes in place
                 value = piece.data.view(values[site_name, role].shape)
@@ -190,11 +191,12 @@ class Adapter:
         return {f"{site}.{role}": p for site, part in self.parts.items() for role, p in part.roles().items()}
 
     def learning_rates(self) -> dict[str, float]:
-        """``<site>.<role>`` -> factor of the learning rate, as the method asks for it."""
+        """``<site>.<role>`` -> what multiplies the learning rate, where it is not 1."""
         return {
-            f"{site}.{role}": self.method.learning_rate(self.config, site, role)
+            f"{site}.{role}": factor
             for site, part in self.parts.items()
             for role in part.roles()
+            if (factor := self.method.learning_rate(self.config, self.base.sites[site], role)) != 1.0
         }
 
     def without_zeros(self) -> Adapter:
@@ -215,10 +217,16 @@ class Adapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under their names in the file, contiguous, on the CPU."""
-        return {
-            key: self.parts[site].get_parameter(role).detach().cpu().contiguous()
-            for (site, role), key in self._keys().items()
-        }
+        values = {site: part.values() for site, part in self.parts.items()}
+        return {key: values[site][role].detach().cpu().contiguous() for (site, role), key in self._keys().items()}
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """``<site>.<role>`` -> the parameter that training moves for it."""
+        return {f"{site}.{role}": p for site, part in self.parts.items() for role, p in part.trainables().items()}
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """``<site>.<role>`` -> tensors that training reads and does not change: a resumed run needs the same."""
+        return {name: p for name, p in self.parameters().items() if not p.requires_grad}
 
     def _keys(self) -> dict[tuple[str, str], str]:
         """(site, role) -> name of the tensor in the file, in a fixed order."""
@@ -230,10 +238,17 @@ class Adapter:
         }
 
     def to_compute_dtype(self) -> None:
-        """Casts every part to its site's dtype: it is stored so, and a reloaded adapter computes the same bits."""
+        """Ends training: casts every part to its site's dtype, wide roles to that of accumulation.
+
+        It is stored so, and a reloaded adapter computes the same bits.
+        """
         for site, part in self.parts.items():
+            part.settle()
             at = self.base.sites[site]
+            wide = {role: part.get_parameter(role).data for role in part.wide}
             part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
+            for role, value in wide.items():
+                part.get_parameter(role).data = value.to(_target_dtype("master", at.dtype, at.dtype))
 
     def delta(self, site: Site, *, grad: bool = False) -> Delta | None:
         """What this adapter adds to the weight of `site`, accumulated wide; None when it does not act there.
@@ -248,7 +263,7 @@ class Adapter:
         if part is None:
             return None
         wide = accumulation_dtype(site.dtype)
-        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.merged_roles().items()}
+        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.values().items()}
         change = self.method.merge(site.widened(), tensors, self.config)
         if not change.fits(site.shape):
             raise HubkitError(

@@ -17,7 +17,7 @@ from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base, Site
-from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank
+from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
 
@@ -175,7 +175,9 @@ class Attached(nn.Module):
         for site in touched:
             here = [(edits[name][site], weight) for name, weight in mixes.leaves(mix) if site in edits[name]]
             rank_parts = [(part, weight) for part, weight in here if isinstance(part, LowRank)]
-            if len(rank_parts) == len(here):
+            if len(here) == 1 and not rank_parts and here[0][1] == 1.0:
+                plan[site] = _acting(here[0][0], self.sites.sites[site])
+            elif len(rank_parts) == len(here):
                 low[site] = SiteParts([pair for pair in rank_parts if pair[1] != 0.0] or rank_parts)
             else:
                 plan[site] = self._fold(mix, self.sites.sites[site])
@@ -226,6 +228,10 @@ class Attached(nn.Module):
 
 def _adding(group: Group, site: str) -> At:
     return lambda module, x, y: add_low_rank(group, site, module, x, y)
+
+
+def _acting(part: Edit, site: Site) -> At:
+    return lambda module, x, y: part.act(x, y, site, owns_output(module, y))
 
 
 def _delta_of(adapters: Mapping[str, Adapter], grad: bool = False) -> Callable[[str, Site], Any]:

@@ -20,6 +20,7 @@ from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.arch import Arch, arch_of
 from hubkit.tensors.delta import Delta, accumulation_dtype
 from hubkit.tensors.expressions import expression
+from hubkit.tensors.layers import Layers, outside, within
 
 Read = Callable[[str], Tensor]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -83,6 +84,13 @@ class Site:
         if self.change is not None and self.change.bias is not None:
             bias = bias.to(self.change.bias.dtype) + self.change.bias
         return bias.to(accumulation_dtype(stored.dtype)) if self.wide else bias.to(stored.dtype)
+
+    def version(self) -> object:
+        """Equal for as long as the base's own weight is the same; cheaper than `weight`, which may decode it."""
+        weight = getattr(self.module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.is_inference():
+            return None
+        return weight.data_ptr(), weight._version
 
     def _stored(self, tensor: str, attribute: str) -> Tensor:
         if self.module is not None:
@@ -179,7 +187,9 @@ class Base:
         shards = open_shards(path)
         return cls.from_headers(shards.headers, shards.config, str(path), shards.read)
 
-    def match(self, targets: str | Sequence[str], kind: str | Sequence[str] | None = None) -> list[Site]:
+    def match(
+        self, targets: str | Sequence[str], kind: str | Sequence[str] | None = None, *, layers: Layers | None = None
+    ) -> list[Site]:
         """The sites that `targets` name, in order.
 
         Args:
@@ -187,17 +197,20 @@ class Base:
                 each matching a module path or its last components; any other string is a regular expression for a
                 whole path, which leaves out norms where the method cannot serve them.
             kind: site kinds the method can serve; None for linear layers and embeddings.
+            layers: only modules in these layers: ``"0-11"``, ``"0-3,8"`` or a list of numbers; None for all modules.
 
         Raises:
-            HubkitError: ``HK-TARGET`` when any one target matches nothing or a kind that the method cannot serve.
+            HubkitError: ``HK-TARGET`` when any one target matches nothing or a kind that the method cannot serve, or
+                for a layer that the base does not have; ``HK-CONFIG`` for `layers` that are no numbers.
         """
         kinds = (kind,) if isinstance(kind, str) else kind or ("linear", "embedding")
+        sites = self.sites if layers is None else within(self.sites, layers, self.source)
         if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
             targets = [targets]
         if targets == "all-linear":
-            return [s for s in self.sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
+            return [s for s in sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
         if targets == "all-norm" and "norm" in kinds:
-            return [s for s in self.sites.values() if s.kind == "norm"]
+            return [s for s in sites.values() if s.kind == "norm"]
         chosen: set[str] = set()
         for target in [targets] if isinstance(targets, str) else targets:
             if target == "all-norm":
@@ -209,6 +222,9 @@ class Base:
                 found = {name for name in self.sites if name == target or name.endswith("." + target)}
             if not found:
                 self._refuse(target)
+            if not found & sites.keys():
+                raise outside(target, found, layers, self.source)
+            found &= sites.keys()
             foreign = sorted(name for name in found if self.sites[name].kind not in kinds)
             if foreign:
                 raise HubkitError(

@@ -89,7 +89,7 @@ class SiteParts:
 
     def down(self) -> Tensor:
         """(R, in): all A, one below the other."""
-        return self.parts[0][0].A if len(self.parts) == 1 else torch.cat([part.A for part, _ in self.parts])
+        return self.parts[0][0].lower() if len(self.parts) == 1 else torch.cat([p.lower() for p, _ in self.parts])
 
     def up(self, dtype: torch.dtype) -> tuple[Tensor, float]:
         """(out, R), all B side by side, and what multiplies it.
@@ -98,9 +98,11 @@ class SiteParts:
         """
         if len(self.parts) == 1:
             part, weight = self.parts[0]
-            return part.B, part.scale * weight
+            return part.upper(), part.scale * weight
         wide = accumulation_dtype(dtype)
-        return torch.cat([part.B.to(wide) * (part.scale * weight) for part, weight in self.parts], 1).to(dtype), 1.0
+        return torch.cat([part.upper().to(wide) * (part.scale * weight) for part, weight in self.parts], 1).to(
+            dtype
+        ), 1.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ class _Ready:
     @functools.cached_property
     def _wide(self) -> tuple[Tensor, Tensor]:
         """In fp32: (in, ΣR), and (ΣR, Σout) with the scaled up factors as its diagonal blocks."""
-        up = torch.block_diag(*(up.float() * scale for up, scale in self.ups.values()))
+        blocks = [up.float() * scale for up, scale in self.ups.values()]
+        up: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
         return self.down.float().t().contiguous(), up
 
     def additions(self, x: Tensor) -> dict[str, Tensor]:
@@ -128,7 +131,7 @@ class _Ready:
         down, up = self._wide
         low = torch.mm(x.reshape(-1, x.shape[-1]).float(), down)
         whole = torch.mm(low, up).to(x.dtype).view(*x.shape[:-1], -1)
-        pieces = whole.split([up.shape[1] for up, _ in self.ups.values()], -1)
+        pieces = torch.split(whole, [up.shape[1] for up, _ in self.ups.values()], -1)
         return dict(zip(self.ups, pieces, strict=True))
 
 
@@ -160,7 +163,7 @@ class Group:
         """``x Aᵀ`` of one site, (..., R), in x's dtype; its up factor, (R, out); the scale."""
         parts = self.sites[name]
         if parts.drops or parts.parts[0][0].is_lookup:
-            pieces = [part.down(x, part.A) for part, _ in parts.parts]
+            pieces = [part.down(x, part.lower()) for part, _ in parts.parts]
             low = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
             return low, *self._up(name, low.dtype, self._frozen(low.dtype))
         low, ready = self._shared(name, x, self._frozen(x.dtype), few=False)
@@ -201,10 +204,11 @@ class Group:
         """The group's factors made ready, where none is trained; made again when a value has changed."""
         key: list[Any] = [dtype]
         for part in self._parts:
-            a, b = part.A, part.B
-            if a.requires_grad or b.requires_grad:
-                return None
-            key += (a.data_ptr(), _version(a), b.data_ptr(), _version(b))
+            for value in part._parameters.values():
+                if value is not None:
+                    if value.requires_grad:
+                        return None
+                    key += (value.data_ptr(), _version(value))
         if self._ready is None or self._ready.key != key:
             factors = [site.down() for site in self.sites.values()]
             down = (factors[0] if len(factors) == 1 else torch.cat(factors)).to(dtype)
@@ -246,9 +250,9 @@ def add_low_rank(group: Group, name: str, module: nn.Module, x: Tensor, y: Tenso
     """
     addition = group.addition(name, x)
     if addition is not None:
-        return y.add_(addition) if _owns_output(module, y) else y + addition
+        return y.add_(addition) if owns_output(module, y) else y + addition
     low, up, scale = group.low(name, x)
-    if low.dtype == y.dtype and _owns_output(module, y):
+    if low.dtype == y.dtype and owns_output(module, y):
         if torch.is_grad_enabled() and (y.requires_grad or low.requires_grad or up.requires_grad):
             added: Tensor = AddUp.apply(y, low, up.t(), scale)  # type: ignore[no-untyped-call]
             return added
@@ -258,7 +262,7 @@ def add_low_rank(group: Group, name: str, module: nn.Module, x: Tensor, y: Tenso
     return y + ((low if scale == 1.0 else low * scale) @ up.to(low.dtype)).to(y.dtype)
 
 
-def _owns_output(module: nn.Module, y: Tensor) -> bool:
+def owns_output(module: nn.Module, y: Tensor) -> bool:
     """Whether `y` is held by nobody but this call: the fresh result of a plain Linear with no other hook on it.
 
     Autograd keeps neither a Linear's output nor anything that shares its memory; of other modules nothing is known.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
 
 class Part(nn.Module):
     """What one adapter adds at one site: its parameters are its tensors, their attribute names its roles."""
+
+    wide: ClassVar[frozenset[str]] = frozenset()
+    """Roles that stay in the dtype of accumulation when the others are cast to the base's: a few numbers that scale
+    whole rows, say, whose rounding would outweigh what was trained."""
 
     def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
         """Sets the values of a fresh part, in place; called once, never for a part that is loaded.
@@ -31,9 +34,16 @@ class Part(nn.Module):
         own = self._parameters if not self._modules else dict(self.named_parameters())
         return {role: parameter for role, parameter in sorted(own.items()) if parameter is not None}
 
-    def merged_roles(self) -> Mapping[str, Tensor]:
-        """role -> tensor, as a method's ``merge`` gets them: those of `roles`, and any that another part holds."""
+    def values(self) -> dict[str, Tensor]:
+        """role -> its value now, with what training has changed so far: what is stored and merged."""
+        return dict(self.roles())
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """role -> the parameter that training moves for it; the roles themselves unless a part says otherwise."""
         return self.roles()
+
+    def settle(self) -> None:
+        """Ends training: puts `values` into the roles. Needed by parts whose `trainables` are not their roles."""
 
 
 class Edit(Part):
@@ -51,6 +61,14 @@ class Edit(Part):
             site: shape, weight() and bias() of the module.
         """
         raise NotImplementedError
+
+    def act(self, x: Tensor, y: Tensor, site: Site, owned: bool) -> Tensor:
+        """``y + forward(x, y, site)`` where nothing else acts and the weight is 1: the place for a faster way.
+
+        Args:
+            owned: nobody else holds `y`, which may be written into.
+        """
+        return y + self.forward(x, y, site).to(y.dtype)
 
 
 class LowRank(Edit):
@@ -80,9 +98,17 @@ class LowRank(Edit):
         self._parameters["B"] = nn.Parameter(torch.empty(out_features, rank))
         vars(self).update(scale=scale, dropout=dropout, is_lookup=site.kind == "embedding")
 
+    def lower(self) -> Tensor:
+        """A as it acts now, (r, in)."""
+        return self.A
+
+    def upper(self) -> Tensor:
+        """B as it acts now, (out, r)."""
+        return self.B
+
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        low = self.down(x, self.A)
-        return low @ (self.B * self.scale).to(low.dtype).t()
+        low = self.down(x, self.lower())
+        return low @ (self.upper() * self.scale).to(low.dtype).t()
 
     def down(self, x: Tensor, factor: Tensor) -> Tensor:
         """``dropout(x) Aᵀ``, (..., r), in x's dtype; at an embedding the rows of Aᵀ for the ids x."""

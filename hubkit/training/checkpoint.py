@@ -1,8 +1,9 @@
 """The state of a run on disk: one safetensors file, replaced in one rename, so there is never half of one.
 
-Tensors: "param/<name>" (masters), "adamw.<quantity>/<name>" (moments and counts), "best/<name>" (the best state so
-far). Everything else is one JSON text in the file's metadata under "hubkit". Random generators are not stored:
-every step seeds them from the run's seed and its own number, the order of the rows comes from seed and epoch.
+Tensors: "param/<name>" (masters), "adamw.<quantity>/<name>" (moments and counts), "kept/<name>" (what is read and not
+trained), "best/<name>" (the best state so far). Everything else is one JSON text in the file's metadata
+under "hubkit". Random generators are not stored: every step seeds them from the run's seed and its own number, the
+order of the rows comes from seed and epoch.
 """
 
 from __future__ import annotations

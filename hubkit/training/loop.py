@@ -7,7 +7,7 @@ step and its dropout are drawn from seeds derived from the run's seed and that n
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -46,8 +46,9 @@ def fit(
     run_dir: Path,
     report: Callable[[Event], None] = lambda event: None,
     identity: Mapping[str, object] | None = None,
-    rates: Mapping[str, float] | None = None,
     resume: bool = False,
+    rates: Mapping[str, float] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> Metrics:
     """Trains `params` in place and returns the metrics; model modes and random generators are restored.
 
@@ -62,8 +63,9 @@ def fit(
         train_rows, validation_rows: encoded rows; validation rows may be none.
         report: called after each event, between steps.
         identity: further facts a resumed run must share (base, method, configuration), as JSON values.
-        rates: what multiplies the learning rate of a parameter, by name; 1.0 where it is not named.
         resume: go on from the checkpoint in `run_dir`, if there is one.
+        rates: parameter name -> what multiplies the learning rate for it, where it is not 1.
+        kept: tensors beside `params` that training reads and does not change; a checkpoint holds them, too.
 
     Raises:
         HubkitError: HK-FROZEN without parameters to train, or none that the loss reaches; HK-NO-ROWS;
@@ -75,7 +77,11 @@ def fit(
     begun = time.perf_counter()
     trained = {name: params[name] for name in sorted(params) if params[name].requires_grad}
     require_usable(trained, params, train_rows, validation_rows, options)
-    stepper = Stepper(model, trained, train_step, weight_decay=options.weight_decay, clip=options.clip, rates=rates)
+    stepper = Stepper(
+        model, trained, train_step, weight_decay=options.weight_decay, clip=options.clip, rates=rates, kept=kept
+    )
+    if rates:
+        identity = {**(identity or {}), "rates": Counter(map(str, sorted(rates.values())))}
     longest = collate([max(train_rows, key=lambda row: len(row.ids))], stepper.device)
     with run_folder(run_dir), training_state(model, stepper.device, checkpointing=options.checkpointing):
         run = _Run(stepper, train_rows, validation_rows, options, run_dir, report, identity or {})

@@ -22,7 +22,8 @@ class Stepper:
     Args:
         params: trained parameters by name, all on one device.
         clip: largest global norm of the gradient; 0 clips nothing.
-        rates: what multiplies the learning rate of a parameter, by name; 1.0 where it is not named.
+        rates: parameter name -> what multiplies the learning rate for it; 1 for those left out.
+        kept: tensors that `train_step` reads and no step changes: part of the state, so that a resumed run has them.
     """
 
     def __init__(
@@ -34,19 +35,16 @@ class Stepper:
         weight_decay: float,
         clip: float,
         rates: Mapping[str, float] | None = None,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.params, self.clip = model, params, clip
+        self.kept = kept or {}
         self.train_step = train_step
         self.device = next(iter(params.values())).device
         # one kernel for all parameters instead of five passes over each
         fused = self.device.type in ("cpu", "cuda")
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, param in params.items():
-            groups.setdefault((rates or {}).get(name, 1.0), []).append(param)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": members, "factor": factor} for factor, members in groups.items()],
-            lr=0.0, weight_decay=weight_decay, fused=fused,
-        )  # fmt: skip
+        groups = rate_groups(params, rates or {})
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay, fused=fused)
 
     def step(
         self, batches: Sequence[Sequence[Row]], rate: float, cancelled: Callable[[], bool]
@@ -127,8 +125,8 @@ class Stepper:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state: "param/<name>" and AdamW's "adamw.<quantity>/<name>"."""
-        found: dict[str, Tensor] = {}
+        """The state: "param/<name>", AdamW's "adamw.<quantity>/<name>", and "kept/<name>"."""
+        found: dict[str, Tensor] = {f"kept/{name}": value for name, value in self.kept.items()}
         for name, param in self.params.items():
             found[f"param/{name}"] = param
             found |= {f"adamw.{key}/{name}": value for key, value in self.optimizer.state.get(param, {}).items()}
@@ -141,9 +139,23 @@ class Stepper:
                 kind, _, name = key.partition("/")
                 if kind == "param":
                     self.params[name].copy_(tensor)
+                elif kind == "kept":
+                    self.kept[name].copy_(tensor)
                 elif kind.startswith("adamw."):
                     # the fused kernel counts steps on the parameter's device, too
                     self.optimizer.state[self.params[name]][kind.removeprefix("adamw.")] = tensor.to(self.device)
+
+
+def rate_groups(params: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The groups of an optimizer: parameters of one multiple ("factor") of the learning rate together, smallest first.
+
+    Args:
+        rates: parameter name -> multiple; 1 for those left out.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, param in params.items():
+        groups.setdefault(float(rates.get(name, 1.0)), []).append(param)
+    return [{"params": groups[factor], "factor": factor} for factor in sorted(groups)]
 
 
 def _not_finite(have: str) -> HubkitError:

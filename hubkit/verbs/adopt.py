@@ -14,6 +14,7 @@ from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_with_record
 
 if TYPE_CHECKING:
+    from hubkit.artifact.forms import PeftForm
     from hubkit.methods.host import Method
 
 
@@ -39,7 +40,7 @@ def adopt(
         HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
             ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``; what fetching and reading the base raise.
     """
-    from hubkit.artifact.forms import from_peft_config, short_targets, split_keys
+    from hubkit.artifact.forms import short_targets, split_keys
     from hubkit.artifact.header import read_header
     from hubkit.methods.config import config_document, parse_config
     from hubkit.methods.foreign import own_files
@@ -47,10 +48,7 @@ def adopt(
     from hubkit.tensors.base import Base
 
     foreign = _foreign_config(folder)
-    method = _method_for(str(foreign.get("peft_type")), folder)
-    form = method.peft_form
-    assert form is not None
-    values = from_peft_config(form, foreign, str(folder / PEFT_CONFIG))
+    method, form, values = _method_for(foreign, folder)
     weights = _weights(folder)
     parts = split_keys(form, read_header(weights), str(weights)).parts
     if not parts:
@@ -94,27 +92,37 @@ def _foreign_config(folder: Path) -> Mapping[str, Any]:
         return parse(read(path, MAX_BYTES), str(path))
 
 
-def _method_for(peft_type: str, folder: Path) -> Method:
-    """The installed method that reads this type of PEFT; methods that cannot be imported are passed over.
+def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]]:
+    """The installed method that reads this configuration of PEFT, and its own; the default method is asked first.
+
+    Methods that cannot be imported are passed over.
 
     Raises:
-        HubkitError: ``HK-METHOD-UNKNOWN``.
+        HubkitError: ``HK-METHOD-UNKNOWN``; ``HK-OPTION`` of the method that comes closest, when none reads it.
     """
+    from hubkit.artifact.forms import from_peft_config
     from hubkit.methods.host import host
 
     known: list[str] = []
-    for name in host().offers():
+    refusals: list[HubkitError] = []
+    peft_type, where = str(config.get("peft_type")), str(folder / PEFT_CONFIG)
+    for name in sorted(host().offers(), key=lambda name: (name != host().default(), name)):
         try:
             method = host().load(name)
         except HubkitError:
             continue
-        if method.peft_form is not None:
-            known.append(method.peft_form.peft_type)
-            if method.peft_form.peft_type == peft_type:
-                return method
+        form = method.peft_form
+        known += [form.peft_type] if form else []
+        if form is not None and form.peft_type == peft_type:
+            try:
+                return method, form, from_peft_config(form, config, where)
+            except HubkitError as refusal:
+                refusals.append(refusal)
+    if refusals:
+        raise min(refusals, key=lambda refusal: len(refusal.have))
     raise HubkitError(
         "HK-METHOD-UNKNOWN", f"no installed method reads adapters of type {peft_type!r}",
-        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted(known)), have=peft_type,
+        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known})), have=peft_type,
         fix="install the package that offers it; hubkit methods lists what is installed",
     )  # fmt: skip
 

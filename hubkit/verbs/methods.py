@@ -129,7 +129,9 @@ def _describe(method: Method) -> DescribedMethod:
 
     info = method.info
     defaults = config_document(info.config())
-    meanings = _meanings(inspect.getdoc(info.config) or "")
+    meanings: dict[str, str] = {}
+    for ancestor in reversed(info.config.__mro__):  # options can be inherited, and are explained where they are
+        meanings |= _meanings(inspect.getdoc(ancestor) or "")
     return DescribedMethod(
         name=method.name,
         summary=info.summary,

@@ -205,8 +205,8 @@ def _fit(
     adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
     attached.add(name, adapter)
     attached.set_mix(name)
-    rates = adapter.learning_rates()
-    metrics = fit(attached, adapter.parameters(), method.train_step, rows, validation, options, rates=rates, **run)
+    run |= {"rates": adapter.learning_rates(), "kept": adapter.kept()}
+    metrics = fit(attached, adapter.trainables(), method.train_step, rows, validation, options, **run)
     adapter.to_compute_dtype()
     adapter.require_finite(name)
     return adapter.without_zeros(), metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import bench_family
 import bench_lora
 import bench_memory
 import bench_startup
@@ -19,6 +20,7 @@ def main() -> None:
     base = get_base(ROOT / ".cache" / "SmolLM2-135M-Instruct")
     bench_startup.main()
     bench_lora.main(base, ["step", "loop", "forward", "decode", "attach"])
+    bench_family.main(base)
     bench_memory.main(base)
 
 

@@ -33,6 +33,9 @@ TRAINED = {
     "patterns-rslora": {"rank": 4, "rslora": True, "rank_pattern": {"k_proj": 9}, "alpha_pattern": {"k_proj": 2.5}},
     "expression": {"targets": r".*layers\.0\..*_proj", "rank": 2},
     "embedding-head": {"targets": ["embed_tokens", "lm_head", "o_proj"], "rank": 4, "init": "gaussian"},
+    "pissa": {"rank": 4, "init": "pissa", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "pissa-rslora": {"targets": ["q_proj", "embed_tokens"], "rank": 3, "init": "pissa", "rslora": True},
+    "olora": {"rank": 4, "init": "olora", "layers": "1", "lora_plus_ratio": 4},
 }
 
 
@@ -109,6 +112,16 @@ FOREIGN = {
     "embedding": {"target_modules": ["embed_tokens", "q_proj"], "r": 4},
     "head": {"target_modules": ["lm_head", "v_proj"], "r": 4},
     "gaussian": {"target_modules": ["q_proj"], "r": 4, "init_lora_weights": "gaussian"},
+    "dora": {"target_modules": "all-linear", "r": 4, "use_dora": True, "lora_dropout": 0.1},
+    "dora-patterns": {
+        "target_modules": ["q_proj", "down_proj"],
+        "r": 4,
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"down_proj": 3},
+        "layers_to_transform": [1],
+    },
 }
 
 
@@ -127,6 +140,7 @@ def test_an_adapter_of_peft_is_adopted(case: str, tiny_llama: Path, tmp_path: Pa
         {"r": 4, "fan_in_fan_out": True},
         {"r": 4, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True, "use_rslora": True},
         {"r": 4, "target_modules": ["wte", "wpe"]},
+        {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True},
     ],
 )
 def test_an_adapter_of_peft_on_gpt2_is_adopted(options: dict[str, Any], tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -143,7 +157,7 @@ def test_adopted_and_exported_again_peft_computes_the_same(tiny_llama: Path, tmp
 
 
 UNSUPPORTED = {
-    "dora": ({"use_dora": True}, "use_dora"),
+    "dora-and-more": ({"use_dora": True, "modules_to_save": ["lm_head"]}, "modules_to_save"),
     "bias": ({"bias": "lora_only"}, "bias"),
     "lora-bias": ({"lora_bias": True}, "lora_bias"),
     "modules-to-save": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),

@@ -15,10 +15,14 @@ class TestLora(MethodSuite):
                 "alpha_pattern": {"v_proj": 3},
             },
             {"targets": ["embed_tokens", "o_proj"], "rank": 4},
+            {"init": "pissa", "rank": 3, "alpha_pattern": {"v_proj": 3}, "rank_pattern": {"q_proj": 2}},
+            {"init": "olora", "rank": 4, "rslora": True, "layers": [1]},
         ),
         "gpt2": (
             {},
             {"targets": ["c_attn", "wte"], "rank": 4},
             {"targets": r".*\.h\.0\..*c_(fc|proj)", "rslora": True},
+            {"init": "pissa", "rank": 4},
+            {"init": "olora", "rank": 4, "targets": ["c_fc", "wte"], "alpha": 3},
         ),
     }
