@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hubkit.plugins.lora import PEFT, LoraConfig, LoraPart
 from torch import Tensor, nn
 
 from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Site, foreign_files, hookimpl
-from hubkit.plugins.lora import PEFT, LoraConfig, LoraPart
 
 CODEC = "nf4/64/double"
 

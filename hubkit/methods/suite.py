@@ -96,7 +96,7 @@ class MethodSuite:
         return attached
 
     def decoded(self, attached: Attached, family: str) -> nn.Module:
-        """The base that the adapters see, in plain layers: where they had it quantized, a copy of the decoded weights."""
+        """The base that the adapters see, in plain layers: a copy with the decoded weights where they are quantized."""
         packed = {name: site for name, site in attached.sites.sites.items() if packed_of(site.module) is not None}
         if not packed:
             return attached.model

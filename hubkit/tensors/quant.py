@@ -112,15 +112,16 @@ def quantize(weight: Tensor) -> Packed:
     for start in range(0, whole, chunk):
         part = slice(start, min(start + chunk, whole))
         maxima = absmax[start // BLOCK : part.stop // BLOCK]
-        codes[start // 2 : part.stop // 2] = _codes(_scaled(flat[part], maxima))
+        scaled = _scaled(flat[part], maxima)
+        _require_finite(maxima)
+        codes[start // 2 : part.stop // 2] = _codes(scaled)
     if whole < count:  # the last block is shorter; bitsandbytes divides there
         rest = flat[whole:].float()
         absmax[-1] = rest.abs().max().clamp(min=1e-38)
+        _require_finite(absmax[-1:])
         rest = (rest / absmax[-1]).clamp(-1, 1)
         codes[whole // 2 :] = _codes(torch.nn.functional.pad(rest, (0, count % 2)))
     offset = absmax.mean() if count else absmax.sum()
-    if not math.isfinite(float(offset)):
-        raise HubkitError("HK-NAN", "a weight that holds NaN or infinity cannot be quantized")
     indices, nested = _quantize_statistics(absmax - offset)
     return Packed(
         codes.unsqueeze(1), indices, torch.tensor(LEVELS, device=device), tuple(weight.shape), weight.dtype,
@@ -234,6 +235,11 @@ def _require_fitting(packed: Packed, where: str) -> None:
 def _broken(where: str, what: str, have: str | list[str]) -> HubkitError:
     fix = "fetch the checkpoint again, or quantize the original one"
     return HubkitError("HK-QUANT-STATE", what, where=where, have=have, fix=fix)
+
+
+def _require_finite(maxima: Tensor) -> None:
+    if not torch.isfinite(maxima).all():
+        raise HubkitError("HK-NAN", "a weight that holds NaN or infinity cannot be quantized")
 
 
 def _scaled(values: Tensor, maxima: Tensor) -> Tensor:

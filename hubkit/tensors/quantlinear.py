@@ -36,12 +36,13 @@ class QuantLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
-        self._clear()
-
-    def _clear(self) -> None:
         self.packed: Packed | None = None
-        for name in ("weight", *_STATISTICS, "quant_state"):
+        nothing = torch.empty(0, dtype=torch.uint8, device="cpu")
+        nothing._is_hf_initialized = self._is_hf_initialized = True  # type: ignore[attr-defined]
+        self.register_buffer("weight", nothing, persistent=False)
+        for name in (*_STATISTICS, "quant_state"):
             self.register_buffer(name, None, persistent=False)
 
     def fill(self, packed: Packed) -> None:
@@ -76,8 +77,7 @@ class QuantLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is not None:
             for key in self.packed.tensors():
-                tensor = getattr(self, _attribute(key))
-                destination[f"{prefix}weight.{key}".rstrip(".")] = tensor
+                destination[f"{prefix}weight.{key}".rstrip(".")] = getattr(self, _attribute(key))
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
@@ -89,11 +89,12 @@ class QuantLinear(nn.Module):
         elif strict:
             missing.append(stem)
         others = {key: value for key, value in state_dict.items() if not _below(key, stem)}
-        super()._load_from_state_dict(others, prefix, metadata, strict, missing, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(others, prefix, metadata, strict, missing, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         """Moves everything; casts what a layer computes in, never the statistics."""
-        super()._apply(lambda t: fn(t) if t is self.bias else _moved(fn, t), recurse)  # type: ignore[no-untyped-call]
+        bias: Any = self.bias
+        super()._apply(lambda t: fn(bias) if t is bias else _moved(fn, t), recurse)  # type: ignore[no-untyped-call]
         if self.packed is not None:
             dtype = fn(torch.empty(0, dtype=self.packed.dtype, device=self.packed.codes.device)).dtype
             self.fill(_of_buffers(self, self.packed, dtype))
@@ -173,7 +174,7 @@ class Swapped(QuantLinear):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         weight = self._original[0]
         destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
-        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         self._original[0].data = fn(self._original[0].data)
@@ -189,7 +190,7 @@ def packed_of(module: nn.Module | None) -> Packed | None:
     """
     if isinstance(module, QuantLinear):
         return module.packed
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if not hasattr(weight, "quant_state") or not hasattr(weight, "compress_statistics"):
         return None
     state = weight.quant_state
@@ -235,6 +236,7 @@ def _below(key: str, stem: str) -> bool:
     return key == stem or key.startswith(stem + ".")
 
 
-def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+def _moved(fn: Callable[[Tensor], Tensor], tensor: Any) -> Tensor:
     """`tensor` where `fn` puts it, in its own dtype."""
-    return tensor.to(fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).device)
+    moved: Tensor = tensor.to(fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).device)
+    return moved
