@@ -28,18 +28,14 @@ def main() -> None:
 
         figures = compare(lambda values=values: quantize(values), theirs, 15)  # type: ignore[misc]
         report(f"encode {str(dtype).removeprefix('torch.')}", figures, target)
-        print(
-            f"  {values.nbytes / figures[0] / 1e9:.2f} GB/s of input, bitsandbytes {values.nbytes / figures[1] / 1e9:.2f}"
-        )
+        speeds(values.nbytes, figures)
     values = weight.to(torch.bfloat16)
     packed = quantize(values)
     for double, target in ((True, 1 / 0.45), (False, 10.0)):
         codes, state = functional.quantize_4bit(values, quant_type="nf4", compress_statistics=double)
         figures = compare(lambda: dequantize(packed), lambda: functional.dequantize_4bit(codes, state), 15)  # noqa: B023
         report(f"decode to bfloat16, theirs {'double' if double else 'single'}", figures, target)
-        print(
-            f"  {values.nbytes / figures[0] / 1e9:.2f} GB/s of output, bitsandbytes {values.nbytes / figures[1] / 1e9:.2f}"
-        )
+        speeds(values.nbytes, figures)
 
 
 if __name__ == "__main__":
