@@ -55,6 +55,19 @@ def read_adapter(folder: AdapterFolder, base: Base, *, name: str = "", dtype: st
     return adapter
 
 
+def codec_of(method: Method, config: Any, base: Base) -> str | None:
+    """How `method` wants the base quantized; None when it does not. `base` can be known by its headers alone.
+
+    Raises:
+        HubkitError: what the method's `inject` raises: ``HK-TARGET``, ``HK-CODEC``.
+    """
+    import torch
+
+    with torch.device("meta"):
+        method.inject(base, config)
+    return base.codec
+
+
 def recorded_base(folder: AdapterFolder) -> Base:
     """The base of an adapter as its own ``tensors.json`` lists it: names, shapes, no values.
 

@@ -20,6 +20,7 @@ from hubkit.tensors.base import Base, Site
 from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
+from hubkit.tensors.quantlinear import Swap
 
 At = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Plan = Mapping[str, At]
@@ -55,6 +56,7 @@ class Attached(nn.Module):
         self.parts = nn.ModuleDict()
         self.training = model.training
         self._added = 0
+        self._swaps: list[Swap] = []
         self._plan: Plan = {}
         self._handles: dict[str, torch.utils.hooks.RemovableHandle] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -77,8 +79,11 @@ class Attached(nn.Module):
     def add(self, name: str, adapter: Adapter) -> None:
         """Attaches `adapter` under `name`, in training or eval mode as this module is; it acts once a mix names it.
 
+        One made for a quantized base has the base quantized, until `detach`.
+
         Raises:
-            HubkitError: ``HK-NAME-TAKEN``, or ``HK-SHAPE`` when a site is not this base's.
+            HubkitError: ``HK-NAME-TAKEN``, or ``HK-SHAPE`` when a site is not this base's; ``HK-NAN`` when a weight
+                cannot be quantized.
         """
         if name in self.adapters:
             raise HubkitError("HK-NAME-TAKEN", f"an adapter {name!r} is attached already", fix="remove it first")
@@ -89,6 +94,8 @@ class Attached(nn.Module):
         ]
         if wrong:
             raise HubkitError("HK-SHAPE", f"adapter {name!r} belongs to a base of other sites or shapes", have=wrong)
+        if adapter.base.codec is not None:
+            self._quantize()
         self.adapters[name] = adapter
         self._added += 1
         self.parts[f"adapter_{self._added}"] = nn.ModuleList(adapter.parts.values()).train(self.training)
@@ -97,6 +104,22 @@ class Attached(nn.Module):
                 module = self.sites.sites[site].module
                 assert module is not None
                 self._handles[site] = module.register_forward_hook(self._hook(site), with_kwargs=True)
+
+    def _quantize(self) -> None:
+        """Quantizes the base's linear layers in place, those that are not yet; `detach` restores them."""
+        begun = len(self._swaps)
+        try:
+            for site in self.sites.to_quantize():
+                assert site.module is not None
+                self._swaps.append(Swap(site.module))
+        except HubkitError as error:
+            self._restore(begun)
+            error.where = error.where or site.name
+            raise
+
+    def _restore(self, count: int) -> None:
+        while len(self._swaps) > count:
+            self._swaps.pop().undo()
 
     def remove(self, name: str) -> None:
         """Takes an adapter off; it must not be in the active mix."""
@@ -148,6 +171,7 @@ class Attached(nn.Module):
         self.adapters.clear()
         self.parts.clear()
         self._plan, self.mix = {}, None
+        self._restore(0)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._required[name])
         return self.model

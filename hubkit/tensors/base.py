@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from hubkit.tensors.arch import Arch, arch_of
 from hubkit.tensors.delta import Delta, accumulation_dtype
 from hubkit.tensors.expressions import expression
 from hubkit.tensors.layers import Layers, outside, within
+from hubkit.tensors.quant import CODEC, dequantize
+from hubkit.tensors.quantfiles import PackedHeaders
+from hubkit.tensors.quantlinear import QuantLinear, packed_facts, packed_of, quantizable
 
 Read = Callable[[str], Tensor]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -45,6 +49,7 @@ class Site:
         read: reads a tensor of the base's files, if there are any.
         change: what lower members of a stack have already added.
         wide: hand out weight and bias in the dtype of accumulation (merging) instead of the stored one.
+        packed: the weight is quantized in the base's files; `weight` decodes it.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Site:
     read: Read | None = field(default=None, compare=False, repr=False)
     change: Delta | None = field(default=None, compare=False, repr=False)
     wide: bool = False
+    packed: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +100,9 @@ class Site:
 
     def _stored(self, tensor: str, attribute: str) -> Tensor:
         if self.module is not None:
+            packed = packed_of(self.module) if attribute == "weight" else None
+            if packed is not None:
+                return dequantize(packed).t() if self.transposed else dequantize(packed)
             value = getattr(self.module, attribute)
             assert isinstance(value, Tensor)
             return value.detach()
@@ -106,17 +115,11 @@ class Site:
 
     def widened(self) -> Site:
         """The same site, handing out weight and bias in the dtype of accumulation."""
-        return _replace(self, wide=True)
+        return replace(self, wide=True)
 
     def after(self, delta: Delta) -> Site:
         """The same site with `delta` added: what the next member of a stack sees."""
-        return _replace(self, change=delta if self.change is None else self.change.plus(delta))
-
-
-def _replace(site: Site, **fields: object) -> Site:
-    from dataclasses import replace
-
-    return replace(site, **fields)  # type: ignore[arg-type]
+        return replace(self, change=delta if self.change is None else self.change.plus(delta))
 
 
 class Base:
@@ -130,6 +133,7 @@ class Base:
         self.arch = arch
         self.source = source
         self._others = frozenset(others)
+        self.codec: str | None = None
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
@@ -150,10 +154,14 @@ class Base:
             rows, columns = (*weight.shape, 1)[:2]
             bias = getattr(module, "bias", None)
             bias_name = first.get(id(bias), f"{name}.bias") if isinstance(bias, Tensor) else None
-            shape = (columns, rows) if transposed else (rows, columns)
+            shape, dtype = (columns, rows) if transposed else (rows, columns), weight.dtype
+            packed = packed_facts(module)
+            if packed is not None:
+                shape, dtype, transposed = packed
             twin = first.get(id(weight), f"{name}.weight")
             tied = twin != f"{name}.weight" and kind == "linear"
-            sites.append(Site(name, kind, shape, weight.dtype, transposed, twin, bias_name, tied, module=module))
+            site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
+            sites.append(replace(site, packed=packed is not None))
         return cls(sites, arch, type(model).__name__, others)
 
     @classmethod
@@ -163,6 +171,7 @@ class Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
+        packed = PackedHeaders(headers, read, source)
         bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
         for tensor, info in headers.items():
             stem, _, last = tensor.rpartition(".")
@@ -174,9 +183,13 @@ class Base:
             kind = "norm" if is_norm else "embedding" if leaf in arch.embeddings else "linear"
             transposed = kind == "embedding" or (kind == "linear" and leaf in arch.transposed)
             rows, columns = (*info.shape, 1)[:2]
-            shape = (columns, rows) if transposed else (rows, columns)
-            bias = f"{stem}.bias" if f"{stem}.bias" in headers else None
-            sites.append(Site(name, kind, shape, torch_dtype(info.dtype), transposed, tensor, bias, read=read))
+            shape, dtype = (columns, rows) if transposed else (rows, columns), torch_dtype(info.dtype)
+            bias, reader = f"{stem}.bias" if f"{stem}.bias" in headers else None, read
+            if tensor in packed:
+                shape, dtype = packed.facts(tensor)
+                reader = packed.reader(tensor, transposed)
+            site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
+            sites.append(replace(site, packed=tensor in packed))
         return cls(_with_tied_head(sites, arch, config, read, headers), arch, source)
 
     @classmethod
@@ -235,6 +248,25 @@ class Base:
             chosen |= found
         return [site for site in self.sites.values() if site.name in chosen]
 
+    def quantize(self, codec: str) -> None:
+        """Asks for the base to be quantized: called by the `inject` of a method that trains on a quantized base.
+
+        Nothing happens here: an `Attached` quantizes the live layers when it gets an adapter made for this base, and
+        `load_base` while it loads; a base known by its headers only notes the codec. Layers that are quantized
+        already, whatever their codec, stay as they are.
+
+        Raises:
+            HubkitError: ``HK-CODEC`` for one that hubkit does not write.
+        """
+        if codec != CODEC:
+            raise HubkitError("HK-CODEC", f"unknown codec {codec!r}", want=CODEC, have=codec)
+        self.codec = codec
+
+    def to_quantize(self) -> list[Site]:
+        """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own."""
+        own = (s for s in self.match("all-linear") if not s.tied and not s.packed and s.dtype.is_floating_point)
+        return [s for s in own if s.module is None or (packed_of(s.module) is None and quantizable(s.module))]
+
     def _refuse(self, target: str) -> None:
         counts: dict[str, int] = {}
         for site in self.sites.values():
@@ -279,9 +311,9 @@ def _with_tied_head(
     bias = arch.head_bias if arch.head_bias in names else None
     heads = [site for site in sites if arch.is_head(site.name)]
     if heads:
-        fields: dict[str, object] = {"tensor": table.tensor, "tied": True}
+        fields: dict[str, Any] = {"tensor": table.tensor, "tied": True}
         fields |= {"bias_tensor": bias} if bias else {}
-        tied = [_replace(site, **fields) for site in heads if site.shape == shape]
+        tied = [replace(site, **fields) for site in heads if site.shape == shape]
         return [site for site in sites if site.name not in {head.name for head in tied}] + tied
     classes = config.get("architectures")
     if not isinstance(classes, list) or not any(str(name).endswith(LANGUAGE_MODELS) for name in classes):
@@ -292,7 +324,7 @@ def _with_tied_head(
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf")):
+    if isinstance(module, nn.Linear | QuantLinear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf")):
         return "linear"
     if type(module).__name__.endswith(NORMS) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
         return "norm"

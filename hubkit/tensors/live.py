@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hubkit.artifact.base_files import local, read_config
 from hubkit.artifact.digest import (
     BaseRecord,
     TensorDigest,
     compose_weights,
     config_values,
     counted,
+    fingerprint_folder,
     layout_digest,
     template_digest,
     ties,
@@ -29,17 +32,22 @@ from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import DTYPE_NAMES
 from hubkit.tensors.merging import dtype_named
+from hubkit.tensors.quantload import is_packed, load_packed
 from hubkit.tensors.shards import tensor_bytes
 
 
-def load_base(path: Path | str, dtype: str | None = None) -> nn.Module:
+def load_base(path: Path | str, dtype: str | None = None, codec: str | None = None) -> nn.Module:
     """The language model in folder `path`, in eval mode, its parameters frozen.
+
+    A folder in 4 bits, as bitsandbytes writes it, is loaded as it is.
 
     Args:
         dtype: ``float32``, ``bfloat16``...; None: as stored.
+        codec: ``nf4/64/double``: the linear layers but the output head are quantized while they are read.
 
     Raises:
-        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-LOAD``, ``HK-EXTRA`` without transformers.
+        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``; ``HK-NAN`` for a weight
+            that cannot be quantized; ``HK-EXTRA`` without transformers.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
@@ -49,18 +57,24 @@ def load_base(path: Path | str, dtype: str | None = None) -> nn.Module:
         )  # fmt: skip
     wanted = dtype_named(dtype)
     transformers = _transformers()
-    kind = transformers.AutoModelForCausalLM
+    stored = is_packed(read_config(local(path)))
+    options = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
     try:
-        model = kind.from_pretrained(
-            path, dtype=wanted or "auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        if codec or stored:
+            model = load_packed(path, transformers, None if stored else codec, options)
+        else:
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **options)
+    except HubkitError:
+        raise
     except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
             "HK-BASE-LOAD", "transformers cannot load the base as a causal language model", where=str(path),
             have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
         ) from e  # fmt: skip
     model.eval().requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    if codec and not stored:
+        _ORIGINS[model] = (_values(model), fingerprint_folder(path))
+    return model
 
 
 def load_tokenizer(path: Path | str) -> Any:
@@ -107,6 +121,8 @@ def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
 
 _PROBES = 8
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
+_ORIGINS: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
+"""What a model was that was quantized while it was loaded: its values are not at hand any more."""
 
 
 def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
@@ -118,16 +134,24 @@ def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
     Args:
         tokenizer: its transformers tokenizer, to be compared as well.
     """
-    key = (id(tokenizer), [(t.data_ptr(), _version(t), t.dtype, t.shape, _probe(t)) for t in _held(model)])
+    values = _values(model)
+    key = (id(tokenizer), values)
     known = _KNOWN.get(model)
     if known is not None and known[0] == key:
         return known[1]
+    origin = _ORIGINS.get(model)
+    if origin is not None and origin[0] == values:
+        if tokenizer is None:
+            return origin[1]
+        words, template = _texts(tokenizer)
+        fingerprint = replace(origin[1].fingerprint, tokenizer=words, template=template)
+        return replace(origin[1], fingerprint=fingerprint)
     tensors = stored_tensors(model)
     config = _config(model)
     infos = [TensorInfo(name, DTYPE_NAMES[t.dtype], tuple(t.shape), 0, 0) for name, t in tensors.items()]
     with ThreadPoolExecutor(2) as pool:
         hashed = list(pool.map(_digest, tensors.items()))
-    kept = counted(hashed, ties(config))
+    kept, texts = counted(hashed, ties(config)), _texts(tokenizer)
     fingerprint = BaseFingerprint(
         source=getattr(model, "name_or_path", None) or None,
         revision=getattr(getattr(model, "config", None), "_commit_hash", None),
@@ -135,20 +159,27 @@ def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
         weights=compose_weights(kept),
         files={},
         config=config_values(config),
-        tokenizer=_live_tokenizer(tokenizer),
-        template=template_digest(tokenizer.chat_template) if getattr(tokenizer, "chat_template", None) else None,
+        tokenizer=texts[0],
+        template=texts[1],
     )
     record = BaseRecord(fingerprint, kept)
     _KNOWN[model] = (key, record)
     return record
 
 
-def _held(model: nn.Module) -> Iterator[Tensor]:
-    """All parameters and buffers, module by module: a quicker walk than that of the state."""
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                yield tensor
+def _values(model: nn.Module) -> object:
+    """What changes when a parameter or buffer does, without looking at all values.
+
+    Module by module: a quicker walk than that of the state.
+    """
+    held = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+    return [(t.data_ptr(), _version(t), t.dtype, t.shape, _probe(t)) for t in held]
+
+
+def _texts(tokenizer: Any) -> tuple[str | None, str | None]:
+    """The digests of tokenizer and chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return _live_tokenizer(tokenizer), template_digest(template) if template else None
 
 
 def _version(tensor: Tensor) -> int:

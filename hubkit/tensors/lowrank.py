@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from hubkit.tensors.delta import accumulation_dtype
 from hubkit.tensors.parts import LowRank
+from hubkit.tensors.quantlinear import QuantLinear, Swapped
 
+_FRESH = (nn.Linear, QuantLinear, Swapped)
 FEW = 32
 """Rows up to which, on a CPU, half-precision products are faster in fp32: oneDNN's set-up costs more than they do."""
 
@@ -263,12 +265,12 @@ def add_low_rank(group: Group, name: str, module: nn.Module, x: Tensor, y: Tenso
 
 
 def owns_output(module: nn.Module, y: Tensor) -> bool:
-    """Whether `y` is held by nobody but this call: the fresh result of a plain Linear with no other hook on it.
+    """Whether `y` is held by nobody but this call: the fresh result of a linear layer with no other hook on it.
 
     Autograd keeps neither a Linear's output nor anything that shares its memory; of other modules nothing is known.
     """
     return (
-        type(module) is nn.Linear
+        type(module) in _FRESH
         and "forward" not in module.__dict__
         and len(module._forward_hooks) == 1
         and not torch.nn.modules.module._global_forward_hooks

@@ -88,7 +88,8 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
     """Plans merging `mix` into `base`.
 
     Raises:
-        HubkitError: ``HK-NOT-MERGEABLE`` with each member's reason, ``HK-UNKNOWN-ADAPTER``, ``HK-SHAPE``.
+        HubkitError: ``HK-NOT-MERGEABLE`` with each member's reason, or for a base in 4 bits;
+            ``HK-UNKNOWN-ADAPTER``, ``HK-SHAPE``.
     """
     mixes.require_known(mix, adapters)
     used = {name: adapters[name] for name in mixes.names(mix)}
@@ -96,6 +97,13 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
     if reasons:
         raise HubkitError("HK-NOT-MERGEABLE", "the mix cannot become one weight", have=reasons, fix=BESIDE)
     sites = tuple(site for site in base.sites.values() if any(site.name in a.parts for a in used.values()))
+    packed = [site.name for site in sites if site.packed and site.module is None]
+    if packed:
+        raise HubkitError(
+            "HK-NOT-MERGEABLE", "the base is stored in 4 bits: rounding to its levels would undo most of the change",
+            where=base.source, have=f"{len(packed)} of {len(sites)} weights are packed, first {packed[0]}",
+            fix="merge into the 16-bit base that it was made from, with --allow-base-mismatch",
+        )  # fmt: skip
     head = next((site for site in base.sites.values() if site.tied), None)
     if head is not None and all(keeps_tie(a.parts, base, head) for a in used.values()):
         sites = tuple(site for site in sites if site.name != head.name)

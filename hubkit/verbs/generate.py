@@ -86,7 +86,8 @@ def generate(
         overrides = require_base(members, record, allow_base_mismatch)
     else:
         source = base_source(named, revision, **where)
-    model: nn.Module = load_base(source.path, dtype)
+    codecs = [m.folder.manifest.base.codec for m in members if m.folder.manifest.base is not None]
+    model: nn.Module = load_base(source.path, dtype, next(filter(None, codecs), None))
     if members:
         attached = Attached(model)
         for member in members:

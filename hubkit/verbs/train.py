@@ -93,6 +93,8 @@ def train(
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
+    from hubkit.methods.reading import codec_of
+    from hubkit.tensors.base import Base
     from hubkit.tensors.live import load_tokenizer
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
@@ -106,13 +108,14 @@ def train(
     wanted = _options(chosen, options)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
-    draft = _draft(name, chosen, settings, record, license)
+    codec = codec_of(chosen, settings, Base.from_folder(source.path))
+    draft = _draft(name, chosen, settings, record, codec, license)
     check_adapter(out, draft, {CARD_NAME: _card(out, draft, ())}, replace=replace)  # now, not after hours of training
     rows, validation = _rows(records, held, load_tokenizer(source.path), columns, source.path, wanted, raw)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name,
+        resume=resume, name=name, codec=codec,
     )  # fmt: skip
     manifest = dataclasses.replace(draft, config=_document(adapter.config), training=_training(wanted, rows, metrics))
     digest = _write(out, adapter, manifest, record, metrics, replace)
@@ -194,6 +197,7 @@ def _fit(
     options: TrainOptions,
     *,
     name: str,
+    codec: str | None,
     **run: Any,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.tensors.adapter import Adapter
@@ -201,7 +205,7 @@ def _fit(
     from hubkit.tensors.live import load_base
     from hubkit.training.loop import fit
 
-    attached = Attached(load_base(base, options.dtype))
+    attached = Attached(load_base(base, options.dtype, codec))
     adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
     attached.add(name, adapter)
     attached.set_mix(name)
@@ -212,7 +216,9 @@ def _fit(
     return adapter.without_zeros(), metrics
 
 
-def _draft(name: str, method: Method, config: Any, record: BaseRecord, license: str | None) -> Manifest:
+def _draft(
+    name: str, method: Method, config: Any, record: BaseRecord, codec: str | None, license: str | None
+) -> Manifest:
     """The manifest as far as it is known before training."""
     return Manifest(
         kind="adapter",
@@ -220,7 +226,7 @@ def _draft(name: str, method: Method, config: Any, record: BaseRecord, license: 
         method=method.name,
         plugin=Plugin(method.offer.distribution, method.offer.version),
         config=_document(config),
-        base=record.fingerprint,
+        base=dataclasses.replace(record.fingerprint, codec=codec),
         license=license,
     )
 
