@@ -23,6 +23,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,38 +141,43 @@ def combine(operator: Operator, members: Sequence[Member], density: float | None
     rows_of = [_rows(member.delta) for member in members]
     shape, dtype = rows_of[0].shape, rows_of[0].dtype
     ranked = operator.prunes == "magnitude" and density < 1
-    limits = [_smallest_kept(rows, density) if ranked else 0.0 for rows in rows_of]
+    limits = [_largest_left_out(rows, density) if ranked else None for rows in rows_of]
     step = max(1, BLOCK // max(1, shape[1]))
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.zeros(shape, dtype=dtype)
     stack = torch.empty(len(members), step, shape[1], dtype=dtype)
-    bounds = torch.tensor(limits, dtype=dtype)[:, None, None] if ranked else None
-    weights = torch.tensor([member.weight for member in members], dtype=dtype)
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
-        block = stack[:, : stop - start]
-        for index, (member, rows) in enumerate(zip(members, rows_of, strict=True)):
-            rows.read(start, stop, block[index])
+        blocks = [block[: stop - start] for block in stack]
+        for block, member, rows, limit in zip(blocks, members, rows_of, limits, strict=True):
+            rows.read(start, stop, block)
+            if limit is not None:
+                torch.hardshrink(block, limit, out=block)
             if member.generator is not None:
-                _drop(block[index], density, member.generator)
-        if bounds is not None:
-            block.mul_(block.abs() >= bounds)
-        target = out[start:stop]
+                _drop(block, density, member.generator)
+        weights = [member.weight for member in members]
         if operator.elects:
-            _elected_mean(block, weights, target)
+            _elected_mean(blocks, weights, out[start:stop])
         else:
-            torch.matmul(weights, block.flatten(1), out=target.view(-1))
+            for block, weight in zip(blocks, weights, strict=True):
+                out[start:stop].add_(block, alpha=weight)
     return out
 
 
-def _elected_mean(block: Tensor, weights: Tensor, out: Tensor) -> None:
-    """Elects the sign of each entry and writes the weighted mean of the members that have it; overwrites `block`."""
-    if (weights < 0).any():
-        block.mul_(weights.sign()[:, None, None])
-    elected = (block.sum(0) >= 0).to(block.dtype).mul_(2).sub_(1)
-    agreeing = block.mul_(elected).clamp_min_(0).flatten(1)
-    torch.matmul(weights.abs(), agreeing, out=out.view(-1))
-    count = torch.matmul(torch.ones_like(weights), agreeing.sign_()).clamp_min_(1)
-    out.mul_(elected).div_(count.view(out.shape))
+def _elected_mean(blocks: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    """Adds to `out`, zeros, the weighted mean of the members that have the elected sign, entry by entry.
+
+    Overwrites the blocks.
+    """
+    total = torch.zeros_like(out)
+    for block, weight in zip(blocks, weights, strict=True):
+        total.add_(block, alpha=-1.0 if weight < 0 else 1.0)
+    elected = torch.copysign(torch.ones((), dtype=out.dtype), total.add_(0.0))  # -0 + 0 is +0: elects +1
+    count = total.zero_()
+    for block, weight in zip(blocks, weights, strict=True):
+        agreeing = (block.neg_() if weight < 0 else block).mul_(elected).relu_()
+        out.add_(agreeing, alpha=abs(weight))
+        count.add_(agreeing.sign_())
+    out.div_(count.clamp_min_(1)).mul_(elected)
 
 
 def _drop(block: Tensor, density: float, generator: torch.Generator) -> None:
@@ -204,8 +210,8 @@ def _rows(delta: Delta) -> _Rows:
     return _Rows((left.shape[0], right.shape[1]), left.dtype, read)
 
 
-def _smallest_kept(rows: _Rows, density: float) -> float:
-    """The magnitude of the smallest entry among the d·n largest; of fewer than one, one is kept."""
+def _largest_left_out(rows: _Rows, density: float) -> float:
+    """The number just below the magnitude of the smallest of the d·n largest entries; at least one entry is kept."""
     count = rows.shape[0] * rows.shape[1]
     keep = max(1, int(density * count))
     whole = torch.empty(rows.shape, dtype=rows.dtype)
@@ -215,4 +221,5 @@ def _smallest_kept(rows: _Rows, density: float) -> float:
         rows.read(start, stop, whole[start:stop])
     values = whole.abs_().view(-1).numpy()
     values.partition(count - keep)
-    return float(values[count - keep])
+    smallest = values[count - keep]
+    return float(np.nextafter(smallest, smallest.dtype.type(0)))

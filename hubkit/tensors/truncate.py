@@ -145,7 +145,7 @@ def truncate_dense(matrix: Tensor, rank: int, generator: torch.Generator) -> Tru
     for _ in range(POWER):
         basis = _orthonormal(matrix @ _orthonormal(matrix.t() @ basis))
     core = basis.t() @ matrix
-    total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64).square())
+    total = float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
     found = _by_rows(core, rank)
     return Truncated(basis @ found.left, found.right, found.energies, total)
 
