@@ -12,7 +12,7 @@ from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.base import Site
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.operators import Member, Operator, combine, generator_for, normalized, operator_named
-from hubkit.tensors.truncate import Truncated, truncate, truncate_dense
+from hubkit.tensors.truncate import Truncated, require_finite, truncate, truncate_dense
 from hubkit.tensors.workers import in_order, workers_for
 
 
@@ -98,7 +98,7 @@ def compose_deltas(
 
     Raises:
         HubkitError: ``HK-COMPOSE`` for a delta with a bias, and for one that is not low-rank where neither rank nor
-            energy say how to make it so; ``HK-OPERATOR``; what `of` raises.
+            energy say how to make it so; ``HK-OPERATOR``; ``HK-NAN``; what `of` raises.
     """
     names = [name for name, _ in weights]
     factors = normalized(how.operator, [weight for _, weight in weights])
@@ -157,16 +157,21 @@ def _made(job: _Job, how: ComposeOptions) -> Truncated:
             Member(weight, delta, generator_for(how.seed, site.name, name) if drawn else None)
             for name, weight, delta in job.members
         ]
-        return truncate_dense(combine(how.operator, members, how.density), limit, sketch)
+        require_finite(site.name, torch.tensor([member.weight for member in members], dtype=torch.float32))
+        combined = combine(how.operator, members, how.density)
+        require_finite(site.name, combined)
+        return truncate_dense(combined, limit, sketch)
     total = Delta()
     for _, weight, delta in job.members:
         total = total.plus(delta.scaled(weight))
     if total.dense is not None:
         matrix = total.matrix()
         assert matrix is not None
+        require_finite(site.name, matrix)
         return truncate_dense(matrix, limit, sketch)
     assert total.left is not None
     assert total.right is not None
+    require_finite(site.name, total.left, total.right)
     if how.energy is None and (how.rank is None or total.right.shape[0] <= how.rank):
         return _whole(total.left, total.right, how.cuts)
     return truncate(total.left, total.right, limit)

@@ -23,7 +23,7 @@ from torch import Tensor
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import Site
 from hubkit.tensors.delta import Delta
-from hubkit.tensors.truncate import Spectrum, spectrum
+from hubkit.tensors.truncate import Spectrum, require_finite, spectrum
 from hubkit.tensors.workers import in_order, workers_for
 
 STRONG = 0.2
@@ -116,7 +116,7 @@ def interference(
         of: a member's delta at a site, None where it does not act; called in this thread.
 
     Raises:
-        HubkitError: ``HK-REPORT`` for fewer than two members.
+        HubkitError: ``HK-REPORT`` for fewer than two members; ``HK-NAN``; what `of` raises.
     """
     if len(weights) < 2:
         have = [name for name, _ in weights]
@@ -142,6 +142,8 @@ def _jobs(
     for site in sites:
         deltas = {n: delta.scaled(weight) for n, weight in weights if (delta := of(n, site)) is not None}
         if len(deltas) > 1:
+            for delta in deltas.values():
+                require_finite(site.name, *(t for t in (delta.left, delta.right, delta.dense) if t is not None))
             yield site.name, deltas
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hubkit.errors import HubkitError
+
 OVERSAMPLE = 16
 POWER = 2
 """Power iterations of the randomized range finder."""
@@ -75,6 +77,14 @@ def spectrum(left: Tensor, right: Tensor) -> Spectrum:
     u, values, vt = torch.linalg.svd(r_left @ r_right.t(), full_matrices=False)
     count = int((values > NOISE * values[0]).sum()) if values.numel() else 0
     return Spectrum(q_left @ u[:, :count], values[:count], vt[:count] @ q_right.t())
+
+
+def require_finite(site: str, *tensors: Tensor) -> None:
+    """Refuses values that a weight has driven out of range, before LAPACK does: ``HK-NAN``."""
+    for values in tensors:
+        if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+            fix = "smaller weights; hubkit verify shows whether a member holds NaN itself"
+            raise HubkitError("HK-NAN", "the composed change is not finite", where=site, fix=fix)
 
 
 def truncate(left: Tensor, right: Tensor, rank: int) -> Truncated:
