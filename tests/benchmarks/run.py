@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import bench_compose
 import bench_lora
 import bench_memory
 import bench_startup
@@ -20,6 +21,7 @@ def main() -> None:
     bench_startup.main()
     bench_lora.main(base, ["step", "loop", "forward", "decode", "attach"])
     bench_memory.main(base)
+    bench_compose.main(base, list(bench_compose.TARGETS))
 
 
 if __name__ == "__main__":
