@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 
-def make_adapter(folder: Path, base: Path, *, seed: int = 0, version: str = "0.1.0", **options: Any) -> Path:
-    """Write an adapter of the default method with random tensors into `folder`, bound to the base at `base`."""
+def make_adapter(
+    folder: Path, base: Path, *, seed: int = 0, version: str = "0.1.0", method: Any = None, **options: Any
+) -> Path:
+    """Write an adapter of `method` (the default one) with random tensors into `folder`, bound to the base at `base`."""
     import torch
 
     from hubkit.artifact.card import render_card
@@ -20,8 +22,9 @@ def make_adapter(folder: Path, base: Path, *, seed: int = 0, version: str = "0.1
     from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.base import Base
 
-    method = host().load(host().default())
-    config = parse_config(method.info.config, {"rank": 2, **options}, "test")
+    if method is None:
+        method, options = host().load(host().default()), {"rank": 2, **options}
+    config = parse_config(method.info.config, options, "test")
     adapter = Adapter.fresh(folder.name, method, config, Base.from_folder(base), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

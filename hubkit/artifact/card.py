@@ -94,7 +94,8 @@ def _block(manifest: Manifest, repository: str) -> Iterator[str]:
     yield "<!-- Written by hubkit: changes between these two comments are lost. -->"
     yield ""
     yield from _table(("", ""), list(_facts(manifest)))
-    for title, values in (("Configuration", manifest.config), ("Training", manifest.training or {})):
+    documents = {"Configuration": manifest.config, "Training": manifest.training, "Composition": manifest.composition}
+    for title, values in documents.items():
         if values:
             yield from ["", f"### {title}", ""]
             yield from _table(("", ""), [(_code(name), _code(value)) for name, value in _flat(values)])

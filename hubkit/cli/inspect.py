@@ -36,6 +36,9 @@ def _render(one: Inspected) -> str:
     if manifest.training:
         rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.training.items())]
         parts += ["", table(rows, head=("TRAINING", ""))]
+    if manifest.composition:
+        rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.composition.items())]
+        parts += ["", table(rows, head=("COMPOSITION", ""))]
     if manifest.parents:
         made = [(f"{one.weight:g}", one.reference, one.digest) for one in manifest.parents]
         parts += ["", table(made, head=("WEIGHT", "MADE FROM", "DIGEST"))]

@@ -160,6 +160,7 @@ class Manifest:
     training: Document | None = None
     probes: Document | None = None
     parents: tuple[Parent, ...] = ()
+    composition: Document | None = None
     license: str | None = None
     overrides: tuple[str, ...] = ()
     mix: Document | None = None

@@ -1,9 +1,11 @@
-"""`compose`: several adapters written as one, their exact weighted sum.
+"""`compose`: several adapters written as one.
 
     Δ = Σ wᵢ · sᵢ · Bᵢ Aᵢ      A = rows of all Aᵢ,  B = columns of all wᵢ sᵢ Bᵢ,  scale 1
 
-Any ranks, scales, signs and patterns; computed and stored in fp32, so that nothing of a member is rounded away. Sites
-of lower rank than the largest are padded with zeros: one rank and one scale, which every engine reads alike.
+The exact sum of any ranks, scales, signs and patterns by default; else what an operator of `hubkit.tensors.operators`
+makes of the deltas, or the best approximation of a given rank. Computed and stored in fp32, so that nothing of a member
+is rounded away. Sites of lower rank than the largest are padded with zeros: one rank and one scale, which every engine
+reads alike.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
 from hubkit.documents.manifest import Manifest, Parent, Plugin
-from hubkit.errors import HubkitError
+from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, chosen_name
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms
+from hubkit.verbs.terms import Term, Terms, open_terms
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hubkit.methods.host import Method
     from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.base import Base
-    from hubkit.tensors.delta import Delta
+    from hubkit.tensors.composing import ComposeOptions, Composition
+    from hubkit.tensors.interference import Interference
 
 
 @dataclass(frozen=True)
@@ -31,26 +36,40 @@ class Composed:
     """A composed adapter.
 
     Args:
-        path: its folder.
+        path: its folder; None where only a report was asked for, and with it everything up to `overrides` is empty.
         digest: its identity.
         rank: of every site.
         sites: number of sites.
         parents: what it was made of.
+        composition: how, as its manifest says it: operator, density, seed, rank, energy kept.
         overrides: named overrides used.
+        report: the page that was written.
+        interference: how the members get in each other's way, where a report was asked for.
     """
 
-    path: Path
+    path: Path | None
     digest: str
     rank: int
     sites: int
     parents: tuple[Parent, ...]
+    composition: Mapping[str, Any]
     overrides: tuple[str, ...]
+    report: Path | None = None
+    interference: Interference | None = None
 
 
 def compose(
     terms: Terms,
-    out: Path | str,
+    out: Path | str | None,
     *,
+    method: str = "sum",
+    density: float | None = None,
+    seed: int = 0,
+    rank: int | None = None,
+    energy: float | None = None,
+    report: Path | str | None = None,
+    base: str | None = None,
+    revision: str | None = None,
     name: str | None = None,
     license: str | None = None,
     registry: str | None = None,
@@ -59,32 +78,73 @@ def compose(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> Composed:
-    """Writes the weighted sum of adapters as an ordinary adapter.
+    """Writes several adapters as one ordinary adapter.
 
     Args:
         terms: ``{"./a": 1.0, "org/b@v2": -0.5}`` or the text ``"1.0*./a + -0.5*org/b@v2"``.
-        out: the new adapter's folder.
+        out: the new adapter's folder; None to write the report alone.
+        method: ``sum`` (exact), ``average``, ``ties``, ``dare``, ``dare-ties`` or ``magnitude``.
+        density: part of the entries that the last four keep, in (0, 1].
+        seed: of what is drawn at random.
+        rank: the largest rank: the best approximation is written. Operators that prune need one; the largest rank among
+            the members by default.
+        energy: the part of the energy, ‖Δ_k‖² / ‖Δ‖², that every site keeps: the smallest one rank that does is taken,
+            at most `rank`.
+        report: an HTML page that shows, site by site, how the members get in each other's way.
+        base: folder or repository of the base, for members whose method computes its change from the base's weights.
+        revision: of the base.
         name: its name; the folder's by default.
         license: SPDX identifier.
         allow_base_mismatch: add adapters of different bases; recorded.
-        replace: replace an adapter that is at `out`.
+        replace: replace an adapter that is at `out`, and a page that is at `report`.
 
     Raises:
-        HubkitError: ``HK-TERMS``; ``HK-NAME``; ``HK-BASE-MISMATCH``; ``HK-COMPOSE`` when a member's change is not
-            low-rank; ``HK-EXISTS``; what pulling and reading raise.
+        HubkitError: ``HK-OPERATOR``, ``HK-DENSITY``, ``HK-RANK``, ``HK-ENERGY``; ``HK-TERMS``; ``HK-NAME``;
+            ``HK-BASE-MISMATCH``; ``HK-BASE-NEEDED``; ``HK-COMPOSE`` for a member whose change no low-rank adapter can
+            hold; ``HK-NAN``; ``HK-EXISTS``; what pulling and reading raise.
     """
+    from hubkit.tensors.composing import compose_options
+    from hubkit.verbs.interference import require_page, write_page
+
+    how = compose_options(method, density, seed, rank, energy)
+    if out is None and report is None:
+        raise HubkitError("HK-USAGE", "nothing is to be written", want="--out, --report or both", status=USAGE)
+    page = None if report is None else require_page(Path(report), replace)
+    name = None if out is None else chosen_name(name, Path(out))
+    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
+    overrides = _one_base(members, allow_base_mismatch)
+    sites, used = _base(members, base, revision, allow_base_mismatch, registry, offline, progress)
+    overrides = tuple(dict.fromkeys((*overrides, *used)))
+    adapters = _read(members, sites)
+    found = None if page is None else _compare(members, adapters, sites)
+    parents = tuple(Parent(m.reference, m.folder.manifest.digest, m.weight) for m in members)
+    done = Composed(None, "", 0, 0, parents, {}, overrides, page, found)
+    if out is not None and name is not None:
+        done = _write(done, Path(out), name, license, members, adapters, sites, how, replace)
+    if page is not None and found is not None:
+        write_page(page, found)
+    return done
+
+
+def _write(
+    plan: Composed,
+    out: Path,
+    name: str,
+    license: str | None,
+    members: list[Term],
+    adapters: Mapping[str, Adapter],
+    base: Base,
+    how: ComposeOptions,
+    replace: bool,
+) -> Composed:
+    from dataclasses import replace as changed
+
     from hubkit.artifact.card import card_file
     from hubkit.methods.config import config_document
     from hubkit.methods.foreign import own_files
 
-    out = Path(out)
-    name = chosen_name(name, out)
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
-    overrides = _one_base(members, allow_base_mismatch)
-    base = _base(members)
-    adapters = _read(members, base)
-    result, rank = _sum(name, members, adapters, base)
-    parents = tuple(Parent(m.reference, m.folder.manifest.digest, m.weight) for m in members)
+    made, how = _made(members, adapters, base, how)
+    result = _adapter(name, made, adapters, base)
     first = members[0].folder
     manifest = Manifest(
         kind="adapter",
@@ -93,16 +153,20 @@ def compose(
         plugin=_plugin(result),
         config=config_document(result.config),
         base=first.manifest.base,
-        parents=parents,
+        parents=plan.parents,
+        composition=_record(how, made),
         license=license,
-        overrides=overrides,
+        overrides=plan.overrides,
     ).shareable()
     assert manifest.base is not None
     result.source, result.revision = manifest.base.source, manifest.base.revision
     files: dict[str, bytes | Path] = {**own_files(result), TENSORS_NAME: tensors_bytes(first.base_tensors() or ())}
     files[CARD_NAME] = card_file(manifest, files)
-    made = write_adapter(out, manifest, files, replace=replace)
-    return Composed(out, made.digest, rank, len(result.parts), made.parents, overrides)
+    written = write_adapter(out, manifest, files, replace=replace)
+    return changed(
+        plan, path=out, digest=written.digest, rank=made.rank, sites=len(result.parts), parents=written.parents,
+        composition=written.composition or {},
+    )  # fmt: skip
 
 
 def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
@@ -131,59 +195,100 @@ def _nothing() -> Any:
     return BaseFingerprint(None, None, "", None, {}, {}, None, None)
 
 
-def _base(members: list[Term]) -> Base:
+def _base(
+    members: list[Term],
+    base: str | None,
+    revision: str | None,
+    allow: bool,
+    registry: str | None,
+    offline: bool,
+    progress: Progress | None,
+) -> tuple[Base, tuple[str, ...]]:
+    """The members' base, with its weights where `base` names it; and the overrides that this needed."""
     from hubkit.methods.reading import recorded_base
+    from hubkit.verbs.sources import base_with_record
+    from hubkit.verbs.terms import require_base
 
-    return recorded_base(members[0].folder)
+    if base is None:
+        return recorded_base(members[0].folder), ()
+    from hubkit.tensors.base import Base
+
+    source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
+    return Base.from_folder(source.path), require_base(members, record, allow)
 
 
 def _read(members: list[Term], base: Base) -> Mapping[str, Adapter]:
     from hubkit.methods.reading import read_adapter
-    from hubkit.tensors.parts import LowRank
 
     adapters = {m.name: read_adapter(m.folder, base, name=m.name, dtype="master") for m in members}
-    others = [n for n, a in adapters.items() if not all(isinstance(p, LowRank) for p in a.parts.values())]
-    others += [n for n, a in adapters.items() if a.method.unmergeable and n not in others]
-    if others:
+    reasons = [f"{name}: {reason}" for name, a in adapters.items() if (reason := a.method.unmergeable)]
+    if reasons:
         raise HubkitError(
-            "HK-COMPOSE", "only adapters whose change is low-rank can be written as one", have=[
-                f"{n}: {adapters[n].method.name}" for n in others
-            ], fix="keep them apart: hubkit generate and hubkit merge take several adapters at once",
+            "HK-COMPOSE", "only adapters that change weights can be written as one", have=reasons,
+            fix="keep them apart: hubkit generate takes several adapters at once",
         )  # fmt: skip
     return adapters
 
 
-def _sum(name: str, members: list[Term], adapters: Mapping[str, Adapter], base: Base) -> tuple[Adapter, int]:
-    import torch
+def _compare(members: list[Term], adapters: Mapping[str, Adapter], base: Base) -> Interference:
+    from hubkit.tensors.interference import interference
 
+    weights = [(m.name, m.weight) for m in members]
+    return interference(base.sites.values(), weights, lambda member, site: adapters[member].delta(site))
+
+
+def _made(
+    members: list[Term], adapters: Mapping[str, Adapter], base: Base, how: ComposeOptions
+) -> tuple[Composition, ComposeOptions]:
+    """The new factors, and the options they were made with: the rank is the members' largest where none is given."""
+    from dataclasses import replace
+
+    from hubkit.tensors.composing import compose_deltas
+    from hubkit.tensors.parts import LowRank
+
+    if how.operator.prunes and not how.cuts:
+        parts = [part for adapter in adapters.values() for part in adapter.parts.values()]
+        ranks = [int(part.A.shape[0]) for part in parts if isinstance(part, LowRank)]
+        if not ranks:
+            raise HubkitError("HK-RANK", "no member has a rank to go by", want="a rank", fix="--rank 16", status=USAGE)
+        how = replace(how, rank=max(ranks))
+    weights = [(m.name, m.weight) for m in members]
+    of = lambda member, site: adapters[member].delta(site)  # noqa: E731
+    return compose_deltas(base.sites.values(), weights, of, how), how
+
+
+def _record(how: ComposeOptions, made: Composition) -> Mapping[str, Any]:
+    """The composition as the manifest tells it; energies to six digits, which every machine agrees on."""
+    record: dict[str, Any] = {"operator": how.operator.name, "rank": made.rank, "energy": round(made.energy, 6)}
+    if how.cuts:
+        record |= {"least_energy": round(made.least, 6), "least_energy_site": made.least_site}
+    if how.energy is not None:
+        record["energy_wanted"] = how.energy
+    if how.operator.prunes:
+        record |= {"density": how.density, "seed": how.seed}
+    return record
+
+
+def _adapter(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
     from hubkit.artifact.forms import short_targets
-    from hubkit.tensors import mix as mixes
     from hubkit.tensors.adapter import Adapter
 
-    mix = mix_of(members, "sum")
-    deltas: dict[str, Delta] = {}
-    with torch.no_grad():
-        for site in base.sites.values():
-            delta = mixes.delta(mix, site, lambda n, at: adapters[n].delta(at))
-            if delta is not None and delta.right is not None:
-                deltas[site.name] = delta
-    rank = max(int(d.right.shape[0]) for d in deltas.values() if d.right is not None)
     method = _method(adapters)
     low_rank = method.info.low_rank
     assert low_rank is not None
-    config = low_rank(tuple(short_targets(deltas, base.sites)), rank)
-    values = {site: _factors(delta, rank) for site, delta in deltas.items()}
-    return Adapter.of_factors(name, method, config, base, values), rank
+    config = low_rank(tuple(short_targets(made.factors, base.sites)), made.rank)
+    values = {site: _factors(left, right, made.rank) for site, (left, right) in made.factors.items()}
+    result = Adapter.of_factors(name, method, config, base, values)
+    result.require_finite(name)
+    return result
 
 
-def _factors(delta: Delta, rank: int) -> dict[str, Any]:
+def _factors(left: Tensor, right: Tensor, rank: int) -> dict[str, Tensor]:
     """A (rank, in) and B (out, rank), padded with zeros."""
     from torch.nn.functional import pad
 
-    assert delta.left is not None
-    assert delta.right is not None
-    missing = rank - int(delta.right.shape[0])
-    return {"A": pad(delta.right, (0, 0, 0, missing)), "B": pad(delta.left, (0, missing))}
+    missing = rank - int(right.shape[0])
+    return {"A": pad(right, (0, 0, 0, missing)), "B": pad(left, (0, missing))}
 
 
 def _method(adapters: Mapping[str, Adapter]) -> Method:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import bench_compose
 import bench_family
 import bench_lora
 import bench_memory
@@ -22,6 +23,7 @@ def main() -> None:
     bench_lora.main(base, ["step", "loop", "forward", "decode", "attach"])
     bench_family.main(base)
     bench_memory.main(base)
+    bench_compose.main(base, list(bench_compose.TARGETS))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -85,6 +86,37 @@ def test_reloaded_in_a_new_process_each_delta_is_the_sum(
         assert torch.linalg.norm(delta.double() - want) <= EXACT * torch.linalg.norm(want), site
         rounded = second[site].float() + (first[site].float() if site in first else 0.0)  # type: ignore[attr-defined]
         assert torch.linalg.norm(delta - rounded) <= EXACT * torch.linalg.norm(rounded), site
+
+
+def test_a_grid_of_ranks_signs_scales_and_patterns(tiny_llama: Path, tmp_path: Path) -> None:
+    """Every combination of rank, sign, scale rule and patterns, summed or averaged; reloaded in a new process."""
+    import torch
+    from safetensors.torch import load_file
+
+    patterns = {"rank_pattern": {"v_proj": 3}, "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 9.0}}
+    a = make_adapter(tmp_path / "a", tiny_llama, seed=1, rank=5, alpha=7)
+    want: dict[str, dict[str, object]] = {}
+    for rank, sign, rslora, given in itertools.product((4, 8, 16), (1, -1), (False, True), ({}, patterns)):
+        name, operator = f"b{len(want)}", ("sum", "average")[rank > 4]
+        b = make_adapter(tmp_path / name, tiny_llama, seed=2 + len(want), rank=rank, rslora=rslora, alpha=3, **given)
+        weights = (0.75, sign * 1.5)
+        compose({str(a): weights[0], str(b): weights[1]}, tmp_path / f"c-{name}", method=operator)
+        total = sum(weights) if operator == "average" else 1.0
+        first, second = formula(a, weights[0] / total), formula(b, weights[1] / total)
+        want[f"c-{name}"] = {site: first[site] + second[site] for site in first}  # type: ignore[operator]
+    script = (
+        "import sys; from pathlib import Path; code = sys.stdin.read(); model, root = sys.argv[1:3]\n"
+        "for c in sorted(Path(root).glob('c-*')):\n"
+        "    sys.argv = ['', model, str(c), f'{c}.safetensors']; exec(code)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, tiny_llama, tmp_path], input=RELOADED, text=True, check=True)
+    assert len(want) == 24
+    for name, sites in want.items():
+        have = load_file(tmp_path / f"{name}.safetensors")
+        assert set(have) == set(sites)
+        for site, delta in have.items():
+            error = torch.linalg.norm(delta.double() - sites[site])
+            assert error <= EXACT * torch.linalg.norm(sites[site]), (name, site)
 
 
 def test_it_computes_what_the_mix_computes(two: tuple[Path, Path], tiny_llama: Path, tmp_path: Path) -> None:
