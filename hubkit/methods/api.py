@@ -15,9 +15,9 @@ from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base, Site
 from hubkit.tensors.delta import Delta
-from hubkit.tensors.parts import Edit, LowRank, Part
+from hubkit.tensors.parts import KV, Edit, LowRank, Part, Tokens
 
 __all__ = [
-    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo", "NotMergeable", "Part", "PeftForm",
-    "Site", "foreign_files", "hookimpl", "pattern_value",
+    "KV", "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo", "NotMergeable", "Part",
+    "PeftForm", "Site", "Tokens", "foreign_files", "hookimpl", "pattern_value",
 ]  # fmt: skip

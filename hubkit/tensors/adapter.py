@@ -15,7 +15,7 @@ from hubkit.artifact.forms import PeftForm, require_all, split_keys, to_key
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import DTYPE_NAMES, Base, Site
 from hubkit.tensors.delta import Delta, accumulation_dtype
-from hubkit.tensors.parts import Edit, Part
+from hubkit.tensors.parts import KV, Edit, Part, Tokens
 
 
 class MethodLike(Protocol):
@@ -57,7 +57,7 @@ class Adapter:
     @property
     def sites(self) -> dict[str, Site]:
         """Name -> site, of the sites acted on."""
-        return {name: self.base.sites[name] for name in self.parts}
+        return {name: self.base.site(name) for name in self.parts}
 
     @classmethod
     def fresh(cls, name: str, method: MethodLike, config: Any, base: Base, seed: int) -> Adapter:
@@ -67,7 +67,7 @@ class Adapter:
         """
         adapter = cls._empty(name, method, config, base)
         for site_name, part in adapter.parts.items():
-            site = base.sites[site_name]
+            site = base.site(site_name)
             part.to_empty(device="cpu").to(accumulation_dtype(site.dtype))
             digest = hashlib.sha256(f"{seed}\0{site_name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -103,7 +103,7 @@ class Adapter:
             if expected.shape != value.shape:
                 shapes.append(f"{key}: want {tuple(expected.shape)}, have {tuple(value.shape)}")
                 continue
-            at = base.sites[site]
+            at = base.site(site)
             value = value.to(at.device, _target_dtype(dtype, at.dtype, value.dtype))
             _assign(part, role, nn.Parameter(value, requires_grad=dtype == "master"))
         if shapes:
@@ -129,7 +129,7 @@ class Adapter:
     def _empty(cls, name: str, method: MethodLike, config: Any, base: Base) -> Adapter:
         with torch.device("meta"):
             made = method.inject(base, config)
-        unknown = [site for site in made if site not in base.sites]
+        unknown = [site for site in made if base.find(site) is None]
         if unknown:
             raise HubkitError(
                 "HK-PLUGIN", f"method {method.name!r} made parts for sites that the base does not have",
@@ -140,7 +140,7 @@ class Adapter:
                 "HK-TARGET", f"this configuration of method {method.name!r} chooses no module", where=base.source,
                 want="at least one", fix=f"hubkit methods {method.name} lists its options",
             )  # fmt: skip
-        parts = {site: made[site] for site in base.sites if site in made}
+        parts = {site: made[site] for site in (*base.sites, *base.virtual) if site in made}
         return cls(name, method, config, parts, base)
 
     def _refuse_foreign_copies(
@@ -175,24 +175,23 @@ class Adapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under their names in the file, contiguous, on the CPU."""
-        return {
-            key: self.parts[site].get_parameter(role).detach().cpu().contiguous()
-            for (site, role), key in self._keys().items()
-        }
+        stored = {site: part.stored() for site, part in self.parts.items()}
+        return {key: stored[site][role].detach().cpu().contiguous() for (site, role), key in self._keys().items()}
 
     def _keys(self) -> dict[tuple[str, str], str]:
         """(site, role) -> name of the tensor in the file, in a fixed order."""
-        form, sites = self.method.peft_form, self.base.sites
+        form = self.method.peft_form
         return {
-            (site, role): to_key(form, site, sites[site].kind, role)
+            (site, role): to_key(form, site, self.base.site(site).kind, role)
             for site, part in self.parts.items()
-            for role in part.roles()
+            for role in part.stored()
         }
 
     def to_compute_dtype(self) -> None:
         """Casts every part to its site's dtype: it is stored so, and a reloaded adapter computes the same bits."""
         for site, part in self.parts.items():
-            at = self.base.sites[site]
+            at = self.base.site(site)
+            part.fold()
             part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
 
     def delta(self, site: Site, *, grad: bool = False) -> Delta | None:
@@ -221,6 +220,10 @@ class Adapter:
     def edits(self) -> dict[str, Edit]:
         """The parts that act at modules."""
         return {site: part for site, part in self.parts.items() if isinstance(part, Edit)}
+
+    def virtual(self) -> list[KV | Tokens]:
+        """The parts that act as tokens in front of the text."""
+        return [part for part in self.parts.values() if isinstance(part, (KV, Tokens))]
 
 
 def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:

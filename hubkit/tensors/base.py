@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from hubkit.artifact.digest import ties
 from hubkit.artifact.header import TensorInfo
 from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.arch import Arch, arch_of
+from hubkit.tensors.decoder import Decoder, decoder_of, embed, embedding_table, keys_values, token_ids, virtual_sites
 from hubkit.tensors.delta import Delta, accumulation_dtype
 from hubkit.tensors.expressions import expression
 
@@ -115,16 +117,58 @@ class Base:
     Made by `from_model` or `from_folder`; both give the same sites, in the order of their names (layer 10 after 9).
     """
 
-    def __init__(self, sites: Iterable[Site], arch: Arch, source: str, others: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        sites: Iterable[Site],
+        arch: Arch,
+        source: str,
+        others: Iterable[str] = (),
+        *,
+        config: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+        tokenizer: Callable[[], Any] | None = None,
+    ) -> None:
         self.sites: dict[str, Site] = {s.name: s for s in sorted(sites, key=lambda site: natural(site.name))}
         self.arch = arch
         self.source = source
+        self.model = model
+        self.tokenizer = tokenizer
+        """Gives the base's tokenizer, for values that are taken from a text."""
+        self._config = config or {}
         self._others = frozenset(others)
+        self.virtual = virtual_sites(self.sites, arch, self._config, source)
+        """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The sizes of its decoder; ``HK-ARCH`` where virtual tokens have no known place."""
+        return decoder_of(self.arch, self._config, self.source)
+
+    def find(self, name: str) -> Site | None:
+        """The site of that name, a virtual one too, or None."""
+        return self.sites.get(name) or self.virtual.get(name)
+
+    def site(self, name: str) -> Site:
+        """The site of that name, a virtual one too; it must exist."""
+        return self.sites[name] if name in self.sites else self.virtual[name]
+
+    def token_ids(self, text: str, length: int) -> Tensor:
+        """See `hubkit.tensors.decoder.token_ids`."""
+        return token_ids(self, text, length)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `hubkit.tensors.decoder.embed`."""
+        return embed(self, ids)
+
+    def keys_values(self, ids: Tensor) -> Tensor:
+        """See `hubkit.tensors.decoder.keys_values`."""
+        return keys_values(self, ids)
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
         """The sites of a live model: its Linear, Conv1D (GPT-2) and Embedding modules."""
-        arch = arch_of(str(getattr(getattr(model, "config", None), "model_type", "")))
+        config = _live_config(model)
+        arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
         others: list[str] = []
         first: dict[int, str] = {}
@@ -144,7 +188,9 @@ class Base:
             twin = first.get(id(weight), f"{name}.weight")
             tied = twin != f"{name}.weight" and kind == "linear"
             sites.append(Site(name, kind, shape, weight.dtype, transposed, twin, bias_name, tied, module=module))
-        return cls(sites, arch, type(model).__name__, others)
+        folder = str(getattr(model, "name_or_path", ""))
+        reader = _tokenizer_of(Path(folder)) if folder and Path(folder, "tokenizer_config.json").is_file() else None
+        return cls(sites, arch, type(model).__name__, others, config=config, model=model, tokenizer=reader)
 
     @classmethod
     def from_headers(
@@ -166,7 +212,7 @@ class Base:
             shape = (columns, rows) if transposed else (rows, columns)
             bias = f"{stem}.bias" if f"{stem}.bias" in headers else None
             sites.append(Site(name, kind, shape, torch_dtype(info.dtype), transposed, tensor, bias, read=read))
-        return cls(_with_tied_head(sites, arch, config, read, headers), arch, source)
+        return cls(_with_tied_head(sites, arch, config, read, headers), arch, source, config=config)
 
     @classmethod
     def from_folder(cls, path: Path) -> Base:
@@ -174,7 +220,9 @@ class Base:
         from hubkit.tensors.shards import open_shards
 
         shards = open_shards(path)
-        return cls.from_headers(shards.headers, shards.config, str(path), shards.read)
+        base = cls.from_headers(shards.headers, shards.config, str(path), shards.read)
+        base.tokenizer = _tokenizer_of(path)
+        return base
 
     def match(self, targets: str | Sequence[str], kind: str | Sequence[str] | None = None) -> list[Site]:
         """The sites that `targets` name, in order.
@@ -246,8 +294,7 @@ def _with_tied_head(
     sites: list[Site], arch: Arch, config: Mapping[str, object], read: Read | None, names: Iterable[str]
 ) -> list[Site]:
     """`sites`, the output head among them where it is the embedding table: files leave it out or hold it twice."""
-    tables = [site for site in sites if site.kind == "embedding"]
-    table = min(tables, key=lambda s: arch.embeddings.index(s.name.rpartition(".")[2]), default=None)
+    table = embedding_table(sites, arch)
     if table is None or not ties(config):
         return sites
     shape = (table.shape[1], table.shape[0])
@@ -262,6 +309,19 @@ def _with_tied_head(
     if not isinstance(classes, list) or not any(str(name).endswith(LANGUAGE_MODELS) for name in classes):
         return sites
     return [*sites, Site(arch.heads[0], "linear", shape, table.dtype, False, table.tensor, bias, tied=True, read=read)]
+
+
+def _live_config(model: nn.Module) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        return dict(config.to_dict())
+    return {} if config is None else dict(vars(config))
+
+
+def _tokenizer_of(folder: Path) -> Callable[[], Any]:
+    from hubkit.tensors.live import load_tokenizer
+
+    return lambda: load_tokenizer(folder)
 
 
 def _kind(module: nn.Module) -> str:
