@@ -20,7 +20,7 @@ from hubkit.tensors.base import Base, Site
 from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
-from hubkit.tensors.virtual import VirtualHooks, VirtualPlan, plan_virtual
+from hubkit.tensors.virtual import BARE, VirtualHooks, VirtualPlan, plan_virtual
 
 At = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -170,6 +170,8 @@ class Attached(nn.Module):
         return self.model
 
     def _active(self) -> Plan:
+        if BARE.get():
+            return Plan()
         override = self._override.get()
         return self._plan if override is None else override
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 ATTENTIONS = ("sdpa", "eager")
 """Implementations whose mask can be widened."""
 
+BARE: ContextVar[bool] = ContextVar("hubkit_bare", default=False)
+"""Whether this thread asks the base itself: whatever is attached to it stays out."""
+
 _STATE = "_hubkit_front"
 
 
@@ -277,13 +280,15 @@ def _after(first: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> tuple[T
 
 
 def run_once(model: nn.Module, base: Base, inputs: Mapping[str, Tensor]) -> Layers:
-    """Keys and values, per layer, that a bare model makes of one row, in eval mode."""
+    """Keys and values, per layer, that a bare model makes of one row, in eval mode; what is attached stays out."""
     hooks = VirtualHooks(model, base, lambda: None)
     training = model.training
+    token = BARE.set(True)
     model.eval()
     try:
         with torch.no_grad():
             return hooks.run(inputs, Front([], 0))
     finally:
         model.train(training)
+        BARE.reset(token)
         hooks.remove()

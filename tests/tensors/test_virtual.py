@@ -341,6 +341,16 @@ def test_a_change_is_seen_at_once(method: str) -> None:
     assert not loss.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_keys_and_values_of_a_text_are_the_bases_own(kind: str) -> None:
+    attached = attached_random("prefix", kind)
+    want = Base.from_model(model_of(kind)).keys_values(ids(1, 6)[0])
+    attached.add("lora", randomize(fresh("lora", attached.sites, rank=2), 1))
+    attached.set_mix(Sum(["lora", "a"]))
+    near(attached.train().sites.keys_values(ids(1, 6)[0]), want)
+    assert attached.model.training
+
+
 def test_threads_have_their_own_mix() -> None:
     attached = attached_random("prefix")
     attached.add("b", randomize(fresh("prompt", attached.sites, 3), 3))
