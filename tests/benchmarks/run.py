@@ -7,6 +7,7 @@ from pathlib import Path
 
 import bench_lora
 import bench_memory
+import bench_prefix
 import bench_startup
 
 ROOT = Path(__file__).parent.parent.parent
@@ -19,6 +20,7 @@ def main() -> None:
     base = get_base(ROOT / ".cache" / "SmolLM2-135M-Instruct")
     bench_startup.main()
     bench_lora.main(base, ["step", "loop", "forward", "decode", "attach"])
+    bench_prefix.main(base, ["step", "loop", "prompt"])
     bench_memory.main(base)
 
 

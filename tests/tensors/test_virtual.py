@@ -168,6 +168,22 @@ def test_a_text_read_in_several_goes(method: str, kind: str) -> None:
     near(torch.cat([first.logits, then.logits, last.logits], 1), want)
 
 
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sliding_window_does_not_slide_past_them(method: str, kind: str) -> None:
+    """The text's window is its own; what is in front is always seen, whatever the cache keeps."""
+    attached = Attached(model_of(kind, sliding_window=4))
+    attached.add("a", randomize(fresh(method, attached.sites), 0))
+    attached.set_mix("a")
+    batch = ids(2, 7)
+    mask = torch.ones_like(batch)
+    mask[0, :2] = 0
+    how: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    want = attached.generate(batch, use_cache=False, **how)
+    assert torch.equal(attached.generate(batch, **how), want)
+    assert torch.equal(attached.generate(batch, cache_implementation="static", **how), want)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_positions_and_embeddings_may_be_given(method: str) -> None:
     attached = attached_random(method)
