@@ -31,7 +31,7 @@ class PeftForm:
         roles: site kind -> role -> suffix of the tensor key, e.g. ``{"linear": {"A": "lora_A.weight"}}``.
         options: key of ``adapter_config.json`` -> field of the method's configuration.
         defaults: what PEFT takes for an absent key of `options`, where that differs from the field's own default.
-        targets: the key that lists target modules; it is written resolved against the base.
+        targets: the key that lists target modules; it is written resolved against the base. Empty: the method has none.
         modules: further keys that list some of the target modules -> the field of the method's configuration that
             names them; written resolved against the adapted modules, for a reader that matches any end of a name.
         selection: keys that only narrow the choice of modules; the tensors present already say what they chose.
@@ -40,6 +40,7 @@ class PeftForm:
         ignored: keys without influence on the mathematics, beside those that every method of PEFT has.
         transposed: the key saying that the base stores its weights (in, out), if there is one.
         base_copies: suffixes of tensors that repeat the base's own weights; they must equal them.
+        whole: tensor key -> (site, role), of tensors whose key names no module.
     """
 
     peft_type: str
@@ -54,6 +55,7 @@ class PeftForm:
     ignored: frozenset[str] = frozenset()
     transposed: str | None = None
     base_copies: tuple[str, ...] = ()
+    whole: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def to_peft_config(
@@ -85,7 +87,8 @@ def to_peft_config(
     }
     document |= {key: values[0] for key, values in form.allowed.items()} | dict(form.requires)
     document |= {key: _whole(config[name]) for key, name in form.options.items() if name in config}
-    document[form.targets] = sorted(targets)
+    if form.targets:
+        document[form.targets] = sorted(targets)
     document |= {key: sorted(names) for key, names in (modules or {}).items()}
     if form.transposed:
         document[form.transposed] = transposed
@@ -148,7 +151,10 @@ def _inactive(value: Any) -> bool:
 
 def to_key(form: PeftForm | None, site: str, kind: str, role: str) -> str:
     """The name of a part's tensor in the file: PEFT's own where PEFT knows the method, else ``<site>.<role>``."""
-    return f"{site}.{role}" if form is None else f"{PEFT_PREFIX}{site}.{form.roles[kind][role]}"
+    if form is None:
+        return f"{site}.{role}"
+    whole = next((key for key, at in form.whole.items() if at == (site, role)), None)
+    return whole or f"{PEFT_PREFIX}{site}.{form.roles[kind][role]}"
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,8 @@ def split_keys(form: PeftForm | None, keys: Iterable[str], where: str) -> Keys:
     for key in sorted(keys):
         if form is None:
             site, _, role = key.rpartition(".")
+        elif key in form.whole:
+            site, role = form.whole[key]
         else:
             site, role = _site_and_role(key, suffixes)
             copy = next((c for c in form.base_copies if key.startswith(PEFT_PREFIX) and key.endswith("." + c)), None)
@@ -183,7 +191,8 @@ def split_keys(form: PeftForm | None, keys: Iterable[str], where: str) -> Keys:
         else:
             parts.setdefault(site, {})[role] = key
     if unknown:
-        known = ", ".join(f"{PEFT_PREFIX}<module>.{s}" for s in sorted(suffixes)) or "<site>.<role>"
+        shapes = [f"{PEFT_PREFIX}<module>.{s}" for s in sorted(suffixes)] + sorted(form.whole if form else ())
+        known = ", ".join(shapes) or "<site>.<role>"
         raise HubkitError(
             "HK-KEYS",
             f"{len(unknown)} tensors have no meaning in this kind of adapter",

@@ -18,10 +18,10 @@ from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.additive import additive_parts
 from hubkit.tensors.base import Base, Site
 from hubkit.tensors.delta import Delta
-from hubkit.tensors.parts import Edit, LowRank, Part
+from hubkit.tensors.parts import KV, Edit, LowRank, Part, Tokens
 
 __all__ = [
-    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig", "MethodInfo", "NotMergeable",
-    "Part", "PeftForm", "Site", "additive_parts", "foreign_files", "hookimpl", "layer_rate", "pattern_value",
-    "require_depth",
+    "KV", "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig", "MethodInfo", "NotMergeable",
+    "Part", "PeftForm", "Site", "Tokens", "additive_parts", "foreign_files", "hookimpl", "layer_rate",
+    "pattern_value", "require_depth",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
             want="peft" if form is not None else "(this method is hubkit's own)", have=target,
         )  # fmt: skip
     modules = {key: _named(adapter, field) for key, field in form.modules.items()}
-    rest = [site for site in adapter.parts if not any(site in chosen for chosen in modules.values())]
+    rest = [site for site in adapter.edits() if not any(site in chosen for chosen in modules.values())]
     lists = {k: short_targets(c, adapter.base.sites, set(adapter.parts) - c) for k, c in modules.items()}
     config = to_peft_config(
         form,

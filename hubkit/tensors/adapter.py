@@ -15,7 +15,7 @@ from hubkit.artifact.forms import PeftForm, require_all, split_keys, to_key
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import DTYPE_NAMES, Base, Site
 from hubkit.tensors.delta import Delta, accumulation_dtype
-from hubkit.tensors.parts import Edit, Part
+from hubkit.tensors.parts import KV, Edit, Part, Tokens
 
 
 class MethodLike(Protocol):
@@ -59,7 +59,7 @@ class Adapter:
     @property
     def sites(self) -> dict[str, Site]:
         """Name -> site, of the sites acted on."""
-        return {name: self.base.sites[name] for name in self.parts}
+        return {name: self.base.site(name) for name in self.parts}
 
     @classmethod
     def fresh(cls, name: str, method: MethodLike, config: Any, base: Base, seed: int) -> Adapter:
@@ -69,7 +69,7 @@ class Adapter:
         """
         adapter = cls._empty(name, method, config, base)
         for site_name, part in adapter.parts.items():
-            site = base.sites[site_name]
+            site = base.site(site_name)
             part.to_empty(device="cpu").to(accumulation_dtype(site.dtype))
             digest = hashlib.sha256(f"{seed}\0{site_name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -119,7 +119,7 @@ class Adapter:
         """
         ways: dict[tuple[torch.device, torch.dtype, torch.dtype], list[tuple[str, str]]] = {}
         for at, value in values.items():
-            site = self.base.sites[at[0]]
+            site = self.base.site(at[0])
             rule = "master" if dtype == "base" and at[1] in self.parts[at[0]].wide else dtype
             way = (site.device, value.dtype, _target_dtype(rule, site.dtype, value.dtype))
             ways.setdefault(way, []).append(at)
@@ -149,7 +149,7 @@ class Adapter:
     def _empty(cls, name: str, method: MethodLike, config: Any, base: Base) -> Adapter:
         with torch.device("meta"):
             made = method.inject(base, config)
-        unknown = [site for site in made if site not in base.sites]
+        unknown = [site for site in made if base.find(site) is None]
         if unknown:
             raise HubkitError(
                 "HK-PLUGIN", f"method {method.name!r} made parts for sites that the base does not have",
@@ -160,7 +160,7 @@ class Adapter:
                 "HK-TARGET", f"this configuration of method {method.name!r} chooses no module", where=base.source,
                 want="at least one", fix=f"hubkit methods {method.name} lists its options",
             )  # fmt: skip
-        parts = {site: made[site] for site in base.sites if site in made}
+        parts = {site: made[site] for site in (*base.sites, *base.virtual) if site in made}
         return cls(name, method, config, parts, base)
 
     def _refuse_foreign_copies(
@@ -196,7 +196,7 @@ class Adapter:
             f"{site}.{role}": factor
             for site, part in self.parts.items()
             for role in part.roles()
-            if (factor := self.method.learning_rate(self.config, self.base.sites[site], role)) != 1.0
+            if (factor := self.method.learning_rate(self.config, self.base.site(site), role)) != 1.0
         }
 
     def without_zeros(self) -> Adapter:
@@ -230,11 +230,11 @@ class Adapter:
 
     def _keys(self) -> dict[tuple[str, str], str]:
         """(site, role) -> name of the tensor in the file, in a fixed order."""
-        form, sites = self.method.peft_form, self.base.sites
+        form = self.method.peft_form
         return {
-            (site, role): to_key(form, site, sites[site].kind, role)
+            (site, role): to_key(form, site, self.base.site(site).kind, role)
             for site, part in self.parts.items()
-            for role in part.roles()
+            for role in part.values()
         }
 
     def to_compute_dtype(self) -> None:
@@ -244,7 +244,7 @@ class Adapter:
         """
         for site, part in self.parts.items():
             part.settle()
-            at = self.base.sites[site]
+            at = self.base.site(site)
             wide = {role: part.get_parameter(role).data for role in part.wide}
             part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
             for role, value in wide.items():
@@ -263,7 +263,7 @@ class Adapter:
         if part is None:
             return None
         wide = accumulation_dtype(site.dtype)
-        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.values().items()}
+        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.merged().items()}
         change = self.method.merge(site.widened(), tensors, self.config)
         if not change.fits(site.shape):
             raise HubkitError(
@@ -276,6 +276,10 @@ class Adapter:
     def edits(self) -> dict[str, Edit]:
         """The parts that act at modules."""
         return {site: part for site, part in self.parts.items() if isinstance(part, Edit)}
+
+    def virtual(self) -> list[KV | Tokens]:
+        """The parts that act as tokens in front of the text."""
+        return [part for part in self.parts.values() if isinstance(part, (KV, Tokens))]
 
 
 def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:

@@ -57,9 +57,9 @@ class TiedChange(Edit):
         """Nothing: the table's part is reset at its own site."""
 
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        return effect(site, x, y, self.values()["weight"], None)
+        return effect(site, x, y, self.merged()["weight"], None)
 
-    def values(self) -> dict[str, Tensor]:
+    def merged(self) -> Mapping[str, Tensor]:
         return {"weight": vars(self)["table"].get_parameter("weight").t()}
 
 

@@ -25,6 +25,9 @@ class Arch:
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
+        attention: class of the self-attention modules of a causal decoder; empty: no known place for virtual tokens.
+        cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
+        learned_positions: positions are rows of a table, so that there is none beyond its end.
     """
 
     heads: tuple[str, ...]
@@ -34,6 +37,9 @@ class Arch:
     shared_inputs: tuple[tuple[str, ...], ...]
     prefix: str
     transposed: tuple[str, ...]
+    attention: str
+    cache: tuple[str, ...]
+    learned_positions: bool
 
     def is_head(self, name: str) -> bool:
         return any(name == head or name.endswith("." + head) for head in self.heads)
@@ -75,7 +81,15 @@ def arch_of(model_type: str) -> Arch:
         shared_inputs=tuple(tuple(group) for group in groups),
         prefix=str(fields["prefix"]),
         transposed=_words(fields["transposed"]),
+        attention=str(fields["attention"]),
+        cache=_words(fields["cache"]),
+        learned_positions=bool(fields["learned_positions"]),
     )
+
+
+def decoders() -> list[str]:
+    """The model types whose attention is listed."""
+    return sorted(model_type for model_type, fields in _table().items() if fields.get("attention"))
 
 
 def _words(value: object) -> tuple[str, ...]:

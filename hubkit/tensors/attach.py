@@ -21,9 +21,15 @@ from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
 from hubkit.tensors.quantlinear import Swap
+from hubkit.tensors.virtual import BARE, VirtualHooks, VirtualPlan, plan_virtual
 
 At = Callable[[nn.Module, Tensor, Tensor], Tensor]
-Plan = Mapping[str, At]
+
+
+class Plan(dict[str, At]):
+    """What one mix does: site -> what is done to its output; and what is put in front of the text."""
+
+    virtual: VirtualPlan | None = None
 
 
 def require_uncompiled(model: nn.Module) -> None:
@@ -57,7 +63,8 @@ class Attached(nn.Module):
         self.training = model.training
         self._added = 0
         self._swaps: list[Swap] = []
-        self._plan: Plan = {}
+        self._plan = Plan()
+        self._virtual: VirtualHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
         self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
@@ -90,16 +97,18 @@ class Attached(nn.Module):
         wrong = [
             f"{s.name}: {s.shape}"
             for s in adapter.sites.values()
-            if s.name not in self.sites.sites or self.sites.sites[s.name].shape != s.shape
+            if (found := self.sites.find(s.name)) is None or found.shape != s.shape
         ]
         if wrong:
             raise HubkitError("HK-SHAPE", f"adapter {name!r} belongs to a base of other sites or shapes", have=wrong)
         if adapter.base.codec is not None:
             self._quantize()
+        if self._virtual is None and adapter.virtual():
+            self._virtual = VirtualHooks(self.model, self.sites, lambda: self._active().virtual)
         self.adapters[name] = adapter
         self._added += 1
         self.parts[f"adapter_{self._added}"] = nn.ModuleList(adapter.parts.values()).train(self.training)
-        for site in adapter.parts:
+        for site in adapter.edits():
             if site not in self._handles:
                 module = self.sites.sites[site].module
                 assert module is not None
@@ -132,6 +141,13 @@ class Attached(nn.Module):
         del self.parts[key]
         for site in [s for s in self._handles if not any(s in a.parts for a in self.adapters.values())]:
             self._handles.pop(site).remove()
+        if not any(a.virtual() for a in self.adapters.values()):
+            self._drop_virtual()
+
+    def _drop_virtual(self) -> None:
+        if self._virtual is not None:
+            self._virtual.remove()
+        self._virtual = None
 
     def set_mix(self, mix: Mix | None) -> None:
         """Makes `mix` the active one (None: the base alone). Nothing changes when it is refused.
@@ -168,15 +184,18 @@ class Attached(nn.Module):
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        self._drop_virtual()
         self.adapters.clear()
         self.parts.clear()
-        self._plan, self.mix = {}, None
+        self._plan, self.mix = Plan(), None
         self._restore(0)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._required[name])
         return self.model
 
     def _active(self) -> Plan:
+        if BARE.get():
+            return Plan()
         override = self._override.get()
         return self._plan if override is None else override
 
@@ -188,14 +207,14 @@ class Attached(nn.Module):
         return hook
 
     def _make_plan(self, mix: Mix | None) -> Plan:
+        plan = Plan()
         if mix is None:
-            return {}
+            return plan
         mixes.require_known(mix, self.adapters)
         edits = {name: self.adapters[name].edits() for name in mixes.names(mix)}
         reached = {site for found in edits.values() for site in found}
         touched = [site for site in self.sites.sites if site in reached]
         low: dict[str, SiteParts] = {}
-        plan: dict[str, At] = {}
         for site in touched:
             here = [(edits[name][site], weight) for name, weight in mixes.leaves(mix) if site in edits[name]]
             rank_parts = [(part, weight) for part, weight in here if isinstance(part, LowRank)]
@@ -211,6 +230,7 @@ class Attached(nn.Module):
             members = groups.get(site, (site,))
             group = made.setdefault(members, Group({name: low[name] for name in members}))
             plan[site] = _adding(group, site)
+        plan.virtual = plan_virtual(mix, self.adapters)
         return plan
 
     def _fold(self, mix: Mix, site: Site) -> At:

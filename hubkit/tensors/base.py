@@ -19,6 +19,7 @@ from hubkit.artifact.digest import ties
 from hubkit.artifact.header import TensorInfo
 from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.arch import Arch, arch_of
+from hubkit.tensors.decoder import Decoder, decoder_of, embed, embedding_table, keys_values, token_ids, virtual_sites
 from hubkit.tensors.delta import Delta, accumulation_dtype
 from hubkit.tensors.expressions import expression
 from hubkit.tensors.layers import Layers, outside, within
@@ -128,17 +129,59 @@ class Base:
     Made by `from_model` or `from_folder`; both give the same sites, in the order of their names (layer 10 after 9).
     """
 
-    def __init__(self, sites: Iterable[Site], arch: Arch, source: str, others: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        sites: Iterable[Site],
+        arch: Arch,
+        source: str,
+        others: Iterable[str] = (),
+        *,
+        config: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+        tokenizer: Callable[[], Any] | None = None,
+    ) -> None:
         self.sites: dict[str, Site] = {s.name: s for s in sorted(sites, key=lambda site: natural(site.name))}
         self.arch = arch
         self.source = source
+        self.model = model
+        self.tokenizer = tokenizer
+        """Gives the base's tokenizer, for values that are taken from a text."""
+        self._config = config or {}
         self._others = frozenset(others)
         self.codec: str | None = None
+        self.virtual = virtual_sites(self.sites, arch, self._config, source)
+        """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The sizes of its decoder; ``HK-ARCH`` where virtual tokens have no known place."""
+        return decoder_of(self.arch, self._config, self.source)
+
+    def find(self, name: str) -> Site | None:
+        """The site of that name, a virtual one too, or None."""
+        return self.sites.get(name) or self.virtual.get(name)
+
+    def site(self, name: str) -> Site:
+        """The site of that name, a virtual one too; it must exist."""
+        return self.sites[name] if name in self.sites else self.virtual[name]
+
+    def token_ids(self, text: str, length: int) -> Tensor:
+        """See `hubkit.tensors.decoder.token_ids`."""
+        return token_ids(self, text, length)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `hubkit.tensors.decoder.embed`."""
+        return embed(self, ids)
+
+    def keys_values(self, ids: Tensor) -> Tensor:
+        """See `hubkit.tensors.decoder.keys_values`."""
+        return keys_values(self, ids)
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
         """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules."""
-        arch = arch_of(str(getattr(getattr(model, "config", None), "model_type", "")))
+        config = _live_config(model)
+        arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
         others: list[str] = []
         first: dict[int, str] = {}
@@ -162,7 +205,9 @@ class Base:
             tied = twin != f"{name}.weight" and kind == "linear"
             site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
             sites.append(replace(site, packed=packed is not None))
-        return cls(sites, arch, type(model).__name__, others)
+        folder = str(getattr(model, "name_or_path", ""))
+        reader = _tokenizer_of(Path(folder)) if folder and Path(folder, "tokenizer_config.json").is_file() else None
+        return cls(sites, arch, type(model).__name__, others, config=config, model=model, tokenizer=reader)
 
     @classmethod
     def from_headers(
@@ -190,7 +235,7 @@ class Base:
                 reader = packed.reader(tensor, transposed)
             site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
             sites.append(replace(site, packed=tensor in packed))
-        return cls(_with_tied_head(sites, arch, config, read, headers), arch, source)
+        return cls(_with_tied_head(sites, arch, config, read, headers), arch, source, config=config)
 
     @classmethod
     def from_folder(cls, path: Path) -> Base:
@@ -198,7 +243,9 @@ class Base:
         from hubkit.tensors.shards import open_shards
 
         shards = open_shards(path)
-        return cls.from_headers(shards.headers, shards.config, str(path), shards.read)
+        base = cls.from_headers(shards.headers, shards.config, str(path), shards.read)
+        base.tokenizer = _tokenizer_of(path)
+        return base
 
     def match(
         self, targets: str | Sequence[str], kind: str | Sequence[str] | None = None, *, layers: Layers | None = None
@@ -303,8 +350,7 @@ def _with_tied_head(
     sites: list[Site], arch: Arch, config: Mapping[str, object], read: Read | None, names: Iterable[str]
 ) -> list[Site]:
     """`sites`, the output head among them where it is the embedding table: files leave it out or hold it twice."""
-    tables = [site for site in sites if site.kind == "embedding"]
-    table = min(tables, key=lambda s: arch.embeddings.index(s.name.rpartition(".")[2]), default=None)
+    table = embedding_table(sites, arch)
     if table is None or not ties(config):
         return sites
     shape = (table.shape[1], table.shape[0])
@@ -319,6 +365,19 @@ def _with_tied_head(
     if not isinstance(classes, list) or not any(str(name).endswith(LANGUAGE_MODELS) for name in classes):
         return sites
     return [*sites, Site(arch.heads[0], "linear", shape, table.dtype, False, table.tensor, bias, tied=True, read=read)]
+
+
+def _live_config(model: nn.Module) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        return dict(config.to_dict())
+    return {} if config is None else dict(vars(config))
+
+
+def _tokenizer_of(folder: Path) -> Callable[[], Any]:
+    from hubkit.tensors.live import load_tokenizer
+
+    return lambda: load_tokenizer(folder)
 
 
 def _kind(module: nn.Module) -> str:

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubkit.errors import HubkitError
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hubkit.tensors.base import Base, Site
 
 
@@ -18,6 +22,8 @@ class Part(nn.Module):
     wide: ClassVar[frozenset[str]] = frozenset()
     """Roles that stay in the dtype of accumulation when the others are cast to the base's: a few numbers that scale
     whole rows, say, whose rounding would outweigh what was trained."""
+    weighable: ClassVar[bool] = True
+    """Whether a mix may give it a weight other than 1."""
 
     def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
         """Sets the values of a fresh part, in place; called once, never for a part that is loaded.
@@ -34,16 +40,20 @@ class Part(nn.Module):
         own = self._parameters if not self._modules else dict(self.named_parameters())
         return {role: parameter for role, parameter in sorted(own.items()) if parameter is not None}
 
-    def values(self) -> dict[str, Tensor]:
-        """role -> its value now, with what training has changed so far: what is stored and merged."""
-        return dict(self.roles())
+    def values(self) -> Mapping[str, Tensor]:
+        """role -> its value now, with what training has changed so far, in the form that files hold."""
+        return self.roles()
+
+    def merged(self) -> Mapping[str, Tensor]:
+        """role -> tensor, as a method's ``merge`` gets them: `values`, and any that another part holds."""
+        return self.values()
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """role -> the parameter that training moves for it; the roles themselves unless a part says otherwise."""
         return self.roles()
 
     def settle(self) -> None:
-        """Ends training: puts `values` into the roles. Needed by parts whose `trainables` are not their roles."""
+        """Ends training: puts `values` into the roles. Needed by parts whose `trainables` are not these."""
 
 
 class Edit(Part):
@@ -122,3 +132,55 @@ class LowRank(Edit):
     def drops(self) -> bool:
         """Whether dropout acts now."""
         return self.training and self.dropout > 0 and not self.is_lookup
+
+
+class _Virtual(Part):
+    """Tokens that are not in the text: `length` of them in front of every row."""
+
+    weighable = False
+
+    def __init__(self, base: Base, length: int) -> None:
+        super().__init__()
+        context = base.decoder.context
+        if length < 1 or (context is not None and length >= context):
+            raise HubkitError(
+                "HK-CONFIG", "so many virtual tokens leave no room for a text", where=base.source,
+                want="at least 1" if context is None else f"1 to {context - 1}, the base's context being {context}",
+                have=str(length),
+            )  # fmt: skip
+        self.length = length
+
+
+class KV(_Virtual):
+    """Learned keys and values that every token of the text attends to: at the virtual site ``kv``.
+
+    The host hands each attention module a view of its cache that has them in front; the cache itself stays the base's.
+
+    Args:
+        base: gives layers, heads and head size; an architecture without a place for them is refused (``HK-ARCH``).
+        length: n, the number of virtual tokens.
+    """
+
+    def __init__(self, base: Base, length: int) -> None:
+        super().__init__(base, length)
+        decoder = base.decoder
+        self.shape = (decoder.layers, 2, decoder.kv_heads, length, decoder.head_dim)
+
+    def forward(self) -> Tensor:
+        """Keys (as they are after rotary embedding) and values, (layers, 2, kv_heads, n, head_dim)."""
+        raise NotImplementedError
+
+
+class Tokens(_Virtual):
+    """Learned embeddings in front of the text's, at the virtual site ``tokens``.
+
+    In a causal decoder the host runs them once per pass, whatever the batch; their keys and values then act as a `KV`.
+
+    Args:
+        base: a causal decoder (else ``HK-ARCH``).
+        length: n, the number of virtual tokens.
+    """
+
+    def forward(self) -> Tensor:
+        """The embeddings, (n, hidden)."""
+        raise NotImplementedError

@@ -60,13 +60,14 @@ def adopt(
     where: Any = {"registry": registry, "offline": offline, "progress": progress}
     source, record = base_with_record(str(named), asked, **where)
     sites = Base.from_folder(source.path)
-    homeless = [site for site in parts if site not in sites.sites]
+    homeless = [site for site in parts if sites.find(site) is None]
     if homeless:
         raise HubkitError(
             "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=str(weights),
             want=f"modules of {named}", have=homeless, fix="--base with the base that the adapter was trained on",
         )  # fmt: skip
-    values["targets"] = short_targets(parts, sites.sites)
+    if form.targets:
+        values["targets"] = short_targets(parts, sites.sites)
     config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
     adapter = Adapter.read(name, method, config, sites, weights, None)
     manifest = Manifest(

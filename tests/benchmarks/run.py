@@ -9,6 +9,7 @@ import bench_compose
 import bench_family
 import bench_lora
 import bench_memory
+import bench_prefix
 import bench_startup
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,6 +23,7 @@ def main() -> None:
     bench_startup.main()
     bench_lora.main(base, ["step", "loop", "forward", "decode", "attach"])
     bench_family.main(base)
+    bench_prefix.main(base, ["step", "loop", "prompt"])
     bench_memory.main(base)
     bench_compose.main(base, list(bench_compose.TARGETS))
 

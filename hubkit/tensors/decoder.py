@@ -1,0 +1,134 @@
+"""The causal decoder of a base as its configuration describes it, and what it makes of tokens.
+
+The virtual sites lie here: ``kv``, in front of every attention's keys and values, and ``tokens``, in front of the
+input embeddings. They hold no weight of the base, so nothing that walks over its weights meets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hubkit.artifact.config_identity import config_values
+from hubkit.errors import HubkitError
+from hubkit.tensors.arch import Arch, decoders
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base import Base, Site
+
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of a causal decoder.
+
+    Args:
+        layers: number of attention layers.
+        kv_heads: heads of keys and values; fewer than those of queries where they are grouped.
+        head_dim: size of one head.
+        hidden: size of an embedding.
+        context: the longest text it was made for, in tokens; None where the configuration at hand does not say.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    context: int | None
+
+
+def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
+    """The decoder that `config` describes: a parsed ``config.json``, or the values of one that an adapter records.
+
+    Raises:
+        HubkitError: ``HK-ARCH`` for an architecture whose attention is not listed, or a config that lacks a size.
+    """
+    values = config if "layers" in config else config_values(config)
+    hidden, heads, layers = (values.get(name) for name in ("hidden_size", "heads", "layers"))
+    crossed = config.get("add_cross_attention") is True
+    if not arch.attention or crossed or not (type(hidden) is type(heads) is type(layers) is int and heads):
+        raise HubkitError(
+            "HK-ARCH", "this architecture has no known place for virtual tokens", where=where,
+            want=f"a causal decoder of type {', '.join(decoders())}",
+            have=f"{config.get('model_type')}{' with cross attention' if crossed else ''}",
+            fix="a method that edits weights or activations works on any architecture",
+        )  # fmt: skip
+    context = next((config[key] for key in _CONTEXT if type(config.get(key)) is int), None)
+    return Decoder(layers, values.get("kv_heads") or heads, values.get("head_dim") or hidden // heads, hidden, context)
+
+
+def virtual_sites(sites: Mapping[str, Site], arch: Arch, config: Mapping[str, Any], where: str) -> dict[str, Site]:
+    """``kv`` and ``tokens`` of a base that has a place for them; their dtype and device are the embedding table's."""
+    table = embedding_table(sites.values(), arch)
+    if table is None:
+        return {}
+    try:
+        decoder = decoder_of(arch, config, where)
+    except HubkitError:
+        return {}
+    shape = (2 * decoder.layers * decoder.kv_heads, decoder.head_dim)
+    tokens = replace(table, name="tokens", kind="tokens")
+    return {"kv": replace(table, name="kv", kind="kv", shape=shape), "tokens": tokens}
+
+
+def embedding_table(sites: Iterable[Site], arch: Arch) -> Site | None:
+    """The table of the input tokens' embeddings."""
+    tables = [site for site in sites if site.kind == "embedding"]
+    return min(tables, key=lambda s: _rank(arch, s.name), default=None)
+
+
+def _rank(arch: Arch, name: str) -> int:
+    last = name.rpartition(".")[2]
+    return arch.embeddings.index(last) if last in arch.embeddings else len(arch.embeddings)
+
+
+def token_ids(base: Base, text: str, length: int) -> Tensor:
+    """The first `length` tokens of `text`, (length,), which is repeated where it has fewer.
+
+    Raises:
+        HubkitError: ``HK-TOKENIZER-NEEDED``, ``HK-TOKENIZER-LOAD``, ``HK-CONFIG`` for a text without a token.
+    """
+    tokenizer = base.tokenizer() if base.tokenizer is not None else None
+    if tokenizer is None:
+        raise HubkitError(
+            "HK-TOKENIZER-NEEDED", "values are to be taken from a text and the base has no tokenizer at hand",
+            where=base.source, fix="load the base from its folder, or leave the text out",
+        )  # fmt: skip
+    ids: list[int] = tokenizer(text)["input_ids"]
+    if not ids:
+        raise HubkitError("HK-CONFIG", "the text that values are to be taken from has no token", have=repr(text))
+    return torch.tensor((ids * -(-length // len(ids)))[:length])
+
+
+def embed(base: Base, ids: Tensor) -> Tensor:
+    """The base's embeddings of token ids (n,), (n, hidden)."""
+    table = base.site("tokens")
+    if table.module is not None:
+        found: Tensor = table.module(ids.to(table.device))
+        return found.detach().cpu()
+    return table.weight()[:, ids].t()
+
+
+def keys_values(base: Base, ids: Tensor) -> Tensor:
+    """What the base's own attention makes of a text: keys and values, (layers, 2, kv_heads, n, head_dim).
+
+    Args:
+        ids: its tokens, (n,).
+
+    Raises:
+        HubkitError: ``HK-BASE-NEEDED`` where only files are at hand.
+    """
+    from hubkit.tensors.virtual import run_once
+
+    if base.model is None:
+        raise HubkitError(
+            "HK-BASE-NEEDED", "keys and values of a text need the base in memory", where=base.source,
+            fix="make the adapter on a loaded model, or leave the text out",
+        )  # fmt: skip
+    rows = run_once(base.model, base, {"input_ids": ids[None].to(base.site("tokens").device)})
+    return torch.stack([torch.stack([keys[0], values[0]]) for keys, values in rows]).cpu()

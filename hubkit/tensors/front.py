@@ -1,0 +1,133 @@
+"""What stands in front of one forward's text: keys and values per layer, the view of a cache that has them first, and
+the masks that see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hubkit.tensors.parts import Tokens
+
+T = TypeVar("T")
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, (1, kv_heads, n, head_dim)."""
+
+
+class Front:
+    """Virtual keys and values of one forward.
+
+    Args:
+        layers: of each layer; empty when there are none.
+        length: n.
+    """
+
+    def __init__(self, layers: Layers, length: int) -> None:
+        self.layers = layers
+        self.length = length
+        self.recorded: dict[int, tuple[Tensor, Tensor]] | None = None
+        """Where it is a mapping, it receives the text's own keys and values of each layer that runs."""
+        self.leaves: list[Tensor] = []
+        self._made: list[Tensor] = []
+        self._mask: tuple[Any, Any, Tensor] | None = None
+
+    def before(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """`keys` and `values`, (rows, kv_heads, tokens, head_dim), with those of `layer` in front."""
+        if self.recorded is not None:
+            self.recorded[layer] = (keys, values)
+        if not self.layers:
+            return keys, values
+        first = [t.to(keys).expand(keys.shape[0], -1, -1, -1) for t in self.layers[layer]]
+        return torch.cat([first[0], keys], 2), torch.cat([first[1], values], 2)
+
+    def widened(self, mask: Tensor | None, tokens: int, device: torch.device) -> tuple[Tensor | None, int]:
+        """The mask that also lets every token see what is in front, and how many keys of the text it covers (0: all).
+
+        Args:
+            mask: (rows, 1, tokens, keys), True or 0 where a key is seen. None: every token sees those up to its own,
+                of a cache that may be longer; a single token sees all.
+        """
+        if not self.length or (mask is None and tokens == 1):
+            return mask, 0
+        version = (tokens, device) if mask is None else None if mask.is_inference() else mask._version
+        known = self._mask
+        if known is None or known[0] is not mask or known[1] != version:
+            if mask is None:
+                ones = torch.ones(1, 1, tokens, self.length + tokens, dtype=torch.bool, device=device)
+                wide = ones.tril_(self.length)
+            else:
+                wide = F.pad(mask, (self.length, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
+            known = self._mask = (mask, version, wide)
+        return known[2], tokens if mask is None else 0
+
+    def part_from_graph(self) -> None:
+        """Makes leaves of the keys and values, for a backward that runs layer by layer (checkpointing).
+
+        Their gradients collect in them, and `Anchor`, whose backward is the last of the layers', hands them on.
+        """
+        self._made = [tensor for pair in self.layers for tensor in pair]
+        self.leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self._made]
+        self.layers = list(zip(self.leaves[::2], self.leaves[1::2], strict=True))
+
+    def anchored(self, hidden: Tensor) -> Tensor:
+        """`hidden`, the input of the first layer, tied to what the leaves are copies of."""
+        tied: Tensor = Anchor.apply(hidden, self.leaves, *self._made)  # type: ignore[no-untyped-call]
+        return tied
+
+
+class Anchor(torch.autograd.Function):
+    """Passes the first layer's input on; its backward gives the gradients that leaves collected to their originals.
+
+    It also makes that input require grad, without which reentrant checkpointing would give no gradient at all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, leaves: Sequence[Tensor], *made: Tensor) -> Tensor:
+        ctx.leaves = leaves
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [leaf.grad for leaf in ctx.leaves]
+        for leaf in ctx.leaves:
+            leaf.grad = None
+        return grad if ctx.needs_input_grad[0] else None, None, *grads
+
+
+class CacheView:
+    """A cache, or none, as an attention module sees it: with what is in front of the text.
+
+    Args:
+        cache: the model's own; only the text's keys and values go into it.
+        front: what comes first.
+        crop: keys of the text that the mask covers; 0 for all.
+    """
+
+    def __init__(self, cache: Any, front: Front, crop: int) -> None:
+        self._cache, self._front, self._crop = cache, front, crop
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As the cache's own."""
+        if self._cache is not None:
+            keys, values = self._cache.update(keys, values, layer_idx, *args, **kwargs)
+        if self._crop:
+            keys, values = keys[:, :, : self._crop], values[:, :, : self._crop]
+        return self._front.before(keys, values, layer_idx)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """The tensors along `dim`; one alone as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def follow(parts: Sequence[T]) -> Iterator[list[T]]:
+    """Neighbours of one kind together: embeddings that follow one another are run as one row."""
+    for _, group in groupby(parts, key=lambda part: isinstance(part, Tokens)):
+        yield list(group)
