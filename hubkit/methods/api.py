@@ -6,6 +6,7 @@ A method is one module with up to five functions marked ``@hookimpl`` (see `hubk
 entry point of group ``hubkit.methods``. `hubkit.methods.suite.MethodSuite` tests it.
 """
 
+from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
 from hubkit.methods.foreign import foreign_files
@@ -14,10 +15,11 @@ from hubkit.methods.info import MethodInfo, NotMergeable
 from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base, Site
+from hubkit.tensors.blocks import Block, choose_blocks
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.parts import Edit, LowRank, Part
 
 __all__ = [
-    "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo", "NotMergeable", "Part", "PeftForm",
-    "Site", "foreign_files", "hookimpl", "pattern_value",
+    "Adapter", "AdapterHubForm", "Base", "Block", "Delta", "Edit", "HubkitError", "LowRank", "MethodInfo",
+    "NotMergeable", "Part", "PeftForm", "Site", "choose_blocks", "foreign_files", "hookimpl", "pattern_value",
 ]  # fmt: skip

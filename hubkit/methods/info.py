@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
 
@@ -27,6 +28,7 @@ class MethodInfo:
         kinds: kinds of sites it can act at.
         low_rank: (targets, rank) -> the configuration under which the part at a site is exactly B·A with scale 1, for a
             method whose parts can hold any low-rank change: what `hubkit compose` writes sums with.
+        adapterhub: how AdapterHub writes it, or None when hubkit does not read and write that.
     """
 
     name: str
@@ -40,6 +42,7 @@ class MethodInfo:
     sources: str = ""
     kinds: tuple[str, ...] = ("linear",)
     low_rank: Callable[[tuple[str, ...], int], Any] | None = None
+    adapterhub: AdapterHubForm | None = None
 
 
 class NotMergeable(HubkitError):

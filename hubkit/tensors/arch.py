@@ -1,4 +1,5 @@
-"""What hubkit knows of architectures, as data (``arch.json``): heads, embeddings, inputs that sites share, file names.
+"""What hubkit knows of architectures, as data (``arch.json``): heads, embeddings, inputs that sites share, file names,
+and where the sub-layers of a layer are.
 
 Everything else is read from the model itself, so an architecture that is not listed works too.
 """
@@ -7,9 +8,33 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Where one sub-layer of every layer is. All names are paths below the layer.
+
+    Args:
+        role: ``attention`` or ``feedforward``.
+        name: what its site is called.
+        projection: the linear that ends it; its rows are the width of the residual stream.
+        output: the module whose output is added to the residual stream, dropout and norms of its own included.
+        residual: the module that is called with the residual stream as it is before that addition.
+        argument: which of that module's arguments it is.
+        norm: the norm of the sum, where there is one (post-norm architectures); empty where there is none.
+    """
+
+    role: str
+    name: str
+    projection: str
+    output: str
+    residual: str
+    argument: int = 0
+    norm: str = ""
 
 
 @dataclass(frozen=True)
@@ -17,13 +42,20 @@ class Arch:
     """Facts about one architecture.
 
     Args:
+        model_type: what transformers calls it; empty when unknown.
         heads: last names of output heads, that of the language model first: left out of ``all-linear``.
         head_bias: name in the files of the language model head's bias, where it is not ``<head>.bias``.
         embeddings: last names of embedding tables (needed where only file headers are at hand).
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
+        layers: paths of the lists of layers, in the order in which they run.
+        sublayers: the sub-layers of a layer.
+        adapterhub: name of a sub-layer -> path below the layer where AdapterHub keeps what acts there; only for
+            architectures that AdapterHub builds in.
     """
+
+    model_type: str
 
     heads: tuple[str, ...]
     head_bias: str
@@ -31,6 +63,9 @@ class Arch:
     shared_inputs: tuple[tuple[str, ...], ...]
     prefix: str
     transposed: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    sublayers: tuple[Sublayer, ...] = ()
+    adapterhub: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def is_head(self, name: str) -> bool:
         return any(name == head or name.endswith("." + head) for head in self.heads)
@@ -50,25 +85,42 @@ class Arch:
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, object]]:
-    table: dict[str, dict[str, object]] = json.loads((files("hubkit.tensors") / "arch.json").read_text("utf-8"))
+def _table() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = json.loads((files("hubkit.tensors") / "arch.json").read_text("utf-8"))
     return table
 
 
 @functools.cache
 def arch_of(model_type: str) -> Arch:
     """The facts for a ``model_type`` of transformers; the defaults for one that is not listed."""
-    fields = _table()["default"] | _table().get(model_type, {})
+    fields = _fields(model_type)
     groups = fields["shared_inputs"]
     assert isinstance(groups, list)
     return Arch(
+        model_type=model_type,
         heads=_words(fields["heads"]),
         head_bias=str(fields["head_bias"]),
         embeddings=_words(fields["embeddings"]),
         shared_inputs=tuple(tuple(group) for group in groups),
         prefix=str(fields["prefix"]),
         transposed=_words(fields["transposed"]),
+        layers=_words(fields.get("layers", [])),
+        sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
+        adapterhub=fields.get("adapterhub", {}),
     )
+
+
+def known_layers() -> list[str]:
+    """The ``model_type`` of every architecture whose sub-layers are known."""
+    return sorted(name for name in _table() if _fields(name).get("layers"))
+
+
+def _fields(model_type: str) -> dict[str, Any]:
+    """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
+    own = _table().get(model_type, {})
+    like = _table().get(str(own.get("like", "")), {})
+    alike = {key: like[key] for key in ("layers", "sublayers") if key in like}
+    return {**_table()["default"], **alike, **own}
 
 
 def _words(value: object) -> tuple[str, ...]:

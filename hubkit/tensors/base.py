@@ -31,7 +31,7 @@ class Site:
 
     Args:
         name: the module's path in the model.
-        kind: ``linear`` or ``embedding``.
+        kind: ``linear`` or ``embedding``; ``block`` for a `hubkit.tensors.blocks.Block`, which has no weight.
         shape: (out, in); an embedding table is (hidden, vocabulary).
         dtype: dtype of the stored weight.
         transposed: the storage is (in, out): GPT-2's Conv1D, every embedding table.
@@ -124,6 +124,8 @@ class Base:
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
         """The sites of a live model: its Linear, Conv1D (GPT-2) and Embedding modules."""
+        from hubkit.tensors.blocks import block_sites
+
         arch = arch_of(str(getattr(getattr(model, "config", None), "model_type", "")))
         sites: list[Site] = []
         others: list[str] = []
@@ -144,13 +146,15 @@ class Base:
             twin = first.get(id(weight), f"{name}.weight")
             tied = twin != f"{name}.weight" and kind == "linear"
             sites.append(Site(name, kind, shape, weight.dtype, transposed, twin, bias_name, tied, module=module))
-        return cls(sites, arch, type(model).__name__, others)
+        return cls([*sites, *block_sites(sites, arch, model)], arch, type(model).__name__, others)
 
     @classmethod
     def from_headers(
         cls, headers: Mapping[str, TensorInfo], config: Mapping[str, object], source: str, read: Read | None = None
     ) -> Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
+        from hubkit.tensors.blocks import block_sites
+
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
         bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
@@ -166,7 +170,8 @@ class Base:
             shape = (columns, rows) if transposed else (rows, columns)
             bias = f"{stem}.bias" if f"{stem}.bias" in headers else None
             sites.append(Site(name, kind, shape, torch_dtype(info.dtype), transposed, tensor, bias, read=read))
-        return cls(_with_tied_head(sites, arch, config, read, headers), arch, source)
+        sites = _with_tied_head(sites, arch, config, read, headers)
+        return cls([*sites, *block_sites(sites, arch)], arch, source)
 
     @classmethod
     def from_folder(cls, path: Path) -> Base:
@@ -182,7 +187,7 @@ class Base:
         Args:
             targets: ``"all-linear"`` (every linear but the output heads); a list of names, or one name, each matching a
                 module path or its last components; any other string is a regular expression for a whole path.
-            kind: site kinds the method can serve; None for any.
+            kind: site kinds the method can serve; None for any that has a weight.
 
         Raises:
             HubkitError: ``HK-TARGET`` when any one target matches nothing or a kind that the method cannot serve.
@@ -192,12 +197,13 @@ class Base:
             targets = [targets]
         if targets == "all-linear":
             return [s for s in self.sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
+        pool = [name for name, site in self.sites.items() if site.kind != "block" or "block" in (kinds or ())]
         chosen: set[str] = set()
         for target in [targets] if isinstance(targets, str) else targets:
             if isinstance(targets, str):
-                found = {name for name in self.sites if _pattern(target).fullmatch(name)}
+                found = {name for name in pool if _pattern(target).fullmatch(name)}
             else:
-                found = {name for name in self.sites if name == target or name.endswith("." + target)}
+                found = {name for name in pool if name == target or name.endswith("." + target)}
             if not found:
                 self._refuse(target)
             foreign = sorted(name for name in found if kinds and self.sites[name].kind not in kinds)

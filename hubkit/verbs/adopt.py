@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubkit.artifact.adapterhub import is_adapterhub
 from hubkit.artifact.folder import MANIFEST_NAME, PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
+from hubkit.verbs.adopt_adapterhub import read_adapterhub_folder
 from hubkit.verbs.sources import Progress, base_with_record
 
 if TYPE_CHECKING:
+    from hubkit.artifact.digest import BaseRecord
     from hubkit.methods.host import Method
+    from hubkit.tensors.adapter import Adapter
 
 
 def adopt(
@@ -30,7 +34,7 @@ def adopt(
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
     Args:
-        folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: ``adapter_config.json`` and ``adapter_model.safetensors`` of PEFT, or AdapterHub's files.
         name: the adapter's.
         base: folder or repository; the one its config names when None.
         revision: of the base.
@@ -41,12 +45,14 @@ def adopt(
     """
     from hubkit.artifact.forms import from_peft_config, short_targets, split_keys
     from hubkit.artifact.header import read_header
-    from hubkit.methods.config import config_document, parse_config
-    from hubkit.methods.foreign import own_files
+    from hubkit.methods.config import parse_config
     from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.base import Base
 
     foreign = _foreign_config(folder)
+    where: Any = {"registry": registry, "offline": offline, "progress": progress}
+    if is_adapterhub(foreign):
+        return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
     method = _method_for(str(foreign.get("peft_type")), folder)
     form = method.peft_form
     assert form is not None
@@ -59,7 +65,6 @@ def adopt(
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
     asked = revision or (foreign.get("revision") if base is None else None)
-    where: Any = {"registry": registry, "offline": offline, "progress": progress}
     source, record = base_with_record(str(named), asked, **where)
     sites = Base.from_folder(source.path)
     homeless = [site for site in parts if site not in sites.sites]
@@ -70,9 +75,18 @@ def adopt(
         )  # fmt: skip
     values["targets"] = short_targets(parts, sites.sites)
     config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
-    adapter = Adapter.read(name, method, config, sites, weights, None)
+    return _adopted(name, method, Adapter.read(name, method, config, sites, weights, None), record)
+
+
+def _adopted(
+    name: str, method: Method, adapter: Adapter, record: BaseRecord
+) -> tuple[Manifest, dict[str, bytes | Path]]:
+    from hubkit.methods.config import config_document
+    from hubkit.methods.foreign import own_files
+
     manifest = Manifest(
-        kind="adapter", name=name, method=method.name, base=record.fingerprint, config=config_document(config),
+        kind="adapter", name=name, method=method.name, base=record.fingerprint,
+        config=config_document(adapter.config),
         plugin=Plugin(method.offer.distribution, method.offer.version),
     )  # fmt: skip
     public = manifest.shareable().base
