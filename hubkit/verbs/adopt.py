@@ -67,7 +67,7 @@ def adopt(
     asked = revision or (foreign.get("revision") if base is None else None)
     source, record = base_with_record(str(named), asked, **where)
     sites = Base.from_folder(source.path)
-    homeless = [site for site in parts if site not in sites.sites]
+    homeless = [name for name in parts if name not in sites.sites or sites.sites[name].kind == "block"]
     if homeless:
         raise HubkitError(
             "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=str(weights),
