@@ -62,7 +62,8 @@ def read_adapterhub(
         stored: its tensors.
 
     Raises:
-        HubkitError: ``HK-OPTION``, ``HK-KEYS``, ``HK-BASE-MISMATCH`` for a base of another architecture.
+        HubkitError: ``HK-OPTION``, ``HK-KEYS``, ``HK-BASE-MISMATCH`` for a base of another architecture, ``HK-EXPORT``
+            for one that AdapterHub does not build in.
     """
     config = from_adapterhub_config(form, data, where)
     have = base.arch.model_type
