@@ -119,7 +119,7 @@ def _fields(model_type: str) -> dict[str, Any]:
     """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
     own = _table().get(model_type, {})
     like = _table().get(str(own.get("like", "")), {})
-    alike = {key: like[key] for key in ("layers", "sublayers") if key in like}
+    alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
     return {**_table()["default"], **alike, **own}
 
 
