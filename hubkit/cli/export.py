@@ -15,7 +15,7 @@ from hubkit.verbs.export import Exported, export
 
 @declare("export")
 @click.argument("reference")
-@click.option("--to", default="peft", show_default=True, help="peft: the files that PEFT and serving engines read.")
+@click.option("--to", default="peft", show_default=True, help="peft (serving engines read it, too) or adapterhub.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--replace", is_flag=True, help="Replace what an earlier export left there.")
 @offline_option

@@ -6,6 +6,7 @@ A method is one module with up to five functions marked ``@hookimpl`` (see `hubk
 entry point of group ``hubkit.methods``. `hubkit.methods.suite.MethodSuite` tests it.
 """
 
+from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
 from hubkit.methods.foreign import foreign_files
@@ -17,11 +18,12 @@ from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.additive import additive_parts
 from hubkit.tensors.base import Base, Site
+from hubkit.tensors.blocks import Block, choose_blocks
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.parts import KV, Edit, LowRank, Part, Tokens
 
 __all__ = [
-    "KV", "Adapter", "Base", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig", "MethodInfo", "NotMergeable",
-    "Part", "PeftForm", "Site", "Tokens", "additive_parts", "foreign_files", "hookimpl", "layer_rate",
-    "pattern_value", "require_depth",
+    "KV", "Adapter", "AdapterHubForm", "Base", "Block", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig",
+    "MethodInfo", "NotMergeable", "Part", "PeftForm", "Site", "Tokens", "additive_parts", "choose_blocks",
+    "foreign_files", "hookimpl", "layer_rate", "pattern_value", "require_depth",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import PEFT_CONFIG, WEIGHTS_NAME
 from hubkit.artifact.forms import short_targets, to_peft_config
 from hubkit.errors import HubkitError
+from hubkit.methods.adapterhub import adapterhub_files
 from hubkit.methods.config import config_document
 
 if TYPE_CHECKING:
@@ -23,19 +24,23 @@ def weights_file(adapter: Adapter) -> bytes:
 
 
 def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    """``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's own keys.
+    """The files of an adapter in another tool's form.
 
     Args:
-        target: ``"peft"``.
+        target: ``"peft"``: ``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's own keys;
+            ``"adapterhub"``: see `hubkit.methods.adapterhub`.
 
     Raises:
         HubkitError: ``HK-EXPORT`` for a form that the method does not have.
     """
-    form = adapter.method.peft_form
+    form, theirs = adapter.method.peft_form, adapter.method.adapterhub_form
+    if target == "adapterhub" and theirs is not None:
+        return adapterhub_files(adapter, theirs)
     if target != "peft" or form is None:
+        known = [name for name, have in (("peft", form), ("adapterhub", theirs)) if have is not None]
         raise HubkitError(
             "HK-EXPORT", f"adapter {adapter.name!r} ({adapter.method.name}) has no form {target!r}",
-            want="peft" if form is not None else "(this method is hubkit's own)", have=target,
+            want=", ".join(known) or "(this method is hubkit's own)", have=target,
         )  # fmt: skip
     modules = {key: _named(adapter, field) for key, field in form.modules.items()}
     rest = [site for site in adapter.edits() if not any(site in chosen for chosen in modules.values())]

@@ -21,6 +21,7 @@ from hubkit.errors import HubkitError, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hubkit.artifact.adapterhub import AdapterHubForm
     from hubkit.artifact.forms import PeftForm
     from hubkit.methods.info import MethodInfo
     from hubkit.tensors.adapter import Adapter
@@ -85,6 +86,11 @@ class Method:
     def peft_form(self) -> PeftForm | None:
         """How PEFT writes this method, if it knows it."""
         return self.info.peft
+
+    @property
+    def adapterhub_form(self) -> AdapterHubForm | None:
+        """How AdapterHub writes this method, if hubkit reads and writes that."""
+        return self.info.adapterhub
 
     @property
     def unmergeable(self) -> str:

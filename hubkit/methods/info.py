@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
 
@@ -33,6 +34,7 @@ class MethodInfo:
         learning_rates: (config, site, role) -> what multiplies the learning rate there; 1 everywhere if not given.
         narrow: (config, names ``<site>.<role>`` that are not zero) -> the configuration that makes these alone, for a
             method whose adapters leave tensors out that training did not change.
+        adapterhub: how AdapterHub writes it, or None when hubkit does not read and write that.
     """
 
     name: str
@@ -48,6 +50,7 @@ class MethodInfo:
     low_rank: Callable[[tuple[str, ...], int], Any] | None = None
     learning_rates: Callable[[Any, Site, str], float] | None = None
     narrow: Callable[[Any, frozenset[str]], Any] | None = None
+    adapterhub: AdapterHubForm | None = None
 
 
 class NotMergeable(HubkitError):

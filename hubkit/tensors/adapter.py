@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm, require_all, split_keys, to_key
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import DTYPE_NAMES, Base, Site
@@ -25,6 +26,8 @@ class MethodLike(Protocol):
     def name(self) -> str: ...
     @property
     def peft_form(self) -> PeftForm | None: ...
+    @property
+    def adapterhub_form(self) -> AdapterHubForm | None: ...
     def inject(self, base: Base, config: Any) -> Mapping[str, Part]: ...
     @property
     def unmergeable(self) -> str: ...
@@ -91,9 +94,15 @@ class Adapter:
         """
         from hubkit.tensors.shards import read_file
 
+        return cls.of_stored(name, method, config, base, read_file(weights), str(weights), dtype)
+
+    @classmethod
+    def of_stored(
+        cls, name: str, method: MethodLike, config: Any, base: Base, stored: Mapping[str, Tensor], where: str,
+        dtype: str | None = None,
+    ) -> Adapter:  # fmt: skip
+        """As `read`, with the tensors of a file in hand: key -> values."""
         adapter = cls._empty(name, method, config, base)
-        stored = read_file(weights)
-        where = str(weights)
         keys = split_keys(method.peft_form, stored, where)
         adapter._refuse_foreign_copies(keys.copies, stored, base, where)
         want = {key: at for at, key in adapter._keys().items()}

@@ -1,4 +1,5 @@
-"""What hubkit knows of architectures, as data (``arch.json``): heads, embeddings, inputs that sites share, file names.
+"""What hubkit knows of architectures, as data (``arch.json``): heads, embeddings, inputs that sites share, file names,
+and where the sub-layers of a layer are.
 
 Everything else is read from the model itself, so an architecture that is not listed works too.
 """
@@ -8,9 +9,33 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Where one sub-layer of every layer is. All names are paths below the layer.
+
+    Args:
+        role: ``attention`` or ``feedforward``.
+        name: what its site is called.
+        projection: the linear that ends it; its rows are the width of the residual stream.
+        output: the module whose output is added to the residual stream, dropout and norms of its own included.
+        residual: the module that is called with the residual stream as it is before that addition.
+        argument: which of that module's arguments it is.
+        norm: the norm of the sum, where there is one (post-norm architectures); empty where there is none.
+    """
+
+    role: str
+    name: str
+    projection: str
+    output: str
+    residual: str
+    argument: int = 0
+    norm: str = ""
 
 
 @dataclass(frozen=True)
@@ -18,6 +43,7 @@ class Arch:
     """Facts about one architecture.
 
     Args:
+        model_type: what transformers calls it; empty when unknown.
         heads: last names of output heads, that of the language model first: left out of ``all-linear``.
         head_bias: name in the files of the language model head's bias, where it is not ``<head>.bias``.
         embeddings: last names of embedding tables (needed where only file headers are at hand).
@@ -28,7 +54,13 @@ class Arch:
         attention: class of the self-attention modules of a causal decoder; empty: no known place for virtual tokens.
         cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
         learned_positions: positions are rows of a table, so that there is none beyond its end.
+        layers: paths of the lists of layers, in the order in which they run.
+        sublayers: the sub-layers of a layer.
+        adapterhub: name of a sub-layer -> path below the layer where AdapterHub keeps what acts there; only for
+            architectures that AdapterHub builds in.
     """
+
+    model_type: str
 
     heads: tuple[str, ...]
     head_bias: str
@@ -40,6 +72,9 @@ class Arch:
     attention: str
     cache: tuple[str, ...]
     learned_positions: bool
+    layers: tuple[str, ...] = ()
+    sublayers: tuple[Sublayer, ...] = ()
+    adapterhub: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def is_head(self, name: str) -> bool:
         return any(name == head or name.endswith("." + head) for head in self.heads)
@@ -62,18 +97,19 @@ class Arch:
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, object]]:
-    table: dict[str, dict[str, object]] = json.loads((files("hubkit.tensors") / "arch.json").read_text("utf-8"))
+def _table() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = json.loads((files("hubkit.tensors") / "arch.json").read_text("utf-8"))
     return table
 
 
 @functools.cache
 def arch_of(model_type: str) -> Arch:
     """The facts for a ``model_type`` of transformers; the defaults for one that is not listed."""
-    fields = _table()["default"] | _table().get(model_type, {})
+    fields = _fields(model_type)
     groups = fields["shared_inputs"]
     assert isinstance(groups, list)
     return Arch(
+        model_type=model_type,
         heads=_words(fields["heads"]),
         head_bias=str(fields["head_bias"]),
         embeddings=_words(fields["embeddings"]),
@@ -84,12 +120,28 @@ def arch_of(model_type: str) -> Arch:
         attention=str(fields["attention"]),
         cache=_words(fields["cache"]),
         learned_positions=bool(fields["learned_positions"]),
+        layers=_words(fields.get("layers", [])),
+        sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
+        adapterhub=fields.get("adapterhub", {}),
     )
 
 
 def decoders() -> list[str]:
     """The model types whose attention is listed."""
     return sorted(model_type for model_type, fields in _table().items() if fields.get("attention"))
+
+
+def known_layers() -> list[str]:
+    """The ``model_type`` of every architecture whose sub-layers are known."""
+    return sorted(name for name in _table() if _fields(name).get("layers"))
+
+
+def _fields(model_type: str) -> dict[str, Any]:
+    """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
+    own = _table().get(model_type, {})
+    like = _table().get(str(own.get("like", "")), {})
+    alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
+    return {**_table()["default"], **alike, **own}
 
 
 def _words(value: object) -> tuple[str, ...]:

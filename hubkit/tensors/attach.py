@@ -17,6 +17,7 @@ from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base, Site
+from hubkit.tensors.blocks import Block, BlockHooks
 from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
@@ -65,7 +66,7 @@ class Attached(nn.Module):
         self._swaps: list[Swap] = []
         self._plan = Plan()
         self._virtual: VirtualHooks | None = None
-        self._handles: dict[str, torch.utils.hooks.RemovableHandle] = {}
+        self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
         self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
         model.requires_grad_(False)
@@ -110,9 +111,7 @@ class Attached(nn.Module):
         self.parts[f"adapter_{self._added}"] = nn.ModuleList(adapter.parts.values()).train(self.training)
         for site in adapter.edits():
             if site not in self._handles:
-                module = self.sites.sites[site].module
-                assert module is not None
-                self._handles[site] = module.register_forward_hook(self._hook(site), with_kwargs=True)
+                self._handles[site] = self._hooked(self.sites.sites[site])
 
     def _quantize(self) -> None:
         """Quantizes the base's linear layers in place, those that are not yet; `detach` restores them."""
@@ -198,6 +197,23 @@ class Attached(nn.Module):
             return Plan()
         override = self._override.get()
         return self._plan if override is None else override
+
+    def _hooked(self, site: Site) -> torch.utils.hooks.RemovableHandle | BlockHooks:
+        def act(module: nn.Module, x: Tensor | None, y: Tensor) -> Tensor | None:
+            chosen = self._active().get(site.name)
+            if chosen is None:
+                return None
+            if x is None:
+                raise HubkitError(
+                    "HK-BLOCK", f"{site.name} was called without its layer: there is no residual stream to see",
+                    fix="call the model or the whole layer",
+                )  # fmt: skip
+            return chosen(module, x, y)
+
+        if isinstance(site, Block):
+            return BlockHooks(site, act)
+        assert site.module is not None
+        return site.module.register_forward_hook(self._hook(site.name), with_kwargs=True)
 
     def _hook(self, name: str) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:

@@ -39,7 +39,7 @@ class Site:
 
     Args:
         name: the module's path in the model.
-        kind: ``linear``, ``embedding`` or ``norm``.
+        kind: ``linear``, ``embedding`` or ``norm``; ``block`` for a `hubkit.tensors.blocks.Block`, without a weight.
         shape: (out, in); an embedding table is (hidden, vocabulary), the gain of a norm over n features (n, 1).
         dtype: dtype of the stored weight.
         transposed: the storage is (in, out): GPT-2's Conv1D, every embedding table.
@@ -179,7 +179,9 @@ class Base:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
-        """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules."""
+        """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules, and its blocks."""
+        from hubkit.tensors.blocks import block_sites
+
         config = _live_config(model)
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
@@ -207,6 +209,7 @@ class Base:
             sites.append(replace(site, packed=packed is not None))
         folder = str(getattr(model, "name_or_path", ""))
         reader = _tokenizer_of(Path(folder)) if folder and Path(folder, "tokenizer_config.json").is_file() else None
+        sites += block_sites(sites, arch, model)
         return cls(sites, arch, type(model).__name__, others, config=config, model=model, tokenizer=reader)
 
     @classmethod
@@ -214,6 +217,8 @@ class Base:
         cls, headers: Mapping[str, TensorInfo], config: Mapping[str, object], source: str, read: Read | None = None
     ) -> Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
+        from hubkit.tensors.blocks import block_sites
+
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
         packed = PackedHeaders(headers, read, source)
@@ -235,7 +240,8 @@ class Base:
                 reader = packed.reader(tensor, transposed)
             site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
             sites.append(replace(site, packed=tensor in packed))
-        return cls(_with_tied_head(sites, arch, config, read, headers), arch, source, config=config)
+        sites = _with_tied_head(sites, arch, config, read, headers)
+        return cls([*sites, *block_sites(sites, arch)], arch, source, config=config)
 
     @classmethod
     def from_folder(cls, path: Path) -> Base:
@@ -271,15 +277,16 @@ class Base:
             return [s for s in sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
         if targets == "all-norm" and "norm" in kinds:
             return [s for s in sites.values() if s.kind == "norm"]
+        pool = [name for name, site in self.sites.items() if site.kind != "block" or "block" in kinds]
         chosen: set[str] = set()
         for target in [targets] if isinstance(targets, str) else targets:
             if target == "all-norm":
                 found = {name for name, site in self.sites.items() if site.kind == "norm"}
             elif isinstance(targets, str):
-                found = {name for name in self.sites if _pattern(target).fullmatch(name)}
+                found = {name for name in pool if _pattern(target).fullmatch(name)}
                 found = {n for n in found if "norm" in kinds or self.sites[n].kind != "norm"} or found
             else:
-                found = {name for name in self.sites if name == target or name.endswith("." + target)}
+                found = {name for name in pool if name == target or name.endswith("." + target)}
             if not found:
                 self._refuse(target)
             if not found & sites.keys():

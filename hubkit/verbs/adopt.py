@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubkit.artifact.adapterhub import is_adapterhub
 from hubkit.artifact.folder import MANIFEST_NAME, PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
+from hubkit.verbs.adopt_adapterhub import read_adapterhub_folder
 from hubkit.verbs.sources import Progress, base_with_record
 
 if TYPE_CHECKING:
+    from hubkit.artifact.digest import BaseRecord
     from hubkit.artifact.forms import PeftForm
     from hubkit.methods.host import Method
+    from hubkit.tensors.adapter import Adapter
 
 
 def adopt(
@@ -31,7 +35,7 @@ def adopt(
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
     Args:
-        folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: ``adapter_config.json`` and ``adapter_model.safetensors`` of PEFT, or AdapterHub's files.
         name: the adapter's.
         base: folder or repository; the one its config names when None.
         revision: of the base.
@@ -42,12 +46,14 @@ def adopt(
     """
     from hubkit.artifact.forms import short_targets, split_keys
     from hubkit.artifact.header import read_header
-    from hubkit.methods.config import config_document, parse_config
-    from hubkit.methods.foreign import own_files
+    from hubkit.methods.config import parse_config
     from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.base import Base
 
     foreign = _foreign_config(folder)
+    where: Any = {"registry": registry, "offline": offline, "progress": progress}
+    if is_adapterhub(foreign):
+        return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
     method, form, values = _method_for(foreign, folder)
     weights = _weights(folder)
     parts = split_keys(form, read_header(weights), str(weights)).parts
@@ -57,10 +63,9 @@ def adopt(
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
     asked = revision or (foreign.get("revision") if base is None else None)
-    where: Any = {"registry": registry, "offline": offline, "progress": progress}
     source, record = base_with_record(str(named), asked, **where)
     sites = Base.from_folder(source.path)
-    homeless = [site for site in parts if sites.find(site) is None]
+    homeless = [name for name in parts if (site := sites.find(name)) is None or site.kind == "block"]
     if homeless:
         raise HubkitError(
             "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=str(weights),
@@ -69,9 +74,18 @@ def adopt(
     if form.targets:
         values["targets"] = short_targets(parts, sites.sites)
     config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
-    adapter = Adapter.read(name, method, config, sites, weights, None)
+    return _adopted(name, method, Adapter.read(name, method, config, sites, weights, None), record)
+
+
+def _adopted(
+    name: str, method: Method, adapter: Adapter, record: BaseRecord
+) -> tuple[Manifest, dict[str, bytes | Path]]:
+    from hubkit.methods.config import config_document
+    from hubkit.methods.foreign import own_files
+
     manifest = Manifest(
-        kind="adapter", name=name, method=method.name, base=record.fingerprint, config=config_document(config),
+        kind="adapter", name=name, method=method.name, base=record.fingerprint,
+        config=config_document(adapter.config),
         plugin=Plugin(method.offer.distribution, method.offer.version),
     )  # fmt: skip
     public = manifest.shareable().base

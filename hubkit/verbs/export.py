@@ -10,7 +10,7 @@ from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, adapter_source
 from hubkit.verbs.terms import require_adapter
 
-FORMS = ("peft",)
+FORMS = ("peft", "adapterhub")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def export(
     Args:
         reference: folder or repository of the adapter.
         out: folder to write.
-        to: ``peft``: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads and writes them.
+        to: ``peft``: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads and writes them;
+            ``adapterhub``: ``adapter_config.json`` and ``adapter.safetensors`` as the adapters library does.
         replace: replace what an earlier export left at `out`.
 
     Raises:

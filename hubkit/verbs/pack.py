@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hubkit.artifact.adapterhub import FILES as ADAPTERHUB_FILES
 from hubkit.artifact.folder import (
     CARD_NAME,
     MANIFEST_NAME,
@@ -111,7 +112,7 @@ def pack(
     else:
         manifest, files = _repack(folder, base, revision, allow_base_mismatch, where)
     manifest = replace(manifest, **{key: value for key, value in given.items() if value is not None})
-    extra, left_out = _others(folder, files)
+    extra, left_out = _others(folder, {**files, **dict.fromkeys(ADAPTERHUB_FILES if adopted else ())})
     files = {**extra, **files}
     if left_out and out is None:
         raise HubkitError(

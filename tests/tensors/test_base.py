@@ -63,7 +63,7 @@ def refused(base: Base, targets: Any, kind: Any = None) -> HubkitError:
 def same(one: Base, two: Base) -> None:
     assert list(one.sites) == list(two.sites)
     assert one.sites == two.sites
-    for name, site in one.sites.items():
+    for name, site in ((n, s) for n, s in one.sites.items() if s.kind != "block"):
         assert torch.equal(site.weight(), two.sites[name].weight()), name
         assert site.weight().shape == site.shape
         bias, other = site.bias(), two.sites[name].bias()
@@ -87,7 +87,8 @@ def test_old_files_without_prefix_give_the_same_sites(tmp_path: Path) -> None:
     live, files = Base.from_model(load_base(tmp_path)), Base.from_folder(tmp_path)
     assert list(live.sites) == list(files.sites)
     assert files.sites["transformer.h.0.attn.c_attn"].tensor == "h.0.attn.c_attn.weight"
-    assert all(torch.equal(site.weight(), files.sites[n].weight()) for n, site in live.sites.items())
+    weights = {n: site for n, site in live.sites.items() if site.kind != "block"}
+    assert all(torch.equal(site.weight(), files.sites[n].weight()) for n, site in weights.items())
 
 
 def test_a_tied_head_held_twice_is_tied_all_the_same(tmp_path: Path) -> None:

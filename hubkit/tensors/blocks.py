@@ -1,0 +1,160 @@
+"""Blocks: the sub-layers of a layer (attention, feed-forward) as sites; where they are is data in ``arch.json``.
+
+A part at a block sees the residual stream before the sub-layer (x) and what the sub-layer is about to add to it (y,
+with the sub-layer's own dropout and norm behind it), and says what to add to y.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.errors import USAGE, HubkitError
+from hubkit.tensors.arch import Arch, Sublayer, known_layers
+from hubkit.tensors.base import Base, Site
+
+
+@dataclass(frozen=True)
+class Block(Site):
+    """A sub-layer as a site; its shape is (hidden, hidden), and it has no weight of its own.
+
+    Args:
+        role: ``attention`` or ``feedforward``.
+        path: of its layer: the name without that of the sub-layer.
+        layer: number of its layer, from 0; a decoder's go on where its encoder's end.
+        module: the live module whose output the sub-layer adds to the residual stream.
+        residual: the live module that is called with the residual stream.
+        argument: which of its arguments that is.
+        norm: the live norm of their sum, in a post-norm architecture.
+        projection: the linear site that ends the sub-layer.
+    """
+
+    role: str = ""
+    path: str = ""
+    layer: int = 0
+    residual: nn.Module | None = field(default=None, compare=False, repr=False)
+    argument: int = 0
+    norm: nn.Module | None = field(default=None, compare=False, repr=False)
+    projection: Site | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def sublayer(self) -> str:
+        """Its name below the layer."""
+        return self.name.removeprefix(f"{self.path}.")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.projection is None else self.projection.device
+
+    def weight(self) -> Tensor:
+        raise HubkitError("HK-PLUGIN", f"{self.name} is a block and has no weight", fix="report this to the author")
+
+    def bias(self) -> Tensor | None:
+        return None
+
+
+def block_sites(sites: Iterable[Site], arch: Arch, model: nn.Module | None = None) -> list[Block]:
+    """The blocks of a base: one wherever the linear that ends a known sub-layer is.
+
+    Args:
+        sites: its linear sites.
+        model: the live base, if there is one.
+    """
+    linears = {site.name: site for site in sites if site.kind == "linear"}
+    found: list[Block] = []
+    first = 0
+    for stack in arch.layers:
+        if not any(name.startswith(f"{stack}.") for name in linears):
+            stack = stack.partition(".")[2]  # a model without its head: model.layers is layers there
+        numbers = sorted({int(n) for name in linears if (n := _number(name, stack)) is not None})
+        for number in numbers:
+            for one in arch.sublayers:
+                layer = f"{stack}.{number}"
+                projection = linears.get(f"{layer}.{one.projection}")
+                if projection is not None:
+                    found.append(_block(one, layer, first + number, projection, model))
+        first += numbers[-1] + 1 if numbers else 0
+    return found
+
+
+def _number(name: str, stack: str) -> int | None:
+    inside = name.removeprefix(f"{stack}.").partition(".")[0]
+    return int(inside) if stack and name.startswith(f"{stack}.") and inside.isdecimal() else None
+
+
+def _block(one: Sublayer, layer: str, number: int, projection: Site, model: nn.Module | None) -> Block:
+    def module(path: str) -> nn.Module | None:
+        return None if model is None or not path else model.get_submodule(f"{layer}.{path}")
+
+    width = projection.shape[0]
+    return Block(
+        f"{layer}.{one.name}", "block", (width, width), projection.dtype, False, "", None, module=module(one.output),
+        role=one.role, path=layer, layer=number, residual=module(one.residual), argument=one.argument,
+        norm=module(one.norm), projection=projection,
+    )  # fmt: skip
+
+
+def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) -> list[Block]:
+    """The blocks of `base` of the given roles in the given layers (none given: all), in order.
+
+    Raises:
+        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, or a layer that is not there.
+    """
+    blocks = [site for site in base.sites.values() if isinstance(site, Block)]
+    if not blocks:
+        raise HubkitError(
+            "HK-TARGET", "where the attention and feed-forward sub-layers of this architecture are is not known",
+            where=base.source, want=f"one of: {', '.join(known_layers())}",
+            have=base.arch.model_type or "no model_type", fix="another base, or a method that acts at weights",
+        )  # fmt: skip
+    count = max(block.layer for block in blocks) + 1
+    beyond = sorted({layer for layer in layers if not 0 <= layer < count})
+    if beyond:
+        raise HubkitError(
+            "HK-TARGET", f"the base has no layer {', '.join(map(str, beyond))}", where=base.source,
+            want=f"0 to {count - 1}", have=", ".join(map(str, beyond)), status=USAGE,
+        )  # fmt: skip
+    return [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
+
+
+Act = Callable[[nn.Module, Tensor | None, Tensor], Tensor | None]
+
+
+class BlockHooks:
+    """The hooks of one block: the first keeps the residual stream, the second lets `act` change the output.
+
+    What is kept is let go when the output comes, and each thread keeps its own.
+
+    Args:
+        act: (module, x, y) -> the new output, or None to leave it. Where the sub-layer gives a tuple, y is its first;
+            x is None where the module was called by itself.
+    """
+
+    def __init__(self, block: Block, act: Act) -> None:
+        assert block.module is not None
+        assert block.residual is not None
+        kept, argument = threading.local(), block.argument
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept.x = [*args, *kwargs.values()][argument]
+
+        def change(module: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
+            x, kept.x = getattr(kept, "x", None), None
+            new = act(module, x, y[0] if isinstance(y, tuple) else y)
+            return (new, *y[1:]) if isinstance(y, tuple) and new is not None else new
+
+        # functions, not methods: copying the model would copy `kept`, which cannot be copied
+        self._handles = (
+            block.residual.register_forward_pre_hook(keep, with_kwargs=True),
+            block.module.register_forward_hook(change),
+        )
+
+    def remove(self) -> None:
+        """Takes both off."""
+        for handle in self._handles:
+            handle.remove()
