@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base, Site
+    from hubkit.tensors.base import Base
     from hubkit.tensors.delta import Delta
     from hubkit.tensors.parts import Part
+    from hubkit.tensors.site import Site
 
 PROJECT = "hubkit"
 hookspec = pluggy.HookspecMarker(PROJECT)

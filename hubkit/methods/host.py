@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from hubkit.artifact.forms import PeftForm
     from hubkit.methods.info import MethodInfo
     from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base, Site
+    from hubkit.tensors.base import Base
     from hubkit.tensors.delta import Delta
     from hubkit.tensors.parts import Part
+    from hubkit.tensors.site import Site
 
 GROUP = "hubkit.methods"
 DEFAULT_GROUP = "hubkit.default_method"

@@ -11,7 +11,7 @@ from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
-    from hubkit.tensors.base import Site
+    from hubkit.tensors.site import Site
 
 
 @dataclass(frozen=True)

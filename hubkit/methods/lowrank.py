@@ -12,7 +12,8 @@ from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.layers import layer_numbers
 
 if TYPE_CHECKING:
-    from hubkit.tensors.base import Base, Site
+    from hubkit.tensors.base import Base
+    from hubkit.tensors.site import Site
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm, require_all, split_keys, to_key
 from hubkit.errors import HubkitError
-from hubkit.tensors.base import DTYPE_NAMES, Base, Site
+from hubkit.tensors.base import Base
 from hubkit.tensors.delta import Delta, accumulation_dtype
+from hubkit.tensors.dtypes import DTYPE_NAMES
 from hubkit.tensors.parts import KV, Edit, Part, Tokens
+from hubkit.tensors.site import Site
 
 
 class MethodLike(Protocol):

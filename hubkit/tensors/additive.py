@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.base import Base, Site
+from hubkit.tensors.base import Base
 from hubkit.tensors.delta import accumulation_dtype
 from hubkit.tensors.parts import Edit, Part
+from hubkit.tensors.site import Site
 
 
 class Additive(Edit):

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.base import Base, Site
+from hubkit.tensors.base import Base
 from hubkit.tensors.blocks import Block, BlockHooks
 from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
 from hubkit.tensors.quantlinear import Swap
+from hubkit.tensors.site import Site
 from hubkit.tensors.virtual import BARE, VirtualHooks, VirtualPlan, plan_virtual
 
 At = Callable[[nn.Module, Tensor, Tensor], Tensor]

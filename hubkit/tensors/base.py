@@ -8,119 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hubkit.artifact.digest import ties
 from hubkit.artifact.header import TensorInfo
 from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.arch import Arch, arch_of
+from hubkit.tensors.blocks import block_sites
 from hubkit.tensors.decoder import Decoder, decoder_of, embed, embedding_table, keys_values, token_ids, virtual_sites
-from hubkit.tensors.delta import Delta, accumulation_dtype
+from hubkit.tensors.dtypes import torch_dtype
 from hubkit.tensors.expressions import expression
 from hubkit.tensors.layers import Layers, outside, within
-from hubkit.tensors.quant import CODEC, dequantize
+from hubkit.tensors.quant import CODEC
 from hubkit.tensors.quantfiles import PackedHeaders
 from hubkit.tensors.quantlinear import QuantLinear, packed_facts, packed_of, quantizable
+from hubkit.tensors.site import Read, Site
 
-Read = Callable[[str], Tensor]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 NORMS = ("LayerNorm", "RMSNorm")
 """Ends of the class names of norms with a gain per feature."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in the base where something can be added.
-
-    Args:
-        name: the module's path in the model.
-        kind: ``linear``, ``embedding`` or ``norm``; ``block`` for a `hubkit.tensors.blocks.Block`, without a weight.
-        shape: (out, in); an embedding table is (hidden, vocabulary), the gain of a norm over n features (n, 1).
-        dtype: dtype of the stored weight.
-        transposed: the storage is (in, out): GPT-2's Conv1D, every embedding table.
-        tensor: name of the weight in the base's files.
-        bias_tensor: name of the bias there, or None.
-        tied: the output head of a base that ties it: `tensor` is the embedding's.
-        module: the live module, if there is one.
-        read: reads a tensor of the base's files, if there are any.
-        change: what lower members of a stack have already added.
-        wide: hand out weight and bias in the dtype of accumulation (merging) instead of the stored one.
-        packed: the weight is quantized in the base's files; `weight` decodes it.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    dtype: torch.dtype
-    transposed: bool
-    tensor: str
-    bias_tensor: str | None
-    tied: bool = False
-    module: nn.Module | None = field(default=None, compare=False, repr=False)
-    read: Read | None = field(default=None, compare=False, repr=False)
-    change: Delta | None = field(default=None, compare=False, repr=False)
-    wide: bool = False
-    packed: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the live weight is; the CPU for files."""
-        weight = getattr(self.module, "weight", None)
-        return weight.device if isinstance(weight, Tensor) else torch.device("cpu")
-
-    def weight(self) -> Tensor:
-        """The weight, (out, in), with the changes of lower members of a stack; the base's own values are detached."""
-        stored = self._stored(self.tensor, "weight")
-        weight = stored.t() if self.transposed else stored.view(self.shape)
-        matrix = None if self.change is None else self.change.matrix()
-        if matrix is not None:
-            weight = weight.to(matrix.dtype) + matrix
-        return weight.to(accumulation_dtype(stored.dtype)) if self.wide else weight.to(stored.dtype)
-
-    def bias(self) -> Tensor | None:
-        """The bias, (out,), or None."""
-        if self.bias_tensor is None:
-            return None
-        stored = self._stored(self.bias_tensor, "bias")
-        bias = stored
-        if self.change is not None and self.change.bias is not None:
-            bias = bias.to(self.change.bias.dtype) + self.change.bias
-        return bias.to(accumulation_dtype(stored.dtype)) if self.wide else bias.to(stored.dtype)
-
-    def version(self) -> object:
-        """Equal for as long as the base's own weight is the same; cheaper than `weight`, which may decode it."""
-        weight = getattr(self.module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.is_inference():
-            return None
-        return weight.data_ptr(), weight._version
-
-    def _stored(self, tensor: str, attribute: str) -> Tensor:
-        if self.module is not None:
-            packed = packed_of(self.module) if attribute == "weight" else None
-            if packed is not None:
-                return dequantize(packed).t() if self.transposed else dequantize(packed)
-            value = getattr(self.module, attribute)
-            assert isinstance(value, Tensor)
-            return value.detach()
-        if self.read is None:
-            raise HubkitError(
-                "HK-BASE-NEEDED", f"the weight of {self.name} is needed and only its header is at hand",
-                where=self.tensor, fix="name the base's folder with --base",
-            )  # fmt: skip
-        return self.read(tensor)
-
-    def widened(self) -> Site:
-        """The same site, handing out weight and bias in the dtype of accumulation."""
-        return replace(self, wide=True)
-
-    def after(self, delta: Delta) -> Site:
-        """The same site with `delta` added: what the next member of a stack sees."""
-        return replace(self, change=delta if self.change is None else self.change.plus(delta))
 
 
 class Base:
@@ -180,8 +90,6 @@ class Base:
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
         """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules, and its blocks."""
-        from hubkit.tensors.blocks import block_sites
-
         config = _live_config(model)
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
@@ -217,8 +125,6 @@ class Base:
         cls, headers: Mapping[str, TensorInfo], config: Mapping[str, object], source: str, read: Read | None = None
     ) -> Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
-        from hubkit.tensors.blocks import block_sites
-
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
         packed = PackedHeaders(headers, read, source)
@@ -400,22 +306,3 @@ def _kind(module: nn.Module) -> str:
 def natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts layer 10 after layer 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a safetensors dtype name.
-
-    Raises:
-        HubkitError: ``HK-DTYPE`` for one that torch has no counterpart of here.
-    """
-    if name not in _DTYPES:
-        raise HubkitError("HK-DTYPE", f"tensors of dtype {name} are not supported", want=", ".join(_DTYPES), have=name)
-    return _DTYPES[name]

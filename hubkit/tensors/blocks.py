@@ -9,14 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.arch import Arch, Sublayer, known_layers
-from hubkit.tensors.base import Base, Site
+from hubkit.tensors.site import Site
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base import Base
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.tensors.base import Site
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.operators import Member, Operator, combine, generator_for, normalized, operator_named
+from hubkit.tensors.site import Site
 from hubkit.tensors.truncate import Truncated, require_finite, truncate, truncate_dense
 from hubkit.tensors.workers import in_order, workers_for
 

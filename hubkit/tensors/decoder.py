@@ -18,7 +18,8 @@ from hubkit.errors import HubkitError
 from hubkit.tensors.arch import Arch, decoders
 
 if TYPE_CHECKING:
-    from hubkit.tensors.base import Base, Site
+    from hubkit.tensors.base import Base
+    from hubkit.tensors.site import Site
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 

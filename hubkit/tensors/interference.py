@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.base import Site
 from hubkit.tensors.delta import Delta
+from hubkit.tensors.site import Site
 from hubkit.tensors.truncate import Spectrum, require_finite, spectrum
 from hubkit.tensors.workers import in_order, workers_for
 

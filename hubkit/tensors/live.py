@@ -30,7 +30,7 @@ from hubkit.artifact.digest import (
 from hubkit.artifact.header import TensorInfo
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
-from hubkit.tensors.base import DTYPE_NAMES
+from hubkit.tensors.dtypes import DTYPE_NAMES
 from hubkit.tensors.merging import dtype_named
 from hubkit.tensors.quantload import is_packed, load_packed
 from hubkit.tensors.shards import tensor_bytes

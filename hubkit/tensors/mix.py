@@ -14,7 +14,7 @@ from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.delta import Delta
 
 if TYPE_CHECKING:
-    from hubkit.tensors.base import Site
+    from hubkit.tensors.site import Site
 
 Members = Union[Mapping["Mix", float], Iterable[Union["Mix", "tuple[Mix, float]"]]]  # noqa: UP007 - forward references
 

@@ -13,7 +13,8 @@ from hubkit.errors import HubkitError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hubkit.tensors.base import Base, Site
+    from hubkit.tensors.base import Base
+    from hubkit.tensors.site import Site
 
 
 class Part(nn.Module):

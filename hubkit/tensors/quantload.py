@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.base import Base, Site
+from hubkit.tensors.base import Base
 from hubkit.tensors.quant import CODEC, Packed, quantize
 from hubkit.tensors.quantfiles import PackedHeaders
 from hubkit.tensors.quantlinear import QuantLinear, quantizable, shell
 from hubkit.tensors.shards import Shards, open_shards
+from hubkit.tensors.site import Site
 
 QUANTIZATION = "quantization_config"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from hubkit.artifact.base_files import local, read_config, weight_headers
 from hubkit.artifact.header import TensorInfo, read_header
 from hubkit.errors import HubkitError
-from hubkit.tensors.base import DTYPE_NAMES, torch_dtype
+from hubkit.tensors.dtypes import DTYPE_NAMES, torch_dtype
 
 BLOCK = 1 << 24
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
 from hubkit.tensors.arch import arch_of
-from hubkit.tensors.base import Base, Site
+from hubkit.tensors.base import Base
 from hubkit.tensors.live import load_base
+from hubkit.tensors.site import Site
 
 SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from variants import refused
 
-from hubkit.tensors.base import Site
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.interference import STRONG, Interference, PairAt, interference
+from hubkit.tensors.site import Site
 
 OUT, IN = 30, 40
 

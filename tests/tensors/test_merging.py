@@ -20,11 +20,12 @@ from hubkit.methods.host import Method, host
 from hubkit.methods.suite import batch, randomize, tiny_model
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base, Site
+from hubkit.tensors.base import Base
 from hubkit.tensors.live import load_base
 from hubkit.tensors.merging import MergedFiles, plan_merge, write_merged
 from hubkit.tensors.mix import Mix, Stack, Sum
 from hubkit.tensors.shards import open_shards
+from hubkit.tensors.site import Site
 
 IA3 = {"llama": {}, "gpt2": {"targets": ["c_attn", "c_fc"], "feedforward": ["mlp.c_proj"]}}
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.base import Site
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.mix import Mix, Stack, Sum, delta, leaves, make_mix, names, require_known, to_document
+from hubkit.tensors.site import Site
 
 NAMES = ["a", "b", "c"]
 WEIGHT = st.floats(-2, 2).map(lambda w: round(w, 2))

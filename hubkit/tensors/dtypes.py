@@ -1,0 +1,25 @@
+"""Dtypes by their names in safetensors files, both ways."""
+
+from __future__ import annotations
+
+import torch
+
+from hubkit.errors import HubkitError
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a safetensors dtype name.
+
+    Raises:
+        HubkitError: ``HK-DTYPE`` for one that torch has no counterpart of here.
+    """
+    if name not in _DTYPES:
+        raise HubkitError("HK-DTYPE", f"tensors of dtype {name} are not supported", want=", ".join(_DTYPES), have=name)
+    return _DTYPES[name]
