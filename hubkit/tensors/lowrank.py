@@ -133,7 +133,10 @@ class _Ready:
         down, up = self._wide
         low = torch.mm(x.reshape(-1, x.shape[-1]).float(), down)
         whole = torch.mm(low, up).to(x.dtype).view(*x.shape[:-1], -1)
-        pieces = torch.split(whole, [up.shape[1] for up, _ in self.ups.values()], -1)
+        if len(self.ups) == 1:
+            return dict.fromkeys(self.ups, whole)
+        # not torch.split: its Python costs as much as a product
+        pieces = whole.split_with_sizes([up.shape[1] for up, _ in self.ups.values()], -1)
         return dict(zip(self.ups, pieces, strict=True))
 
 
@@ -156,10 +159,13 @@ class Group:
 
         A small product costs the same whatever its size: two serve the whole group.
         """
-        if not _few(x) or self._looks_up or self._drops():
+        known = self._known(name, x, few=True)
+        if known is not None:
+            return known[0]
+        if not _few(x) or self._looks_up or any(part.drops for part in self._parts):
             return None
         ready = self._frozen(x.dtype)
-        return None if ready is None else self._shared(name, x, ready, few=True)[0]
+        return None if ready is None else self._keep(name, x, ready.additions(x), ready, few=True)
 
     def low(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """``x Aᵀ`` of one site, (..., R), in x's dtype; its up factor, (R, out); the scale."""
@@ -168,22 +174,27 @@ class Group:
             pieces = [part.down(x, part.lower()) for part, _ in parts.parts]
             low = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
             return low, *self._up(name, low.dtype, self._frozen(low.dtype))
-        low, ready = self._shared(name, x, self._frozen(x.dtype), few=False)
-        return low, *self._up(name, x.dtype, ready)
+        known = self._known(name, x, few=False)
+        if known is None:
+            ready = self._frozen(x.dtype)
+            known = self._keep(name, x, self._lows(x, ready), ready, few=False), ready
+        return known[0], *self._up(name, x.dtype, known[1])
 
-    def _drops(self) -> bool:
-        return any(part.drops for part in self._parts)
-
-    def _shared(self, name: str, x: Tensor, ready: _Ready | None, *, few: bool) -> tuple[Tensor, _Ready | None]:
-        """One site's share of what is computed for all sites at the first one's call, and the factors it came from."""
-        state = (torch.is_grad_enabled(), few, _version(x))
+    def _known(self, name: str, x: Tensor, *, few: bool) -> tuple[Tensor, _Ready | None] | None:
+        """One site's share of what was computed for all sites at the first one's call, and the factors behind it."""
         last = self._last
-        if last is None or last[0]() is not x or last[1] != state or name not in last[2]:
-            made = ready.additions(x) if few and ready is not None else self._lows(x, ready)
-            last = (weakref.ref(x), state, made, ready)
-        left = {other: tensor for other, tensor in last[2].items() if other != name}
-        self._last = (last[0], last[1], left, last[3]) if left else None
-        return last[2][name], last[3]
+        if last is None or last[0]() is not x or name not in last[2]:
+            return None
+        if last[1] != (torch.is_grad_enabled(), few, _version(x)):
+            return None
+        return self._keep(name, x, last[2], last[3], few=few), last[3]
+
+    def _keep(self, name: str, x: Tensor, made: Mapping[str, Tensor], ready: _Ready | None, *, few: bool) -> Tensor:
+        """Hands out one site's share; the others' are kept until they are asked for."""
+        left = {other: tensor for other, tensor in made.items() if other != name}
+        state = (torch.is_grad_enabled(), few, _version(x))
+        self._last = (weakref.ref(x), state, left, ready) if left else None
+        return made[name]
 
     def _lows(self, x: Tensor, ready: _Ready | None) -> dict[str, Tensor]:
         """Site -> its part of ``x Aᵀ``, for all sites of the group."""
