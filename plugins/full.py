@@ -65,8 +65,10 @@ def _chosen(base: Base, config: FullConfig) -> tuple[set[str], set[str]]:
     if config.tensors:
         split = [name.rpartition(".")[::2] for name in config.tensors]
         return {site for site, role in split if role == "weight"}, {site for site, role in split if role == "bias"}
-    everything = [site for site in base.sites.values() if not site.tied]
-    sites = everything if config.targets == "all" else base.match(config.targets, KINDS)
+    if config.targets == "all":
+        sites = [site for site in base.match(".*", KINDS) if not site.tied]
+    else:
+        sites = base.match(config.targets, KINDS)
     return {site.name for site in sites}, {site.name for site in sites if site.bias_tensor and config.biases}
 
 

@@ -91,7 +91,7 @@ class Base:
     def from_model(cls, model: nn.Module) -> Base:
         """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules, and its blocks."""
         config = _live_config(model)
-        arch = arch_of(str(config.get("model_type", "")))
+        arch = arch_of(str(getattr(getattr(model, "config", None), "model_type", "")))
         sites: list[Site] = []
         others: list[str] = []
         first: dict[int, str] = {}

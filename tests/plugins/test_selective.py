@@ -8,7 +8,7 @@ from hubkit.methods.suite import MethodSuite
 class TestSelective(MethodSuite):
     method = "selective"
     configs = {  # noqa: RUF012
-        "llama": ({}, {"weights": ["q_proj", "embed_tokens"], "layers": "1"}),
+        "llama": ({}, {"weights": ["q_proj", "embed_tokens"]}, {"weights": "all-linear", "layers": "1"}),
         "gpt2": (
             {},
             {"weights": []},

@@ -190,7 +190,7 @@ def test_a_batch_norm_is_no_site() -> None:
         ("selective", {"biases": ["nothing"]}, "HK-TARGET"),
         ("selective", {"weights": ["nothing"]}, "HK-TARGET"),
         ("selective", {"layers": [2]}, "HK-TARGET"),
-        ("selective", {"layers": [-3]}, "HK-TARGET"),
+        ("selective", {"layers": [-3]}, "HK-CONFIG"),
         ("selective", {"layer_decay": 0.9}, "HK-CONFIG"),
         ("selective", {"layer_decay": 0.0}, "HK-CONFIG"),
         ("full", {"layer_decay": 0.9, "depth": 3}, "HK-CONFIG"),
@@ -209,7 +209,7 @@ def test_what_is_chosen() -> None:
     biases = adapter(base, "selective", weights=[]).parameters()
     assert {name.rpartition(".")[2] for name in biases} == {"bias"}
     assert len(biases) == 2 * 6 + 1
-    top = adapter(base, "selective", layers=[-1]).parameters()
+    top = adapter(base, "selective", layers="1").parameters()
     assert {name.split(".")[2] for name in top} == {"1"}
     assert set(adapter(base, "full", biases=False).parameters()) & set(biases) == set()
 

@@ -54,7 +54,7 @@ def test_train_attach_merge(trained: Path, tiny_llama: Path, tmp_path: Path) -> 
     assert quantized(model) == 0
     merge(str(tiny_llama), str(trained), tmp_path / "merged")
     change = {n: s.weight() - Base.from_folder(tiny_llama).sites[n].weight()
-              for n, s in Base.from_folder(tmp_path / "merged").sites.items()}  # fmt: skip
+              for n, s in Base.from_folder(tmp_path / "merged").sites.items() if s.kind != "block"}  # fmt: skip
     delta = again.adapters["chat"].delta(again.sites.sites["model.layers.0.mlp.up_proj"])
     assert delta is not None
     assert torch.allclose(change["model.layers.0.mlp.up_proj"], delta.matrix(), atol=1e-6)  # type: ignore[arg-type]
