@@ -12,9 +12,11 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from hubkit.errors import HubkitError
 
@@ -112,14 +114,24 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         HubkitError: ``HK-MISSING`` when there is no such file, ``HK-SAFETENSORS`` when it is not a whole one.
     """
+    with opened(path) as (file, size):
+        first = file.read(8)
+        return parse_header(first + file.read(header_length(first, str(path))), size, str(path))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The safetensors file at `path` and its size in bytes, open for reading.
+
+    Raises:
+        HubkitError: ``HK-MISSING`` when there is no such file, ``HK-SAFETENSORS`` when it cannot be read.
+    """
     where = str(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise _refusal(where, "not a regular file")
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            first = file.read(8)
-            return parse_header(first + file.read(header_length(first, where)), size, where)
+            yield file, os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise HubkitError("HK-MISSING", "a file is missing", where=where, fix="fetch the file again") from None
     except OSError as error:
@@ -189,10 +201,11 @@ def _tensor(name: str, entry: Any, offset: int, where: str) -> TensorInfo:
         raise _refusal(where, f"tensor {name!r} of the shape {str(shape)[:80]}; at most {RANK} dimensions are accepted")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _refusal(where, f"tensor {name!r} with the data_offsets {str(offsets)[:80]}")
+    count = math.prod(shape)
     # dimensions beside a zero may not overflow either: every reader multiplies them
-    if math.prod(max(size, 1) for size in shape) >= 2**60:
+    if (count or math.prod(max(size, 1) for size in shape)) >= 2**60:
         raise _refusal(where, f"tensor {name!r} of the shape {shape}: too large")
-    total = math.prod(shape) * bits
+    total = count * bits
     if total != 8 * (offsets[1] - offsets[0]):
         have = f"{offsets[1] - offsets[0]} bytes for tensor {name!r}, {dtype} {shape}, which takes {total / 8:g}"
         raise _refusal(where, have)
@@ -202,12 +215,16 @@ def _tensor(name: str, entry: Any, offset: int, where: str) -> TensorInfo:
 def _check_tensor_name(name: str, where: str) -> None:
     # names stand in lines of digests, in keys of dictionaries and in messages; ' ' is the only printable white space
     plain = bool(name) and name.isprintable() and " " not in name and "\\" not in name
-    if not plain or len(name.encode()) > NAME_BYTES or ".." in name.split("/") or name.startswith("/"):
+    if not plain or len(name.encode()) > NAME_BYTES or ("/" in name and _climbs(name)) or name == "..":
         raise _refusal(where, f"a tensor with the name {name[:80]!r}")
 
 
+def _climbs(name: str) -> bool:
+    return ".." in name.split("/") or name.startswith("/")
+
+
 def _sizes(value: Any) -> bool:
-    return type(value) is list and all(type(n) is int for n in value)
+    return type(value) is list and {int}.issuperset(map(type, value))
 
 
 def _other_kind(head: bytes) -> str | None:

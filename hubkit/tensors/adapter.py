@@ -104,24 +104,27 @@ class Adapter:
         dtype: str | None = None,
     ) -> Adapter:  # fmt: skip
         """As `read`, with the tensors of a file in hand: key -> values."""
-        adapter = cls._empty(name, method, config, base)
-        keys = split_keys(method.peft_form, stored, where)
-        adapter._refuse_foreign_copies(keys.copies, stored, base, where)
-        want = {key: at for at, key in adapter._keys().items()}
+        return cls._empty(name, method, config, base)._filled(stored, where, dtype)
+
+    def _filled(self, stored: Mapping[str, Tensor], where: str, dtype: str | None) -> Adapter:
+        """This adapter, made on the meta device, with the values of a file."""
+        keys = split_keys(self.method.peft_form, stored, where)
+        self._refuse_foreign_copies(keys.copies, stored, self.base, where)
+        want = {key: at for at, key in self._keys().items()}
         require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
         shapes = [
             f"{key}: want {tuple(expected.shape)}, have {tuple(stored[key].shape)}"
             for key, (site, role) in want.items()
-            if (expected := adapter.parts[site].get_parameter(role)).shape != stored[key].shape
+            if (expected := self.parts[site].get_parameter(role)).shape != stored[key].shape
         ]
         if shapes:
             raise HubkitError(
                 "HK-SHAPE", f"{len(shapes)} tensors do not fit the base", where=where, have=shapes,
                 fix="use the base that the adapter was trained on",
             )  # fmt: skip
-        if not adapter._fill({at: stored[key] for key, at in want.items()}, dtype):
-            adapter.require_finite(where)
-        return adapter
+        if not self._fill({at: stored[key] for key, at in want.items()}, dtype):
+            self.require_finite(where)
+        return self
 
     def _fill(self, values: Mapping[tuple[str, str], Tensor], dtype: str | None) -> bool:
         """Puts (site, role) -> value in place; returns whether the sum of all is finite.
@@ -129,20 +132,20 @@ class Adapter:
         Tensors that go the same way are joined, cast and moved as one: hundreds of small steps cost more than reading.
         """
         ways: dict[tuple[torch.device, torch.dtype, torch.dtype], list[tuple[str, str]]] = {}
+        sites = {name: (self.base.site(name), self.base.site(name).device) for name in self.parts}
         for at, value in values.items():
-            site = self.base.site(at[0])
+            site, device = sites[at[0]]
             rule = "master" if dtype == "base" and at[1] in self.parts[at[0]].wide else dtype
-            way = (site.device, value.dtype, _target_dtype(rule, site.dtype, value.dtype))
-            ways.setdefault(way, []).append(at)
+            ways.setdefault((device, value.dtype, _target_dtype(rule, site.dtype, value.dtype)), []).append(at)
         finite = True
         for (device, _, wanted), places in ways.items():
-            joined = torch.cat([values[at].reshape(-1) for at in places]).to(device, wanted)
+            places.sort(key=lambda at: values[at].data_ptr())
+            joined = _joined([values[at] for at in places]).to(device, wanted)
             finite = finite and bool(torch.isfinite(joined.sum()))
             pieces = torch.split(joined, [values[at].numel() for at in places])
-            for (site_name, role), piece in zip(places, pieces, strict=True):
-                # .data: a piece counts its own changes in place
-                value = piece.data.view(values[site_name, role].shape)
-                _assign(self.parts[site_name], role, nn.Parameter(value, requires_grad=dtype == "master"))
+            for at, piece in zip(places, pieces, strict=True):
+                value = piece.view(values[at].shape).data  # .data: each counts its own changes in place
+                _assign(self.parts[at[0]], at[1], nn.Parameter(value, requires_grad=dtype == "master"))
         return finite
 
     @classmethod
@@ -299,7 +302,19 @@ def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> t
     return base if rule == "base" else accumulation_dtype(base)
 
 
+def _joined(values: list[Tensor]) -> Tensor:
+    """All values one behind the other, 1-D: without a copy where they lie so in memory, as a file's tensors do."""
+    first, total = values[0], sum(value.numel() for value in values)
+    begins = {value.untyped_storage().data_ptr() for value in values}
+    span = values[-1].data_ptr() + values[-1].nbytes - first.data_ptr()
+    if len(begins) == 1 and span == total * first.itemsize and all(value.is_contiguous() for value in values):
+        return first.as_strided((total,), (1,), first.storage_offset())
+    return torch.cat([value.reshape(-1) for value in values])
+
+
 def _assign(part: nn.Module, role: str, parameter: nn.Parameter) -> None:
-    owner, _, name = role.rpartition(".")
-    holder = part.get_submodule(owner) if owner else part
-    holder._parameters[name] = parameter  # in place of the one that was made on the meta device
+    holder = part
+    if "." in role:
+        owner, _, role = role.rpartition(".")
+        holder = part.get_submodule(owner)
+    holder._parameters[role] = parameter  # in place of the one that was made on the meta device

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hubkit.artifact.base_files import local, read_config, weight_headers
-from hubkit.artifact.header import TensorInfo, read_header
+from hubkit.artifact.header import TensorInfo, header_length, opened, parse_header
 from hubkit.errors import HubkitError
 from hubkit.tensors.dtypes import DTYPE_NAMES, torch_dtype
 
@@ -91,22 +91,19 @@ def read_file(path: Path) -> dict[str, Tensor]:
     """
     import numpy
 
-    headers = read_header(path)
-    data = numpy.empty(path.stat().st_size, numpy.uint8)
-    with open(path, "rb") as file:
-        if file.readinto(data) != len(data):  # type: ignore[arg-type]
+    with opened(path) as (file, size):
+        data = numpy.empty(size, numpy.uint8)
+        if file.readinto(data) != size:  # type: ignore[attr-defined]
             raise HubkitError("HK-SAFETENSORS", "the file changes while it is read", where=str(path))
+    length = header_length(data[:8].tobytes(), str(path))
+    headers = parse_header(data[: 8 + length].tobytes(), size, str(path))
+    whole = torch.from_numpy(data)
     found: dict[str, Tensor] = {}
     for name, info in headers.items():
-        dtype, count = torch_dtype(info.dtype), _count(info.shape)
-        if not count:
-            found[name] = torch.empty(info.shape, dtype=dtype)
-        elif info.start % dtype.itemsize:
-            found[name] = torch.frombuffer(bytearray(data[info.start : info.stop].tobytes()), dtype=dtype).view(
-                info.shape
-            )
-        else:
-            found[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=info.start).view(info.shape)
+        dtype, values = torch_dtype(info.dtype), whole[info.start : info.stop]
+        # a file may begin a tensor at any byte, memory may not
+        values = values.clone() if info.start % dtype.itemsize else values
+        found[name] = values.view(dtype).view(info.shape)
     return found
 
 
