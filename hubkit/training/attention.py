@@ -8,18 +8,20 @@ nothing is kept but queries, keys and values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 LONGEST = 128
 """Tokens of a row up to which the plain products are faster; at 256 torch's kernel has caught up."""
+_NAME = "scaled_dot_product_attention"
 
 
 @contextmanager
@@ -37,16 +39,39 @@ def short_attention(model: nn.Module, enabled: bool = True) -> Iterator[bool]:
     if not enabled or first.device.type != "cpu" or first.dtype not in (torch.bfloat16, torch.float16):
         yield False
         return
-    with _Redirected():
+    with _redirected():
         yield True
 
 
-class _Redirected(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        return (_attention if func is scaled_dot_product_attention else func)(*args, **kwargs)
+class _Here(threading.local):
+    """How often this thread is within `_redirected`."""
+
+    depth = 0
+
+
+_here, _lock = _Here(), threading.Lock()
+_threads = 0
+
+
+@contextmanager
+def _redirected() -> Iterator[None]:
+    """Puts `_attention` in the place of torch's function, for this thread: others pass through.
+
+    A mode of torch would be tidier, but none is active while a backward pass recomputes what was checkpointed.
+    """
+    global _threads
+    with _lock:
+        _threads += not _here.depth
+        vars(F)[_NAME] = _attention
+    _here.depth += 1
+    try:
+        yield
+    finally:
+        _here.depth -= 1
+        with _lock:
+            _threads -= not _here.depth
+            if not _threads:
+                vars(F)[_NAME] = scaled_dot_product_attention
 
 
 def _attention(
@@ -59,7 +84,7 @@ def _attention(
     **kwargs: Any,
 ) -> Tensor:
     """As torch's function of this name: query (rows, heads, T, d), key and value (rows, key heads, S, d)."""
-    if dropout_p or not _is_short(query, key, value, attn_mask, kwargs.get("enable_gqa", False)):
+    if not _here.depth or dropout_p or not _is_short(query, key, value, attn_mask, kwargs.get("enable_gqa", False)):
         return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
     scale = kwargs.get("scale")
     if is_causal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -75,6 +76,35 @@ def test_it_computes_the_same_forward_and_backward(name: str, key_heads: int) ->
         have = run(inputs)
     for one, other in zip(have, want, strict=True):
         assert (one.double() - other).abs().max() <= 2**-6 * other.abs().max()
+
+
+def test_checkpointed_layers_are_computed_again_in_the_same_way() -> None:
+    """Non-reentrant checkpointing compares what is saved: another attention in the backward pass would be refused."""
+    from hubkit.methods.suite import batch, tiny_model
+
+    grads = []
+    for checkpointing in (False, True):
+        model: Any = tiny_model("llama").to(torch.bfloat16).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with short_attention(model):
+            model(input_ids=batch(), labels=batch()).loss.backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+def test_other_threads_and_what_follows_have_torchs_own() -> None:
+    original = F.scaled_dot_product_attention
+    q = torch.ones(1, 2, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+
+    def taken() -> bool:
+        return "_AttentionBackward" in str(F.scaled_dot_product_attention(q, q, q).grad_fn)
+
+    with ThreadPoolExecutor(1) as pool, short_attention(HALF):
+        with short_attention(HALF):
+            assert not pool.submit(taken).result()
+        assert taken()
+    assert F.scaled_dot_product_attention is original
 
 
 def test_a_shape_that_torch_refuses_is_refused_as_torch_does() -> None:
