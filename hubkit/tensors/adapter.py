@@ -112,10 +112,11 @@ class Adapter:
         self._refuse_foreign_copies(keys.copies, stored, self.base, where)
         want = {key: at for at, key in self._keys().items()}
         require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
+        roles = {site: part.roles() for site, part in self.parts.items()}
         shapes = [
-            f"{key}: want {tuple(expected.shape)}, have {tuple(stored[key].shape)}"
+            f"{key}: want {tuple(roles[site][role].shape)}, have {tuple(stored[key].shape)}"
             for key, (site, role) in want.items()
-            if (expected := self.parts[site].get_parameter(role)).shape != stored[key].shape
+            if roles[site][role].shape != stored[key].shape
         ]
         if shapes:
             raise HubkitError(

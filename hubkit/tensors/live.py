@@ -188,8 +188,12 @@ def _version(tensor: Tensor) -> int:
 
 def _probe(tensor: Tensor) -> list[float]:
     """A few of the values: writing through ``.data``, as merging tools do, leaves a tensor's version as it was."""
-    flat = tensor.reshape(-1)
-    values: list[float] = flat[:: max(1, flat.numel() // _PROBES)].tolist()
+    count = tensor.numel()
+    if not tensor.is_contiguous() or count < _PROBES:
+        tensor = tensor.reshape(-1)[:: max(1, count // _PROBES)]
+    else:
+        tensor = tensor.as_strided((_PROBES,), (count // _PROBES,))
+    values: list[float] = tensor.tolist()
     return values
 
 

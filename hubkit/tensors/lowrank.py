@@ -183,18 +183,17 @@ class Group:
     def _known(self, name: str, x: Tensor, *, few: bool) -> tuple[Tensor, _Ready | None] | None:
         """One site's share of what was computed for all sites at the first one's call, and the factors behind it."""
         last = self._last
-        if last is None or last[0]() is not x or name not in last[2]:
+        if last is None or last[0]() is not x or last[1] != (torch.is_grad_enabled(), few, _version(x)):
             return None
-        if last[1] != (torch.is_grad_enabled(), few, _version(x)):
-            return None
-        return self._keep(name, x, last[2], last[3], few=few), last[3]
+        mine = last[2].pop(name, None)
+        return None if mine is None else (mine, last[3])
 
-    def _keep(self, name: str, x: Tensor, made: Mapping[str, Tensor], ready: _Ready | None, *, few: bool) -> Tensor:
+    def _keep(self, name: str, x: Tensor, made: dict[str, Tensor], ready: _Ready | None, *, few: bool) -> Tensor:
         """Hands out one site's share; the others' are kept until they are asked for."""
-        left = {other: tensor for other, tensor in made.items() if other != name}
-        state = (torch.is_grad_enabled(), few, _version(x))
-        self._last = (weakref.ref(x), state, left, ready) if left else None
-        return made[name]
+        mine = made.pop(name)
+        if made:
+            self._last = (weakref.ref(x), (torch.is_grad_enabled(), few, _version(x)), made, ready)
+        return mine
 
     def _lows(self, x: Tensor, ready: _Ready | None) -> dict[str, Tensor]:
         """Site -> its part of ``x Aᵀ``, for all sites of the group."""
