@@ -219,6 +219,7 @@ class Group:
             for value in part._parameters.values():
                 if value is not None:
                     if value.requires_grad:
+                        self._ready = None  # fused optimizers change values and leave versions as they were
                         return None
                     key += (value.data_ptr(), _version(value))
         if self._ready is None or self._ready.key != key:

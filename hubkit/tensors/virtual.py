@@ -217,14 +217,16 @@ class VirtualHooks:
 
     def _front(self, plan: VirtualPlan) -> Front:
         """What is in front of this forward's text; kept from pass to pass where nothing is trained."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
+        weights = [*plan.sources, *self._weights] if plan.runs else plan.sources
+        if any(p.requires_grad for p in weights):
+            plan.ready = None  # fused optimizers change values and leave versions as they were
             front = self._make(plan)
-            if self.decoder.training and any(m.gradient_checkpointing for m in self._checkpointing):
+            checkpointed = self.decoder.training and any(m.gradient_checkpointing for m in self._checkpointing)
+            if checkpointed and torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
                 front.part_from_graph()
             return front
         if plan.runs and self.decoder.training:  # dropout is drawn anew
             return self._make(plan)
-        weights = [*plan.sources, *self._weights] if plan.runs else plan.sources
         versions = [(p.data_ptr(), None if p.is_inference() else p._version) for p in weights]
         key = (self._dtype, torch.is_inference_mode_enabled(), versions)
         if plan.ready is None or plan.ready[0] != key:

@@ -358,6 +358,25 @@ def test_a_change_is_seen_at_once(method: str) -> None:
     assert not loss.requires_grad
 
 
+@pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
+def test_a_step_of_a_fused_optimizer_is_seen_at_once(method: str) -> None:
+    """It changes values and leaves their version counters as they were; what is kept must not outlive it."""
+    attached = attached_random(method).eval()
+    parameters = [*attached.adapters["a"].parameters().values()]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+    with torch.no_grad():
+        before = attached(ids(2, 5)).logits
+    loss_of(attached, ids(2, 5)).backward()
+    optimizer.step()
+    with torch.no_grad():
+        after = attached(ids(2, 5)).logits
+    assert not torch.allclose(before, after, atol=1e-3)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        near(attached(ids(2, 5)).logits, after)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_keys_and_values_of_a_text_are_the_bases_own(kind: str) -> None:
     attached = attached_random("prefix", kind)
