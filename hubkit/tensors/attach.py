@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,20 +19,18 @@ from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
 from hubkit.tensors.blocks import Block, BlockHooks
-from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
-from hubkit.tensors.mix import Mix, Stack
-from hubkit.tensors.parts import Edit, LowRank
+from hubkit.tensors.mix import Mix, Route
+from hubkit.tensors.planning import Plan
 from hubkit.tensors.quantlinear import Swap
+from hubkit.tensors.recompute import checkpointing_modules, stand_in, step_aside
+from hubkit.tensors.routing import make_plan
+from hubkit.tensors.rows import repeated
 from hubkit.tensors.site import Site
-from hubkit.tensors.virtual import BARE, VirtualHooks, VirtualPlan, plan_virtual
+from hubkit.tensors.virtual import BARE, VirtualHooks
 
-At = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-
-class Plan(dict[str, At]):
-    """What one mix does: site -> what is done to its output; and what is put in front of the text."""
-
-    virtual: VirtualPlan | None = None
+ROUTES = 2
+"""Plans of routes that are kept for the next call."""
+_BATCHES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids")
 
 
 def require_uncompiled(model: nn.Module) -> None:
@@ -62,14 +61,19 @@ class Attached(nn.Module):
         self.adapters: dict[str, Adapter] = {}
         self.mix: Mix | None = None
         self.parts = nn.ModuleDict()
+        self._keys: dict[str, str] = {}
         self.training = model.training
         self._added = 0
         self._swaps: list[Swap] = []
         self._plan = Plan()
+        self._routes: dict[Route, Plan] = {}
+        self._lock = threading.RLock()
         self._virtual: VirtualHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
         self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
+        self._checkpointing = checkpointing_modules(model)
+        self._entry = model.register_forward_pre_hook(self._enter)
         model.requires_grad_(False)
 
     @property
@@ -77,13 +81,46 @@ class Attached(nn.Module):
         """The base's configuration."""
         return self.model.config
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's forward with the active mix."""
-        return self.model(*args, **kwargs)
+    def forward(self, *args: Any, route: Iterable[Mix | None] | None = None, **kwargs: Any) -> Any:
+        """The base's forward with the active mix.
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's ``generate`` with the active mix."""
-        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+        Args:
+            route: the mix of each row of this batch, None for the base alone; in place of the active mix.
+
+        Raises:
+            HubkitError: ``HK-ROUTE`` when it has another length than the batch; ``HK-UNKNOWN-ADAPTER``, ``HK-MIX``.
+        """
+        with self._during(route, args, kwargs):
+            return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, route: Iterable[Mix | None] | None = None, **kwargs: Any) -> Any:
+        """The base's ``generate`` with the active mix; it keeps that mix to its end, whatever is set or swapped.
+
+        Args:
+            route: the mix of each sample, which its beams and answers follow; else as for `forward`.
+        """
+        with self._during(route, args, kwargs), repeated():
+            return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    @contextlib.contextmanager
+    def _during(
+        self, route: Iterable[Mix | None] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[None]:
+        """Holds the plan of one call, checked against its batch."""
+        plan = self._active() if route is None else self._routed(Route(route))
+        if plan.rows is not None and (rows := _rows(args, kwargs)) is not None:
+            plan.rows.require(rows)
+        with self._restored(plan):
+            yield
+
+    def _routed(self, route: Route) -> Plan:
+        """The plan of `route`; the last few are kept, with the factors that they have gathered."""
+        with self._lock:
+            plan = self._routes.pop(route, None) or make_plan(route, self.adapters, self.sites)
+            self._routes[route] = plan
+            while len(self._routes) > ROUTES:
+                del self._routes[next(iter(self._routes))]
+            return plan
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Attaches `adapter` under `name`, in training or eval mode as this module is; it acts once a mix names it.
@@ -94,8 +131,35 @@ class Attached(nn.Module):
             HubkitError: ``HK-NAME-TAKEN``, or ``HK-SHAPE`` when a site is not this base's; ``HK-NAN`` when a weight
                 cannot be quantized.
         """
-        if name in self.adapters:
-            raise HubkitError("HK-NAME-TAKEN", f"an adapter {name!r} is attached already", fix="remove it first")
+        with self._lock:
+            if name in self.adapters:
+                raise HubkitError("HK-NAME-TAKEN", f"an adapter {name!r} is attached already", fix="remove it first")
+            self._take_in(name, adapter)
+            self.adapters = {**self.adapters, name: adapter}
+
+    def swap(self, name: str, adapter: Adapter) -> None:
+        """Puts `adapter` in the place of the one attached under `name`, at once: values, scale and configuration.
+
+        A call that is running ends with the old one; when the new one is refused, the old one stays.
+
+        Raises:
+            HubkitError: ``HK-UNKNOWN-ADAPTER``, ``HK-SHAPE``; ``HK-MIX`` or ``HK-NOT-MERGEABLE`` where the active mix
+                cannot hold it.
+        """
+        with self._lock:
+            mixes.require_known(name, self.adapters)
+            adapters = {**self.adapters, name: adapter}
+            self._require_sites(name, adapter)
+            plan = self._plan
+            if self.mix is not None and name in mixes.names(self.mix):
+                plan = make_plan(self.mix, adapters, self.sites)
+            old = self._keys[name]
+            self._take_in(name, adapter)
+            del self.parts[old]
+            self.adapters, self._plan = adapters, plan
+            self._routes.clear()
+
+    def _require_sites(self, name: str, adapter: Adapter) -> None:
         wrong = [
             f"{s.name}: {s.shape}"
             for s in adapter.sites.values()
@@ -103,16 +167,20 @@ class Attached(nn.Module):
         ]
         if wrong:
             raise HubkitError("HK-SHAPE", f"adapter {name!r} belongs to a base of other sites or shapes", have=wrong)
+
+    def _take_in(self, name: str, adapter: Adapter) -> None:
+        """Hooks at the adapter's sites, and its parts as modules of this one."""
+        self._require_sites(name, adapter)
         if adapter.base.codec is not None:
             self._quantize()
         if self._virtual is None and adapter.virtual():
-            self._virtual = VirtualHooks(self.model, self.sites, lambda: self._active().virtual)
-        self.adapters[name] = adapter
-        self._added += 1
-        self.parts[f"adapter_{self._added}"] = nn.ModuleList(adapter.parts.values()).train(self.training)
+            self._virtual = VirtualHooks(self.model, self.sites, lambda: self._active().virtual, self._restored)
         for site in adapter.edits():
             if site not in self._handles:
                 self._handles[site] = self._hooked(self.sites.sites[site])
+        self._added += 1
+        self._keys[name] = f"adapter_{self._added}"
+        self.parts[self._keys[name]] = nn.ModuleList(adapter.parts.values()).train(self.training)
 
     def _quantize(self) -> None:
         """Quantizes the base's linear layers in place, those that are not yet; `detach` restores them."""
@@ -131,23 +199,14 @@ class Attached(nn.Module):
             self._swaps.pop().undo()
 
     def remove(self, name: str) -> None:
-        """Takes an adapter off; it must not be in the active mix."""
-        mixes.require_known(name, self.adapters)
-        if self.mix is not None and name in mixes.names(self.mix):
-            raise HubkitError("HK-IN-USE", f"adapter {name!r} is in the active mix", fix="set another mix first")
-        adapter = self.adapters.pop(name)
-        first = next(iter(adapter.parts.values()))
-        key = next(k for k, held in self.parts.items() if next(iter(held)) is first)  # type: ignore[call-overload]
-        del self.parts[key]
-        for site in [s for s in self._handles if not any(s in a.parts for a in self.adapters.values())]:
-            self._handles.pop(site).remove()
-        if not any(a.virtual() for a in self.adapters.values()):
-            self._drop_virtual()
-
-    def _drop_virtual(self) -> None:
-        if self._virtual is not None:
-            self._virtual.remove()
-        self._virtual = None
+        """Takes an adapter off; it must not be in the active mix. Calls that are running with it end with it."""
+        with self._lock:
+            mixes.require_known(name, self.adapters)
+            if self.mix is not None and name in mixes.names(self.mix):
+                raise HubkitError("HK-IN-USE", f"adapter {name!r} is in the active mix", fix="set another mix first")
+            del self.parts[self._keys.pop(name)]
+            self.adapters = {known: adapter for known, adapter in self.adapters.items() if known != name}
+            self._routes.clear()
 
     def set_mix(self, mix: Mix | None) -> None:
         """Makes `mix` the active one (None: the base alone). Nothing changes when it is refused.
@@ -155,20 +214,21 @@ class Attached(nn.Module):
         Raises:
             HubkitError: ``HK-UNKNOWN-ADAPTER``, ``HK-MIX``.
         """
-        self._plan = self._make_plan(mix)
-        self.mix = mix
+        with self._lock:
+            self._plan = make_plan(mix, self.adapters, self.sites)
+            self.mix = mix
 
     @contextlib.contextmanager
     def using(self, mix: Mix | None) -> Iterator[None]:
         """The mix of this thread inside the ``with``; others keep theirs."""
-        token = self._override.set(self._make_plan(mix))
-        try:
+        with self._restored(make_plan(mix, self.adapters, self.sites)):
             yield
-        finally:
-            self._override.reset(token)
 
     def checkpoint_contexts(self) -> tuple[Any, Any]:
-        """``context_fn`` for non-reentrant checkpointing: the recomputation runs under the mix of its forward."""
+        """``context_fn`` for checkpointing of your own: the recomputation runs under the mix of its forward.
+
+        Checkpointing that a model of transformers offers needs nothing.
+        """
         return contextlib.nullcontext(), self._restored(self._active())
 
     @contextlib.contextmanager
@@ -184,14 +244,24 @@ class Attached(nn.Module):
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
-        self._drop_virtual()
-        self.adapters.clear()
+        if self._virtual is not None:
+            self._virtual.remove()
+        self._virtual = None
+        self._entry.remove()
+        step_aside(self._checkpointing)
+        self.adapters = {}
         self.parts.clear()
+        self._keys.clear()
+        self._routes.clear()
         self._plan, self.mix = Plan(), None
         self._restore(0)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._required[name])
         return self.model
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.is_grad_enabled():
+            stand_in(self._checkpointing, self._active, self._restored)
 
     def _active(self) -> Plan:
         if BARE.get():
@@ -223,77 +293,8 @@ class Attached(nn.Module):
 
         return hook
 
-    def _make_plan(self, mix: Mix | None) -> Plan:
-        plan = Plan()
-        if mix is None:
-            return plan
-        mixes.require_known(mix, self.adapters)
-        edits = {name: self.adapters[name].edits() for name in mixes.names(mix)}
-        reached = {site for found in edits.values() for site in found}
-        touched = [site for site in self.sites.sites if site in reached]
-        low: dict[str, SiteParts] = {}
-        for site in touched:
-            here = [(edits[name][site], weight) for name, weight in mixes.leaves(mix) if site in edits[name]]
-            rank_parts = [(part, weight) for part, weight in here if isinstance(part, LowRank)]
-            if len(here) == 1 and not rank_parts and here[0][1] == 1.0:
-                plan[site] = _acting(here[0][0], self.sites.sites[site])
-            elif len(rank_parts) == len(here):
-                low[site] = SiteParts([pair for pair in rank_parts if pair[1] != 0.0] or rank_parts)
-            else:
-                plan[site] = self._fold(mix, self.sites.sites[site])
-        groups = self.sites.arch.groups(low)
-        made: dict[tuple[str, ...], Group] = {}
-        for site in low:
-            members = groups.get(site, (site,))
-            group = made.setdefault(members, Group({name: low[name] for name in members}))
-            plan[site] = _adding(group, site)
-        plan.virtual = plan_virtual(mix, self.adapters)
-        return plan
 
-    def _fold(self, mix: Mix, site: Site) -> At:
-        """The general rule, for parts that read the output or the weight."""
-        adapters = self.adapters
-        self._require_mergeable_below(mix, site)
-
-        def increment(node: Mix, x: Tensor, y: Tensor, at: Site) -> Tensor:
-            if isinstance(node, str):
-                part = adapters[node].parts.get(at.name)
-                return part(x, y, at) if isinstance(part, Edit) else torch.zeros_like(y)
-            if not isinstance(node, Stack):
-                return torch.stack([w * increment(child, x, y, at) for child, w in node.members]).sum(0)
-            start = y
-            for index, (child, weight) in enumerate(node.members):
-                y = y + weight * increment(child, x, y, at)
-                rest = [c for c, _ in node.members[index + 1 :]]
-                reads = self._reads_weight(rest, at.name)
-                change = mixes.delta(child, at, _delta_of(adapters, torch.is_grad_enabled())) if reads else None
-                at = at if change is None else at.after(change.scaled(weight))
-            return y - start
-
-        return lambda module, x, y: y + increment(mix, x, y, site).to(y.dtype)
-
-    def _reads_weight(self, nodes: list[Mix], site: str) -> bool:
-        parts = (self.adapters[name].parts.get(site) for node in nodes for name in mixes.names(node))
-        return any(isinstance(part, Edit) and part.reads_weight for part in parts)
-
-    def _require_mergeable_below(self, node: Mix, site: Site) -> None:
-        """A member that reads the weight cannot stand above one that has none to give: refused when the mix is set."""
-        if isinstance(node, str):
-            return
-        for index, (child, _) in enumerate(node.members):
-            self._require_mergeable_below(child, site)
-            above = [c for c, _ in node.members[index + 1 :]]
-            if isinstance(node, Stack) and self._reads_weight(above, site.name):
-                mixes.delta(child, site, _delta_of(self.adapters))
-
-
-def _adding(group: Group, site: str) -> At:
-    return lambda module, x, y: add_low_rank(group, site, module, x, y)
-
-
-def _acting(part: Edit, site: Site) -> At:
-    return lambda module, x, y: part.act(x, y, site, owns_output(module, y))
-
-
-def _delta_of(adapters: Mapping[str, Adapter], grad: bool = False) -> Callable[[str, Site], Any]:
-    return lambda name, site: adapters[name].delta(site, grad=grad)
+def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The number of rows of the batch that a call brings; None where nothing says it."""
+    given = [args[0] if args else None, *(kwargs.get(name) for name in _BATCHES)]
+    return next((one.shape[0] for one in given if isinstance(one, Tensor) and one.dim() > 1), None)

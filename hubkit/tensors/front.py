@@ -3,7 +3,8 @@ the masks that see them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from hubkit.tensors.parts import Tokens
 
 T = TypeVar("T")
 Layers = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, (1, kv_heads, n, head_dim)."""
+"""Keys and values of each layer, (1, kv_heads, n, head_dim); (rows, ...) where rows have their own."""
 
 
 class Front:
@@ -24,11 +25,16 @@ class Front:
     Args:
         layers: of each layer; empty when there are none.
         length: n.
+        lengths: where rows have different numbers of them, the number of each row, (rows,); they lie at the right end.
     """
 
-    def __init__(self, layers: Layers, length: int) -> None:
+    def __init__(self, layers: Layers, length: int, lengths: Tensor | None = None) -> None:
         self.layers = layers
         self.length = length
+        self.shift: int | Tensor = length if lengths is None else lengths[:, None]
+        """By how much positions of the text move, (rows, 1) where rows differ."""
+        places = None if lengths is None else torch.arange(length, device=lengths.device)
+        self._seen = None if lengths is None or places is None else (places >= length - lengths[:, None])[:, None, None]
         self.recorded: dict[int, tuple[Tensor, Tensor]] | None = None
         """Where it is a mapping, it receives the text's own keys and values of each layer that runs."""
         self.leaves: list[Tensor] = []
@@ -44,25 +50,37 @@ class Front:
         first = [t.to(keys).expand(keys.shape[0], -1, -1, -1) for t in self.layers[layer]]
         return torch.cat([first[0], keys], 2), torch.cat([first[1], values], 2)
 
-    def widened(self, mask: Tensor | None, tokens: int, device: torch.device) -> tuple[Tensor | None, int]:
+    def widened(self, mask: Tensor | None, text: Tensor, keys: Callable[[], int]) -> tuple[Tensor | None, int]:
         """The mask that also lets every token see what is in front, and how many keys of the text it covers (0: all).
 
         Args:
             mask: (rows, 1, tokens, keys), True or 0 where a key is seen. None: every token sees those up to its own,
                 of a cache that may be longer; a single token sees all.
+            text: (rows, tokens, hidden).
+            keys: the number of keys that a single token sees.
         """
-        if not self.length or (mask is None and tokens == 1):
+        tokens = text.shape[1]
+        if not self.length or (mask is None and tokens == 1 and self._seen is None):
             return mask, 0
-        version = (tokens, device) if mask is None else None if mask.is_inference() else mask._version
+        count = keys() if mask is None and tokens == 1 else tokens
+        version = (tokens, count, text.device) if mask is None else None if mask.is_inference() else mask._version
         known = self._mask
         if known is None or known[0] is not mask or known[1] != version:
             if mask is None:
-                ones = torch.ones(1, 1, tokens, self.length + tokens, dtype=torch.bool, device=device)
-                wide = ones.tril_(self.length)
+                mine = torch.ones(1, 1, tokens, count, dtype=torch.bool, device=text.device).tril_(count - tokens)
+                known = self._mask = (mask, version, self._before_mask(mine))
             else:
-                wide = F.pad(mask, (self.length, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
-            known = self._mask = (mask, version, wide)
-        return known[2], tokens if mask is None else 0
+                known = self._mask = (mask, version, self._before_mask(mask))
+        return known[2], tokens if mask is None and tokens > 1 else 0
+
+    def _before_mask(self, mask: Tensor) -> Tensor:
+        """`mask` with that of what is in front, on the left."""
+        if self._seen is None:
+            return F.pad(mask, (self.length, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
+        seen = self._seen.expand(-1, mask.shape[1], mask.shape[2], -1)
+        if mask.dtype != torch.bool:
+            seen = torch.where(seen, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
+        return torch.cat([seen, mask.expand(seen.shape[0], -1, -1, -1)], -1)
 
     def part_from_graph(self) -> None:
         """Makes leaves of the keys and values, for a backward that runs layer by layer (checkpointing).
@@ -120,6 +138,40 @@ class CacheView:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
+
+
+def front_of_rows(fronts: Mapping[int, Front], of: Sequence[int | None]) -> Front:
+    """What is in front of a batch whose rows have different mixes: each row's own, nothing where it has none.
+
+    Args:
+        fronts: number of a mix -> what it puts in front.
+        of: the mix of each row.
+    """
+    some = next(front for front in fronts.values())
+    length = max(front.length for front in fronts.values())
+    layers: Layers = []
+    for layer, like in enumerate(some.layers):
+        padded = {
+            number: [F.pad(side, (0, 0, length - front.length, 0)) for side in front.layers[layer]]
+            for number, front in fronts.items()
+        }
+        nothing = [side.new_zeros(1, side.shape[1], length, side.shape[3]) for side in like]
+        sides = zip(*(padded.get(number, nothing) if number is not None else nothing for number in of), strict=True)
+        keys, values = (torch.cat(side) for side in sides)
+        layers.append((keys, values))
+    lengths = [0 if number is None or number not in fronts else fronts[number].length for number in of]
+    same = all(own == length for own in lengths)
+    return Front(layers, length, None if same else torch.tensor(lengths, device=some.layers[0][0].device))
+
+
+def keys_after(cache: Any, tokens: int, layer: int) -> int:
+    """How many keys an attention sees once `cache` has taken in `tokens` more."""
+    if cache is None:
+        return tokens
+    by_number = next(iter(signature(cache.get_mask_sizes).parameters)) == "query_length"  # transformers 5
+    asked = tokens if by_number else torch.arange(tokens) + cache.get_seq_length(layer)
+    found: int = cache.get_mask_sizes(asked, layer)[0]
+    return found
 
 
 def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:

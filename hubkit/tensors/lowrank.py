@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from hubkit.tensors.delta import accumulation_dtype
 from hubkit.tensors.parts import LowRank
 from hubkit.tensors.quantlinear import QuantLinear, Swapped
+from hubkit.tensors.shared import SharedInput, version_of
 
 _FRESH = (nn.Linear, QuantLinear, Swapped)
 FEW = 32
@@ -141,17 +141,13 @@ class _Ready:
 
 
 class Group:
-    """Sites that are called with the same input, one after the other: ``x Aᵀ`` is computed once for all of them.
-
-    The result is found again by the identity and version of x, so a site that is called with something else, a second
-    thread or a recomputation computes its own; nothing depends on the order of calls.
-    """
+    """Sites that are called with the same input, one after the other: ``x Aᵀ`` is computed once for all of them."""
 
     def __init__(self, sites: dict[str, SiteParts]) -> None:
         self.sites = sites
         self._parts = [part for site in sites.values() for part, _ in site.parts]
         self._looks_up = any(part.is_lookup for part in self._parts)
-        self._last: tuple[weakref.ref[Tensor], Any, dict[str, Tensor], _Ready | None] | None = None
+        self._shared = SharedInput()
         self._ready: _Ready | None = None
 
     def addition(self, name: str, x: Tensor) -> Tensor | None:
@@ -159,13 +155,13 @@ class Group:
 
         A small product costs the same whatever its size: two serve the whole group.
         """
-        known = self._known(name, x, few=True)
+        known = self._shared.take(name, x, "few")
         if known is not None:
             return known[0]
-        if not _few(x) or self._looks_up or any(part.drops for part in self._parts):
+        if not is_few(x) or self._looks_up or any(part.drops for part in self._parts):
             return None
         ready = self._frozen(x.dtype)
-        return None if ready is None else self._keep(name, x, ready.additions(x), ready, few=True)
+        return None if ready is None else self._shared.keep(name, x, "few", ready.additions(x), ready)
 
     def low(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """``x Aᵀ`` of one site, (..., R), in x's dtype; its up factor, (R, out); the scale."""
@@ -174,26 +170,11 @@ class Group:
             pieces = [part.down(x, part.lower()) for part, _ in parts.parts]
             low = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
             return low, *self._up(name, low.dtype, self._frozen(low.dtype))
-        known = self._known(name, x, few=False)
+        known = self._shared.take(name, x, "many")
         if known is None:
             ready = self._frozen(x.dtype)
-            known = self._keep(name, x, self._lows(x, ready), ready, few=False), ready
+            known = self._shared.keep(name, x, "many", self._lows(x, ready), ready), ready
         return known[0], *self._up(name, x.dtype, known[1])
-
-    def _known(self, name: str, x: Tensor, *, few: bool) -> tuple[Tensor, _Ready | None] | None:
-        """One site's share of what was computed for all sites at the first one's call, and the factors behind it."""
-        last = self._last
-        if last is None or last[0]() is not x or last[1] != (torch.is_grad_enabled(), few, _version(x)):
-            return None
-        mine = last[2].pop(name, None)
-        return None if mine is None else (mine, last[3])
-
-    def _keep(self, name: str, x: Tensor, made: dict[str, Tensor], ready: _Ready | None, *, few: bool) -> Tensor:
-        """Hands out one site's share; the others' are kept until they are asked for."""
-        mine = made.pop(name)
-        if made:
-            self._last = (weakref.ref(x), (torch.is_grad_enabled(), few, _version(x)), made, ready)
-        return mine
 
     def _lows(self, x: Tensor, ready: _Ready | None) -> dict[str, Tensor]:
         """Site -> its part of ``x Aᵀ``, for all sites of the group."""
@@ -221,7 +202,7 @@ class Group:
                     if value.requires_grad:
                         self._ready = None  # fused optimizers change values and leave versions as they were
                         return None
-                    key += (value.data_ptr(), _version(value))
+                    key += (value.data_ptr(), version_of(value))
         if self._ready is None or self._ready.key != key:
             factors = [site.down() for site in self.sites.values()]
             down = (factors[0] if len(factors) == 1 else torch.cat(factors)).to(dtype)
@@ -231,7 +212,7 @@ class Group:
         return self._ready
 
 
-def _few(x: Tensor) -> bool:
+def is_few(x: Tensor) -> bool:
     """Whether `x` is a handful of half-precision rows on a CPU, in a pass without gradient: a step of decoding."""
     return (
         x.dtype.itemsize == 2
@@ -240,11 +221,6 @@ def _few(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()
     )
-
-
-def _version(tensor: Tensor) -> int | None:
-    """Counts changes in place; a tensor of inference mode has no such count, and cannot be changed."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _laid_out(up: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, float]:

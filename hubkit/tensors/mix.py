@@ -1,7 +1,8 @@
-"""How several adapters act together: `Sum` and `Stack`, nested as a tree, and what the tree adds to a weight.
+"""How several adapters act together: `Sum`, `Stack` and `Route`, nested as a tree, and what a tree adds to a weight.
 
 sum    y + Σ wᵢ·partᵢ(x, y)            every member sees the base
 stack  y ← y + w·part(x, y), in turn   every member sees what those before it made, weight included
+route  row i of the batch: its own mix, or none
 """
 
 from __future__ import annotations
@@ -42,7 +43,62 @@ class Stack(_Node):
     """Each member on top of the one before: ``Stack(["domain", "task"])``; weighted: ``Stack([("a", 0.5), "b"])``."""
 
 
-Mix = str | Sum | Stack
+@dataclass(frozen=True)
+class Route:
+    """One mix per row of the batch: ``Route(["chat", None, Sum({"a": 0.5, "b": 0.5})])``; None: the base alone."""
+
+    rows: tuple[Mix | None, ...]
+
+    def __init__(self, rows: Iterable[Mix | None]) -> None:
+        listed = (rows,) if isinstance(rows, str) else tuple(rows)
+        if not listed:
+            raise HubkitError("HK-ROUTE", "a route needs an entry for every row of the batch", have="none")
+        strange = [row for row in listed if not (row is None or isinstance(row, str | Sum | Stack | Route))]
+        if strange:
+            raise HubkitError(
+                "HK-ROUTE", "an entry of a route is the name of an adapter, a mix or None", have=repr(strange[0])
+            )
+        object.__setattr__(self, "rows", listed)
+
+
+Mix = str | Sum | Stack | Route
+
+
+def by_row(mix: Mix) -> tuple[Mix | None, ...] | None:
+    """The tree of each row, without a route in it; None where the tree has no route and all rows are alike.
+
+    Raises:
+        HubkitError: ``HK-ROUTE`` for routes of different lengths in one tree.
+    """
+    lengths = sorted(set(_lengths(mix)))
+    if not lengths:
+        return None
+    if len(lengths) > 1:
+        raise HubkitError("HK-ROUTE", "one mix holds routes of different lengths", have=", ".join(map(str, lengths)))
+    return tuple(_of_row(mix, row) for row in range(lengths[0]))
+
+
+def _lengths(mix: Mix | None) -> Iterator[int]:
+    if isinstance(mix, Route):
+        yield len(mix.rows)
+    for child in _children(mix):
+        yield from _lengths(child)
+
+
+def _children(mix: Mix | None) -> Iterable[Mix | None]:
+    if isinstance(mix, Route):
+        return mix.rows
+    return [member for member, _ in mix.members] if isinstance(mix, _Node) else ()
+
+
+def _of_row(mix: Mix | None, row: int) -> Mix | None:
+    if isinstance(mix, Route):
+        return _of_row(mix.rows[row], row)
+    if mix is None or isinstance(mix, str):
+        return mix
+    made = [(_of_row(member, row), weight) for member, weight in mix.members]
+    kept = [(member, weight) for member, weight in made if member is not None]
+    return type(mix)(kept) if kept else None
 
 
 def names(mix: Mix) -> list[str]:
@@ -54,9 +110,12 @@ def leaves(mix: Mix, weight: float = 1.0) -> Iterator[tuple[str, float]]:
     """(adapter, product of the weights above it) for every leaf: the whole truth when no part reads y or the weight."""
     if isinstance(mix, str):
         yield mix, weight
-        return
-    for member, factor in mix.members:
-        yield from leaves(member, weight * factor)
+    elif isinstance(mix, Route):
+        for row in mix.rows:
+            yield from () if row is None else leaves(row, weight)
+    else:
+        for member, factor in mix.members:
+            yield from leaves(member, weight * factor)
 
 
 def require_known(mix: Mix, known: Iterable[str]) -> None:
@@ -75,9 +134,14 @@ def delta(mix: Mix, site: Site, of: Callable[[str, Site], Delta | None]) -> Delt
 
     Args:
         of: gives one adapter's delta at a site, whose weight may already carry the members below.
+
+    Raises:
+        HubkitError: ``HK-MIX`` for a route.
     """
     if isinstance(mix, str):
         return of(mix, site)
+    if isinstance(mix, Route):
+        raise HubkitError("HK-MIX", "a route has no weight of its own: it says which row gets which mix")
     total: Delta | None = None
     for member, weight in mix.members:
         change = delta(member, site, of)
@@ -94,6 +158,8 @@ def to_document(mix: Mix) -> dict[str, Any]:
     """The tree as JSON: ``{"sum": [{"adapter": "a", "weight": 1.0}, ...]}``."""
     if isinstance(mix, str):
         return {"adapter": mix}
+    if isinstance(mix, Route):
+        return {"route": [None if row is None else to_document(row) for row in mix.rows]}
     key = "sum" if isinstance(mix, Sum) else "stack"
     return {key: [{**to_document(member), "weight": weight} for member, weight in mix.members]}
 

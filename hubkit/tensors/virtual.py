@@ -14,22 +14,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
-from hubkit.tensors import mix as mixes
-from hubkit.tensors.front import CacheView, Front, Layers, follow, joined
-from hubkit.tensors.parts import KV, Tokens
+from hubkit.tensors.front import CacheView, Front, Layers, follow, front_of_rows, joined, keys_after
+from hubkit.tensors.parts import KV
+from hubkit.tensors.virtualplan import RowsVirtual, Virtual, VirtualPlan
 
 if TYPE_CHECKING:
-    from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.base import Base
-    from hubkit.tensors.mix import Mix
 
 ATTENTIONS = ("sdpa", "eager")
 """Implementations whose mask can be widened."""
@@ -38,48 +36,6 @@ BARE: ContextVar[bool] = ContextVar("hubkit_bare", default=False)
 """Whether this thread asks the base itself: whatever is attached to it stays out."""
 
 _STATE = "_hubkit_front"
-
-
-@dataclass
-class VirtualPlan:
-    """The virtual tokens of one mix, in order.
-
-    Args:
-        parts: keys and values, or embeddings.
-        sources: every parameter that the resulting keys and values depend on, beside the base's.
-    """
-
-    parts: Sequence[KV | Tokens]
-    sources: Sequence[nn.Parameter]
-    ready: tuple[Any, Front] | None = field(default=None, repr=False)
-    last: Front | None = field(default=None, repr=False)
-
-    @property
-    def runs(self) -> bool:
-        """Whether embeddings have to be run."""
-        return any(isinstance(part, Tokens) for part in self.parts)
-
-
-def plan_virtual(mix: Mix, adapters: Mapping[str, Adapter]) -> VirtualPlan | None:
-    """What `mix` puts in front of the text: its members' virtual tokens, concatenated in order.
-
-    Raises:
-        HubkitError: ``HK-MIX`` for a weight other than 1: half a token is none.
-    """
-    found: list[KV | Tokens] = []
-    for name, weight in mixes.leaves(mix):
-        parts = adapters[name].virtual()
-        if parts and weight != 1.0:
-            raise HubkitError(
-                "HK-MIX", f"virtual tokens cannot be weighted, and {name!r} consists of such", want="weight 1",
-                have=str(weight), fix=f"give {name!r} the weight 1, or leave it out",
-            )  # fmt: skip
-        found += parts
-    if not found:
-        return None
-    used = [part for name in mixes.names(mix) for part in adapters[name].parts.values()]
-    owners = used if any(isinstance(part, Tokens) for part in found) else found
-    return VirtualPlan(found, [parameter for part in owners for parameter in part.parameters()])
 
 
 class _Argument:
@@ -107,12 +63,16 @@ class VirtualHooks:
         model: the live base.
         base: its sites.
         active: the plan of the forward that is running, or None.
+        under: makes a plan the active one, inside a ``with``.
 
     Raises:
         HubkitError: ``HK-ARCH`` where the model has no known place for them.
     """
 
-    def __init__(self, model: nn.Module, base: Base, active: Callable[[], VirtualPlan | None]) -> None:
+    def __init__(
+        self, model: nn.Module, base: Base, active: Callable[[], Virtual | None],
+        under: Callable[[Any], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:  # fmt: skip
         attentions = {n: m for n, m in model.named_modules() if type(m).__name__ == base.arch.attention}
         if len(attentions) != base.decoder.layers:
             raise HubkitError(
@@ -123,7 +83,7 @@ class VirtualHooks:
         name, attention = next(iter(attentions.items()))
         stack = next(i for i, part in enumerate(name.split(".")) if part.isdigit())
         self.decoder = model.get_submodule(".".join(name.split(".")[: stack - 1]))
-        self._active = active
+        self._active, self._under = active, under
         self._limit = base.decoder.context if base.arch.learned_positions else None
         self._weights = list(model.parameters())
         self._checkpointing: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
@@ -153,12 +113,14 @@ class VirtualHooks:
             self._now.set(None)
             return None
         self._require_attention()
-        front = making if making is not None else self._front(plan)  # type: ignore[arg-type]
+        listed, named = list(args), dict(kwargs)
+        text = self._ids.get(listed, named)
+        text = self._embeds.get(listed, named) if text is None else text
+        front = making if making is not None else self._front(plan, text.shape[0])  # type: ignore[arg-type]
         self._now.set(front)
         if plan is not None:
             plan.last = front
-        listed, named = list(args), dict(kwargs)
-        positions = self._moved(listed, named, front.length)
+        positions = self._moved(listed, named, text, front)
         setattr(positions, _STATE, front)  # an attention that is recomputed later finds its own forward's by it
         self._positions.put(listed, named, positions)
         embeds = self._embeds.get(listed, named)
@@ -168,20 +130,19 @@ class VirtualHooks:
             self._anchor.set(front)
         return tuple(listed), named
 
-    def _moved(self, args: list[Any], kwargs: dict[str, Any], by: int) -> Tensor:
-        """The positions of the text, `by` further on."""
+    def _moved(self, args: list[Any], kwargs: dict[str, Any], text: Tensor, front: Front) -> Tensor:
+        """The positions of the text, further on by what is in front of each row."""
         positions = self._positions.get(args, kwargs)
         if positions is None:
-            text = self._ids.get(args, kwargs)
-            text = self._embeds.get(args, kwargs) if text is None else text
             past = self._past.get(args, kwargs)
             start = 0 if past is None else past.get_seq_length()
             positions = (torch.arange(text.shape[1], device=text.device) + start)[None]
-        moved: Tensor = positions + by
+        moved: Tensor = positions + front.shift
         if self._limit is not None and (last := int(moved.max())) >= self._limit:
             raise HubkitError(
                 "HK-ROW-TOO-LONG", "virtual tokens and text do not fit the base's context",
-                want=f"at most {self._limit - by} tokens of text beside {by} virtual ones", have=str(last + 1 - by),
+                want=f"at most {self._limit - front.length} tokens of text beside {front.length} virtual ones",
+                have=str(last + 1 - front.length),
             )  # fmt: skip
         return moved
 
@@ -201,9 +162,14 @@ class VirtualHooks:
             return None
         listed, named = list(args), dict(kwargs)
         text = listed[0] if listed else named["hidden_states"]
-        mask, crop = front.widened(self._mask.get(listed, named), text.shape[1], text.device)
+        cache = self._cache.get(listed, named)
+        mask, crop = front.widened(
+            self._mask.get(listed, named),
+            text,
+            lambda: keys_after(cache, text.shape[1], module.layer_idx),  # type: ignore[arg-type]
+        )
         self._mask.put(listed, named, mask)
-        self._cache.put(listed, named, CacheView(self._cache.get(listed, named), front, crop))
+        self._cache.put(listed, named, CacheView(cache, front, crop))
         return tuple(listed), named
 
     def _require_attention(self) -> None:
@@ -215,16 +181,30 @@ class VirtualHooks:
                 want=" or ".join(ATTENTIONS), have=str(kind), fix='model.set_attn_implementation("sdpa")',
             )  # fmt: skip
 
-    def _front(self, plan: VirtualPlan) -> Front:
-        """What is in front of this forward's text; kept from pass to pass where nothing is trained."""
+    def _front(self, plan: Virtual, rows: int) -> Front:
+        """What is in front of this forward's text of `rows` rows."""
+        front = self._made_of_rows(plan, rows) if isinstance(plan, RowsVirtual) else self._kept(plan)
+        checkpointed = self.decoder.training and any(m.gradient_checkpointing for m in self._checkpointing)
+        if checkpointed and torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
+            front.part_from_graph()
+        return front
+
+    def _made_of_rows(self, plan: RowsVirtual, rows: int) -> Front:
+        fronts = {}
+        for number, (member, whole) in plan.members.items():
+            with self._under(whole):
+                fronts[number] = self._kept(member)
+        key = rows, list(fronts.values())
+        if plan.ready is None or plan.ready[0] != key:
+            plan.ready = key, front_of_rows(fronts, plan.rows.of(rows))
+        return plan.ready[1]
+
+    def _kept(self, plan: VirtualPlan) -> Front:
+        """What a mix puts in front; kept from pass to pass where nothing is trained."""
         weights = [*plan.sources, *self._weights] if plan.runs else plan.sources
         if any(p.requires_grad for p in weights):
             plan.ready = None  # fused optimizers change values and leave versions as they were
-            front = self._make(plan)
-            checkpointed = self.decoder.training and any(m.gradient_checkpointing for m in self._checkpointing)
-            if checkpointed and torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
-                front.part_from_graph()
-            return front
+            return self._make(plan)
         if plan.runs and self.decoder.training:  # dropout is drawn anew
             return self._make(plan)
         versions = [(p.data_ptr(), None if p.is_inference() else p._version) for p in weights]

@@ -69,16 +69,11 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
 
 
 def _start_checkpointing(model: nn.Module) -> Callable[[], object]:
-    """Switches checkpointing on, non-reentrant; returns what switches it off again (nothing, if it was on before).
-
-    Where adapters are attached, the model says in which contexts to recompute: under the mix of the forward pass.
-    """
+    """Switches checkpointing on, non-reentrant; returns what switches it off again (nothing, if it was on before)."""
     owner, word = _checkpointing_owner(model)
     if getattr(owner, f"is_{word}_checkpointing", False):
         return lambda: None
-    contexts = getattr(model, "checkpoint_contexts", None)
-    how = {"use_reentrant": False, **({"context_fn": contexts} if contexts is not None else {})}
-    getattr(owner, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": how})
+    getattr(owner, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
     stop: Callable[[], object] = getattr(owner, f"{word}_checkpointing_disable")
     return stop
 

@@ -20,7 +20,7 @@ from hubkit.methods.host import Method, host
 from hubkit.methods.suite import batch, randomize, tiny_model
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.attach import Attached
-from hubkit.tensors.mix import Mix, Stack, Sum
+from hubkit.tensors.mix import Mix, Route, Stack, Sum
 from hubkit.tensors.parts import LowRank
 
 ALL = {"targets": "all-linear", "rank": 3}
@@ -58,7 +58,7 @@ def plain() -> Iterator[None]:
         return y
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hubkit.tensors.attach.add_low_rank", slow)
+        patch.setattr("hubkit.tensors.planning.add_low_rank", slow)
         yield
 
 
@@ -106,6 +106,7 @@ def test_adapters_come_and_go(attached: Attached) -> None:
     for name in ("b", "c"):
         attached.remove(name)
     assert not list(attached.parts.parameters())
+    attached.detach()
     assert not any(m._forward_hooks for m in attached.model.modules())
 
 
@@ -332,19 +333,35 @@ def test_an_output_that_is_held_is_not_written_to(own: str) -> None:
     assert torch.equal(new.kept, want)
 
 
-@pytest.mark.parametrize("mix", ["a", Stack(["a", "l"])])
-def test_checkpointing_gives_the_same_gradients(mix: Mix) -> None:
-    attached = Attached(tiny_model("llama"))
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("mix", ["a", Stack(["a", "l"]), Route([None, "a", "l"])])
+def test_checkpointing_gives_the_same_gradients(mix: Mix, when: str, reentrant: bool) -> None:
+    """Whoever switches it on, when and how; another mix is set before the backward pass."""
+    model: Any = tiny_model("llama")
+    model.train()
+    if when == "before":
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    attached = Attached(model)
     attached.add("a", make(attached, "a", ALL, 1))
     attached.add("l", make(attached, "l", {}, 2, ia3()))
-    attached.set_mix(mix)
-    want = gradients(attached, lambda: attached(batch()).logits)
-    how = {"use_reentrant": False, "context_fn": attached.checkpoint_contexts}
-    attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)  # type: ignore[operator]
-    attached.train()
-    have = gradients(attached, lambda: attached(batch()).logits)
+    if when == "after":
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+
+    def call() -> Tensor:
+        attached.set_mix(None)
+        with attached.using(mix):
+            out: Tensor = attached(batch()).logits
+        attached.set_mix("l")
+        return out
+
+    have = gradients(attached, call)
+    model.gradient_checkpointing_disable()
+    want = gradients(attached, call)
     assert len(have) == len(want) > 0
     assert all(torch.equal(h, w) for h, w in zip(have, want, strict=True))
+    attached.detach()
+    assert all(type(m.__dict__.get("_gradient_checkpointing_func")).__name__ != "UnderItsMix" for m in model.modules())
 
 
 def test_the_recomputation_runs_under_the_mix_of_its_forward(attached: Attached) -> None:

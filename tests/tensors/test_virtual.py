@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from variants import refused
+from zoo import N, ids, model_of, near
 
 from hubkit.artifact.config_identity import config_values
 from hubkit.artifact.header import TensorInfo
@@ -20,44 +21,6 @@ from hubkit.tensors.arch import decoders
 from hubkit.tensors.attach import Attached
 from hubkit.tensors.base import Base
 from hubkit.tensors.mix import Stack, Sum
-
-FP32 = 1e-5
-N = 5
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "initializer_range": 0.4,
-}  # fmt: skip
-OWN: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 64},
-    "qwen3": {"head_dim": 16},
-    "gpt_neox": {"num_key_value_heads": 4},
-    "phi": {"num_key_value_heads": 4},
-    "mistral": {"sliding_window": 64},
-}
-
-
-def model_of(kind: str, attention: str = "sdpa", **more: Any) -> Any:
-    """A tiny seeded random causal model of one architecture."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    sizes = {k: v for k, v in SIZES.items() if kind != "gpt2" or not k.startswith(("num_", "hidden", "inter", "max"))}
-    config = AutoConfig.for_model(kind, **{**sizes, **OWN.get(kind, {}), **more})
-    config._attn_implementation = attention
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn(parameter.shape), alpha=0.1)
-    return model.eval()
-
-
-def ids(rows: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(3, 48, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def fresh(method: str, base: Base, seed: int = 0, **config: Any) -> Adapter:
@@ -77,11 +40,6 @@ def holding(method: str, attached: Attached, text: Tensor) -> Adapter:
         else:
             value.copy_(attached.sites.embed(text))
     return adapter
-
-
-def near(have: Tensor, want: Tensor, tolerance: float = FP32) -> None:
-    assert have.shape == want.shape
-    assert (have - want).detach().abs().max() <= tolerance * max(1.0, float(want.detach().abs().max()))
 
 
 def in_front(model: Any, text: Tensor, batch: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -421,7 +379,7 @@ def test_a_weight_is_refused(mix: Any) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_removing_takes_every_hook_off(method: str) -> None:
+def test_detaching_takes_every_hook_off(method: str) -> None:
     model = model_of("llama")
 
     def hooks() -> int:
@@ -438,9 +396,11 @@ def test_removing_takes_every_hook_off(method: str) -> None:
         attached.set_mix(None)
         assert torch.equal(attached(batch).logits, want)
         attached.remove("a")
-        assert hooks() > before
         attached.remove("b")
-        assert hooks() == before
+        assert torch.equal(attached(batch).logits, want)
+    assert hooks() > before
+    attached.detach()
+    assert hooks() == before
     assert torch.equal(model(batch).logits, want)
 
 
@@ -515,6 +475,7 @@ def test_a_module_called_by_itself_is_the_bases_own() -> None:
     other = fresh("prefix", Base.from_model(model_of("qwen3")))
     attached = Attached(model)
     refused("HK-SHAPE", attached.add, "a", other)
+    attached.detach()
     assert not any(len(m._forward_pre_hooks) for m in model.modules())
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,18 +108,6 @@ def test_checkpointing_and_saving_change_no_bit(tmp_path):
     _, expected, _ = train(tmp_path / "a")
     for number, changes in enumerate(({"checkpointing": True}, {"save_every": 0}, {"save_every": 1})):
         assert torch.equal(train(tmp_path / str(number), replace(OPTIONS, **changes))[1], expected)
-
-
-def test_recomputation_runs_in_the_models_own_contexts(tmp_path):
-    class WithContexts(Adapted):
-        entered = 0
-
-        def checkpoint_contexts(self):
-            type(self).entered += 1
-            return nullcontext(), nullcontext()
-
-    train(tmp_path, replace(OPTIONS, steps=2, checkpointing=True), model=WithContexts(llama()))
-    assert WithContexts.entered == 3 * 2  # two steps, and one try of the head, through two layers
 
 
 class Killed(Exception):

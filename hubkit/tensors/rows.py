@@ -1,0 +1,81 @@
+"""Which row of a batch has which mix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from hubkit.errors import HubkitError
+
+_REPEATED: ContextVar[bool] = ContextVar("hubkit_repeated", default=False)
+
+
+@contextmanager
+def repeated() -> Iterator[None]:
+    """Inside, a row may have become several, one behind the other: the beams of a sample, or its several answers."""
+    token = _REPEATED.set(True)
+    try:
+        yield
+    finally:
+        _REPEATED.reset(token)
+
+
+class Rows:
+    """The mixes of the rows of one batch.
+
+    Args:
+        mixes: for each row the number of its mix, from 0; None where the base alone answers.
+    """
+
+    def __init__(self, mixes: Sequence[int | None]) -> None:
+        self.mixes = tuple(mixes)
+        self._orders: dict[object, tuple[list[tuple[int | None, Tensor]], Tensor]] = {}
+
+    def require(self, rows: int) -> int:
+        """How many rows of a batch of `rows` each entry stands for.
+
+        Raises:
+            HubkitError: ``HK-ROUTE`` for another number of rows; more of them are beams, which are known only inside
+                ``generate``.
+        """
+        times, rest = divmod(rows, len(self.mixes))
+        if rest or not times or (times > 1 and not _REPEATED.get()):
+            raise HubkitError(
+                "HK-ROUTE", "the route has another length than the batch", want=f"{rows} entries, one per row",
+                have=str(len(self.mixes)), fix="one entry per row, None for the base alone",
+            )  # fmt: skip
+        return times
+
+    def of(self, rows: int) -> list[int | None]:
+        """The mix of each row of a batch of `rows`: repeated rows follow their sample."""
+        times = self.require(rows)
+        return list(self.mixes) if times == 1 else [mix for mix in self.mixes for _ in range(times)]
+
+    def spread(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` and `y` with all rows, where the base computes one for the whole batch (positions, say)."""
+        count = len(self.mixes)
+        if y.shape[0] == 1 and count > 1:
+            y = y.expand(count, *y.shape[1:])
+        return (x.expand(count, *x.shape[1:]) if x.shape[0] == 1 and count > 1 else x), y
+
+    def parted(
+        self, rows: int, acting: Iterable[int], device: torch.device
+    ) -> tuple[list[tuple[int | None, Tensor]], Tensor]:
+        """The rows of each mix in `acting`, then those of none of them; and how to put all in order again.
+
+        Returns:
+            ([(mix, (k,)), ...], (rows,)): what `Tensor.index_select` takes.
+        """
+        chosen = tuple(acting)
+        key = (rows, chosen, device)
+        if key not in self._orders:
+            of = [mix if mix in chosen else None for mix in self.of(rows)]
+            found = [(mix, [row for row, own in enumerate(of) if own == mix]) for mix in (*chosen, None)]
+            order = torch.tensor([row for _, own in found for row in own], device=device)
+            parts = [(mix, torch.tensor(own, device=device)) for mix, own in found if own]
+            self._orders[key] = parts, torch.argsort(order)
+        return self._orders[key]
