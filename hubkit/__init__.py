@@ -17,14 +17,18 @@ VERBS = (
 )  # fmt: skip
 _NAMES = {verb: f"hubkit.verbs.{verb}" for verb in VERBS} | {
     "HubkitError": "hubkit.errors",
-    "Sum": "hubkit.tensors.mix",
+    "Route": "hubkit.tensors.mix",
     "Stack": "hubkit.tensors.mix",
+    "Sum": "hubkit.tensors.mix",
     "attach": "hubkit.verbs.attach",
     "load_base": "hubkit.tensors.live",
     "load_tokenizer": "hubkit.tensors.live",
+    "offer": "hubkit.verbs.offer",
 }
 
-__all__ = ["HubkitError", "Stack", "Sum", "__version__", "attach", "load_base", "load_tokenizer", *VERBS]
+__all__ = [
+    "HubkitError", "Route", "Stack", "Sum", "__version__", "attach", "load_base", "load_tokenizer", "offer", *VERBS,
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

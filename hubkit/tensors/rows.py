@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hubkit.errors import HubkitError
 
+_BATCHES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids")
 _REPEATED: ContextVar[bool] = ContextVar("hubkit_repeated", default=False)
+
+
+def rows_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The number of rows of the batch that a call brings; None where nothing says it."""
+    given = [args[0] if args else None, *(kwargs.get(name) for name in _BATCHES)]
+    return next((one.shape[0] for one in given if isinstance(one, Tensor) and one.dim() > 1), None)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A batch whose rows have different LoRA adapters, r=16 on all linear layers, beside the bare base; swaps; many adapters.
+"""A batch whose rows have different LoRA adapters, r=16 on all linear layers, beside the bare base; swaps; many.
 
 python tests/benchmarks/bench_route.py MODEL_FOLDER [decode prefill peft swap many ...]
 """
