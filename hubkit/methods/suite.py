@@ -182,6 +182,15 @@ class MethodSuite:
         self.near(attached(batch()).logits, base)
         assert not torch.allclose(one, base, atol=1e-3)
 
+    def test_a_routed_row_is_that_row_alone(self, case: tuple[str, Mapping[str, Any]]) -> None:
+        attached = self.attached(case, 2)
+        rows = batch()
+        route = ["a", None, Sum(["b", "a"])]
+        have = attached(rows, route=route).logits
+        for number, mix in enumerate(route):
+            attached.set_mix(mix)
+            self.near(have[number], attached(rows[number : number + 1]).logits[0])
+
     def only_whole_members(self, attached: Attached) -> None:
         """Parts that have no weight are refused one, and a sum of them is their stack."""
         for mix in (Sum({"a": 0.7, "b": 1.0}), Sum([("a", 1.0), ("a", -1.0)]), Stack([("a", 0.0)])):
