@@ -39,6 +39,21 @@ class Sublayer:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """Where virtual tokens go in an encoder.
+
+    Args:
+        attention: classes of its self-attention modules; one per implementation in some releases of transformers.
+        counted_positions: positions count the tokens that are no padding, from the padding token's id on.
+        first_position: classes of the heads that read the first position of the encoder's output.
+    """
+
+    attention: tuple[str, ...]
+    counted_positions: bool = False
+    first_position: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Arch:
     """Facts about one architecture.
 
@@ -53,6 +68,7 @@ class Arch:
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
         attention: class of the self-attention modules of a causal decoder; empty: no known place for virtual tokens.
         cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
+        encoder: where virtual tokens go in an encoder; None where that is not known.
         learned_positions: positions are rows of a table, so that there is none beyond its end.
         layers: paths of the lists of layers, in the order in which they run.
         sublayers: the sub-layers of a layer.
@@ -72,6 +88,7 @@ class Arch:
     attention: str
     cache: tuple[str, ...]
     learned_positions: bool
+    encoder: Encoder | None = None
     layers: tuple[str, ...] = ()
     sublayers: tuple[Sublayer, ...] = ()
     adapterhub: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -120,6 +137,7 @@ def arch_of(model_type: str) -> Arch:
         attention=str(fields["attention"]),
         cache=_words(fields["cache"]),
         learned_positions=bool(fields["learned_positions"]),
+        encoder=_encoder(fields.get("encoder")),
         layers=_words(fields.get("layers", [])),
         sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
         adapterhub=fields.get("adapterhub", {}),
@@ -129,6 +147,11 @@ def arch_of(model_type: str) -> Arch:
 def decoders() -> list[str]:
     """The model types whose attention is listed."""
     return sorted(model_type for model_type, fields in _table().items() if fields.get("attention"))
+
+
+def encoders() -> list[str]:
+    """The model types of encoders that have a known place for virtual tokens."""
+    return sorted(model_type for model_type, fields in _table().items() if fields.get("encoder"))
 
 
 def known_layers() -> list[str]:
@@ -142,6 +165,13 @@ def _fields(model_type: str) -> dict[str, Any]:
     like = _table().get(str(own.get("like", "")), {})
     alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
     return {**_table()["default"], **alike, **own}
+
+
+def _encoder(fields: Mapping[str, Any] | None) -> Encoder | None:
+    if not fields:
+        return None
+    words: dict[str, Any] = {key: _words(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Encoder(**words)
 
 
 def _words(value: object) -> tuple[str, ...]:

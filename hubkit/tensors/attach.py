@@ -18,6 +18,7 @@ from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
 from hubkit.tensors.blocks import Block, BlockHooks
+from hubkit.tensors.encoder import EncoderHooks, virtual_hooks
 from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
@@ -66,7 +67,7 @@ class Attached(nn.Module):
         self._added = 0
         self._swaps: list[Swap] = []
         self._plan = Plan()
-        self._virtual: VirtualHooks | None = None
+        self._virtual: VirtualHooks | EncoderHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
         self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
@@ -106,7 +107,7 @@ class Attached(nn.Module):
         if adapter.base.codec is not None:
             self._quantize()
         if self._virtual is None and adapter.virtual():
-            self._virtual = VirtualHooks(self.model, self.sites, lambda: self._active().virtual)
+            self._virtual = virtual_hooks(self.model, self.sites, lambda: self._active().virtual)
         self.adapters[name] = adapter
         self._added += 1
         self.parts[f"adapter_{self._added}"] = nn.ModuleList(adapter.parts.values()).train(self.training)
