@@ -238,3 +238,60 @@ def test_what_it_cannot_be_is_refused() -> None:
     refused("HK-ATTENTION", attached, **rows())
     decoder = Attached(encoder("bert", "LMHeadModel", is_decoder=True))
     assert "bert" in str(refused("HK-ARCH", fresh, "prompt", decoder).have)
+
+
+FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"targets": ["query", "value"]}),
+    "all-linear": ("lora", {}),
+    "rslora": ("lora", {"rslora": True, "alpha": 8, "rank": 4}),
+    "dora": ("dora", {"rank": 4}),
+    "pissa": ("lora", {"init": "pissa", "rank": 4}),
+    "prompt": ("prompt", {}),
+    "prefix": ("prefix", {}),
+}
+
+
+def agree(model: Any, again: Any, case: str, batch: dict[str, Tensor], out: Path, step: float) -> tuple[float, float]:
+    """Largest difference from PEFT's outputs, of those, and how much the adapter does."""
+    method, options = FAMILY[case]
+    attached = Attached(model)
+    adapter = fresh(method, attached, **options)
+    with torch.no_grad():
+        plain = attached(**batch).last_hidden_state
+        attached.add("a", adapter)
+        attached.set_mix("a")
+        moved = torch.Generator().manual_seed(1)
+        for parameter in adapter.trainables().values():
+            parameter += step * torch.randn(parameter.shape, generator=moved)
+        adapter.to_compute_dtype()
+        mine = attached(**batch).last_hidden_state
+        for file, data in adapter.method.export(adapter, "peft").items():
+            (out / file).write_bytes(data)
+        theirs = peft.PeftModel.from_pretrained(again, str(out))(**batch).last_hidden_state
+    difference = (mine - theirs[:, -mine.shape[1] :])[batch["attention_mask"].bool()]
+    return float(difference.abs().max() / theirs.abs().max()), float((mine - plain).abs().max())
+
+
+@pytest.mark.parametrize("case", FAMILY)
+def test_methods_on_an_encoder(case: str, tmp_path: Path) -> None:
+    batch = {k: v for k, v in rows(right=2).items() if k != "token_type_ids"}
+    difference, moved = agree(encoder("bert"), encoder("bert"), case, batch, tmp_path, 0.05)
+    assert moved > 1e-2, "an adapter that does something"
+    assert difference <= FP32
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("case", FAMILY)
+def test_the_real_encoder(case: str, minilm: Path, tmp_path: Path, record_property: Any) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["The capital of France is Paris.", "Two and two are four, as everybody knows who has learnt to count."]
+    batch = AutoTokenizer.from_pretrained(minilm)(texts, return_tensors="pt", padding=True)
+    kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    models = [AutoModel.from_pretrained(minilm).eval() for _ in range(2)]
+    difference, moved = agree(*models, case, kept, tmp_path, 0.003 if case != "prompt" else 0.05)
+    record_property("difference", difference)
+    record_property("moved", moved)
+    assert moved > 1e-2, "an adapter that does something"
+    assert difference <= FP32
