@@ -1,18 +1,19 @@
 """What hubkit knows of architectures, as data (``arch.json``): heads, embeddings, inputs that sites share, file names,
 and where the sub-layers of a layer are.
 
-Everything else is read from the model itself, so an architecture that is not listed works too.
+Everything else is read from the model itself, so an architecture that is not listed works too. A user's own JSON adds
+to it (`hubkit.tensors.archfile`).
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
+
+from hubkit.tensors.archfile import chosen, table
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,17 @@ class Arch:
         return found
 
 
-@functools.cache
-def _table() -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = json.loads((files("hubkit.tensors") / "arch.json").read_text("utf-8"))
-    return table
-
-
-@functools.cache
 def arch_of(model_type: str) -> Arch:
-    """The facts for a ``model_type`` of transformers; the defaults for one that is not listed."""
+    """The facts for a ``model_type`` of transformers; the defaults for one that is not listed.
+
+    Raises:
+        HubkitError: ``HK-ARCH-FILE``, see `hubkit.tensors.archfile.table`.
+    """
+    return _arch_of(model_type, chosen())
+
+
+@functools.cache
+def _arch_of(model_type: str, file: str) -> Arch:
     fields = _fields(model_type)
     groups = fields["shared_inputs"]
     assert isinstance(groups, list)
@@ -146,25 +149,25 @@ def arch_of(model_type: str) -> Arch:
 
 def decoders() -> list[str]:
     """The model types whose attention is listed."""
-    return sorted(model_type for model_type, fields in _table().items() if fields.get("attention"))
+    return sorted(model_type for model_type, fields in table().items() if fields.get("attention"))
 
 
 def encoders() -> list[str]:
     """The model types of encoders that have a known place for virtual tokens."""
-    return sorted(model_type for model_type, fields in _table().items() if fields.get("encoder"))
+    return sorted(model_type for model_type, fields in table().items() if fields.get("encoder"))
 
 
 def known_layers() -> list[str]:
     """The ``model_type`` of every architecture whose sub-layers are known."""
-    return sorted(name for name in _table() if _fields(name).get("layers"))
+    return sorted(name for name in table() if _fields(name).get("layers"))
 
 
 def _fields(model_type: str) -> dict[str, Any]:
     """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
-    own = _table().get(model_type, {})
-    like = _table().get(str(own.get("like", "")), {})
+    own = table().get(model_type, {})
+    like = table().get(str(own.get("like", "")), {})
     alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
-    return {**_table()["default"], **alike, **own}
+    return {**table()["default"], **alike, **own}
 
 
 def _encoder(fields: Mapping[str, Any] | None) -> Encoder | None:
