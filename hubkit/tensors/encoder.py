@@ -223,7 +223,7 @@ class EncoderHooks:
 
 
 def _name_of(wanted: nn.Module, model: nn.Module) -> str:
-    names = {module: name for name, module in model.named_modules()}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     return names[wanted]
 
 

@@ -89,7 +89,8 @@ def train(
 
     Raises:
         HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
-            ``HK-CONFIG``, ``HK-TARGET``, ``HK-OPTIONS``, ``HK-NAN``, ``HK-RESUME`` and what they call for.
+            ``HK-CONFIG``, ``HK-TARGET``, ``HK-OPTIONS``, ``HK-OPTIMIZER``, ``HK-NAN``, ``HK-RESUME`` and what
+            they call for.
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
@@ -98,6 +99,7 @@ def train(
     from hubkit.tensors.live import load_tokenizer
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
+    from hubkit.training.optimizers import device_for
 
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
@@ -106,6 +108,7 @@ def train(
     chosen = host().load(method or host().default())
     settings = parse_config(chosen.info.config, config or {}, "--set")
     wanted = _options(chosen, options)
+    device = device_for(wanted.optimizer)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
     sites = Base.from_folder(source.path)
@@ -116,7 +119,7 @@ def train(
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name, codec=codec,
+        resume=resume, name=name, codec=codec, device=device,
     )  # fmt: skip
     manifest = dataclasses.replace(draft, config=_document(adapter.config), training=_training(wanted, rows, metrics))
     digest = _write(out, adapter, manifest, record, metrics, replace)
@@ -209,6 +212,7 @@ def _fit(
     *,
     name: str,
     codec: str | None,
+    device: str,
     **run: Any,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.tensors.adapter import Adapter
@@ -216,7 +220,7 @@ def _fit(
     from hubkit.tensors.live import load_base
     from hubkit.training.loop import fit
 
-    attached = Attached(load_base(base, options.dtype, codec))
+    attached = Attached(load_base(base, options.dtype, codec).to(device))
     adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
     attached.add(name, adapter)
     attached.set_mix(name)
