@@ -27,7 +27,14 @@ _private = tempfile.mkdtemp(prefix="hubkit-tests-")
 os.environ["HF_HOME"] = _private
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUBKIT_REGISTRY", "HUBKIT_DEBUG", "HUBKIT_WRAPPERS"):
+for _name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUBKIT_REGISTRY",
+    "HUBKIT_DEBUG",
+    "HUBKIT_WRAPPERS",
+    "HUBKIT_ARCH",
+):
     os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"

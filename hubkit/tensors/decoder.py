@@ -62,7 +62,8 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
         )  # fmt: skip
     context = next((config[key] for key in _CONTEXT if type(config.get(key)) is int), None)
     if context is not None and arch.encoder is not None and arch.encoder.counted_positions:
-        context -= config.get("pad_token_id", 1) + 1  # rows of the table of positions that no token has
+        pad = config.get("pad_token_id")
+        context -= (pad if type(pad) is int else 1) + 1  # rows of the table of positions that no token has
     return Decoder(layers, values.get("kv_heads") or heads, values.get("head_dim") or hidden // heads, hidden, context)
 
 

@@ -30,7 +30,7 @@ from hubkit.tensors.virtual import ATTENTIONS, BARE, VirtualHooks, VirtualPlan
 if TYPE_CHECKING:
     from hubkit.tensors.base import Base
 
-_STATE = "_hubkit_pass"
+_STATE = "_hubkit_front"
 Active = Callable[[], VirtualPlan | None]
 
 
@@ -89,12 +89,12 @@ class EncoderHooks:
         self._checkpointing: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
         self._bare: ContextVar[Front | None] = ContextVar("hubkit_bare_front", default=None)
         self._now: ContextVar[_Pass | None] = ContextVar("hubkit_pass", default=None)
-        heads = [m for m in model.modules() if type(m).__name__ in facts.first_position]
+        self._heads = [m for m in model.modules() if type(m).__name__ in facts.first_position]
         self._handles = [
             self.trunk.register_forward_pre_hook(self._before_trunk, with_kwargs=True),
             self.trunk.register_forward_hook(self._after_trunk),
             *(m.register_forward_pre_hook(self._before_attention, with_kwargs=True) for m in attentions.values()),
-            *(m.register_forward_pre_hook(self._before_head) for m in heads),
+            *(m.register_forward_pre_hook(self._before_head) for m in self._heads),
         ]
 
     def remove(self) -> None:
@@ -110,6 +110,8 @@ class EncoderHooks:
         self._require_attention()
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
         ids = named.pop("input_ids", None)
+        if (ids is None) == (named.get("inputs_embeds") is None):
+            return None  # the base says itself what is wrong with that
         if ids is not None:
             named["inputs_embeds"] = self.table(ids)
         self._widen(named, plan, ids)
@@ -131,7 +133,7 @@ class EncoderHooks:
         moved = own + by if self._pad is None else torch.where(own == self._pad, own, own + by)
         self._require_room(moved, by)
         positions = torch.cat([*(place.expand(len(own), -1) for place in places), moved], 1)
-        setattr(positions, _STATE, now)  # an attention that is recomputed later finds its own forward's by it
+        setattr(positions, _STATE, now.front)  # an attention that is recomputed later finds its own forward's by it
         named["position_ids"] = positions
         named["inputs_embeds"] = torch.cat([*vectors, now.front.anchored(embeds)], 1)
         for name, value in (("token_type_ids", 0), ("attention_mask", 1)):
@@ -173,26 +175,34 @@ class EncoderHooks:
         return front
 
     def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        now: _Pass | None = getattr(kwargs.get("position_ids"), _STATE, None) or self._now.get()
-        front = None if now is None else now.front
-        if now is None:  # a recomputation in another thread, of an architecture that passes no positions on
-            plan = self._active()
-            front = None if plan is None else plan.last
+        named = {**dict(zip(self._inner, args, strict=False)), **kwargs}
+        front = self._front_of(named)
         if front is None or not (front.length or front.recorded is not None):
             return None
-        named = {**dict(zip(self._inner, args, strict=False)), **kwargs}
         mask = named.get("attention_mask")
         if mask is not None:
             named["attention_mask"] = front.widened(mask, mask.shape[-1], mask.device)[0]
         named[self._cache] = CacheView(None, front, 0)
         return (), named
 
+    def _front_of(self, named: Mapping[str, Any]) -> Front | None:
+        """The keys and values of the forward that an attention runs in, or is run again for."""
+        hidden = named["hidden_states"]
+        known: Front | None = getattr(named.get("position_ids"), _STATE, None) or getattr(hidden, _STATE, None)
+        if known is None:
+            now, plan = self._now.get(), self._active()
+            known = now.front if now is not None else None if plan is None else plan.last
+            if known is not None:
+                setattr(hidden, _STATE, known)  # where no positions are passed on
+        return known
+
     def _after_trunk(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
         now = self._now.get()
         if now is None or not now.tokens:
             return None
-        now.uncut = y[0]
-        cut: Any = _cut(y, now.tokens, now.uncut.shape[1])
+        if self._heads:
+            now.uncut = y[0]
+        cut: Any = _cut(y, now.tokens, y[0].shape[1])
         return cut
 
     def _before_head(self, module: nn.Module, args: tuple[Any, ...]) -> Any:

@@ -209,6 +209,29 @@ def test_gradients_under_checkpointing(methods: tuple[str, ...], late: bool, ree
         near(have, want)
 
 
+@pytest.mark.parametrize("between", [None, "b", Sum(["a", "b"])])
+def test_another_mix_runs_before_the_backward(between: Any) -> None:
+    """The recomputation finds its own forward's tokens."""
+    attached = Attached(encoder("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    for seed, name in enumerate("ab"):
+        attached.add(name, randomize(fresh("prefix", attached, seed), seed))
+    attached.set_mix("a")
+    (prefix,) = attached.adapters["a"].parameters().values()
+
+    def gradient() -> Tensor:
+        prefix.grad = None
+        loss = attached(**rows()).last_hidden_state.pow(2).mean()
+        with torch.no_grad(), attached.using(between):
+            attached(**rows(right=3))
+        loss.backward()
+        assert prefix.grad is not None
+        return prefix.grad
+
+    want = gradient()
+    attached.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    near(gradient(), want)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_from_a_text_is_what_the_base_makes_of_it(family: str) -> None:
     """Keys and values of the first layer: embeddings through its own linear layers."""
@@ -233,6 +256,9 @@ def test_what_it_cannot_be_is_refused() -> None:
             error = refused("HK-ROW-TOO-LONG", attached, torch.full((1, room - 2 * N + 1), 5))
             assert f"{room - 2 * N} tokens" in str(error.want)
     attached = attached_to(encoder("bert"), "prompt")
+    for given in ({}, {**rows(), "inputs_embeds": torch.zeros(3, 7, 16)}):
+        with pytest.raises(ValueError, match="specify"):
+            attached(**given)
     refused("HK-ATTENTION", attached, **{**rows(), "attention_mask": torch.ones(3, 1, 7, 7)})
     attached.model.config._attn_implementation = "flex_attention"  # type: ignore[union-attr]
     refused("HK-ATTENTION", attached, **rows())
