@@ -1,12 +1,17 @@
 # make quickstart   set everything up and run an adapter's whole life on a real 135M model
 # make test         set everything up and run the tests          (make test-all: the slow ones, too)
+# make test-older   tests of methods and models on transformers 4.57
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # Tests use one worker per core; torch gets one thread in each.
 WORKERS ?= auto
+# An environment with transformers 4.57, and what is run there: what depends on the release of transformers most.
+OLDER ?= $(VENV)/older
+OLDER_TESTS = tests/plugins/test_prefix.py tests/plugins/test_prompt.py tests/plugins/test_lora.py \
+  tests/tensors/test_virtual.py tests/tensors/test_attach.py tests/peft/test_virtual_tokens.py tests/peft/test_encoders.py
 
-.PHONY: setup quickstart test test-all lint format bench clean
+.PHONY: setup quickstart test test-all test-older lint format bench clean
 
 setup: $(READY)
 
@@ -22,6 +27,13 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+$(OLDER)/.ready: $(READY) scripts/older
+	scripts/older $(OLDER) $(VENV)
+	touch $@
+
+test-older: $(OLDER)/.ready
+	$(OLDER)/bin/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not oracle" $(OLDER_TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

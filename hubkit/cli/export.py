@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,11 +18,13 @@ from hubkit.verbs.export import Exported, export
 @click.argument("reference")
 @click.option("--to", default="peft", show_default=True, help="peft (serving engines read it, too) or adapterhub.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--base", "-b", metavar="BASE", help="Folder or repository of the base, where it lies in 4 bits.")
+@click.option("--revision", metavar="REV", help="Of the base.")
 @click.option("--replace", is_flag=True, help="Replace what an earlier export left there.")
 @offline_option
 @registry_option
 @json_option
-def command(reference: str, to: str, out: Path, replace: bool, offline: bool, registry: str | None) -> None:
+def command(reference: str, out: Path, **given: Any) -> None:
     """Write an adapter in another tool's format.
 
     REFERENCE is a folder or a repository.
@@ -30,7 +33,7 @@ def command(reference: str, to: str, out: Path, replace: bool, offline: bool, re
       hubkit export ./chat --to peft --out ./chat-peft
     """
     with Progress(f"pull {reference}") as work:
-        result = export(reference, out, to=to, registry=registry, offline=offline, replace=replace, progress=work.reach)
+        result = export(reference, out, progress=work.reach, **given)
     emit(result, _render)
 
 

@@ -31,6 +31,11 @@ from hubkit.verbs.train import Trained, train
 @click.option("--epochs", type=float, help="Passes over the rows, instead of --steps.  [default: 1]")
 @click.option("--batch-size", type=int, help="Rows per forward pass.  [default: 4]")
 @click.option("--accumulate", type=int, help="Forward passes per step.  [default: 1]")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adamw", "paged_adamw_32bit", "paged_adamw_8bit"]),
+    help="Paged: bitsandbytes', on a CUDA device.  [default: adamw]",
+)
 @click.option("--learning-rate", "--lr", type=float, help="Highest learning rate.  [default: the method's recipe]")
 @click.option("--warmup", type=float, help="Share of steps over which the rate rises.  [default: 0.03]")
 @click.option("--schedule", type=click.Choice(["cosine", "linear", "constant"]), help="[default: cosine]")

@@ -22,6 +22,10 @@ class PeftEngine:
             for m in plan.members
             if PEFT_CONFIG not in {entry.path for entry in m.folder.manifest.files}
         ]
+        from hubkit.tensors.quant import CODEC
+
+        if plan.codec not in (None, CODEC):
+            reasons.append(f"the base has to be quantized as {plan.codec}, which is not known here")
         if reasons or [m.weight for m in plan.members] in ([], [1.0]):
             return reasons
         from hubkit.tensors.parts import LowRank
@@ -34,7 +38,12 @@ class PeftEngine:
         ]
 
     def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
-        copy_base(plan, out / "base")
+        copy_base(plan, out / "base", weights=plan.codec is None)
+        if plan.codec is not None:
+            # adapters of a quantized base saw its decoded weights; these are written, so that PEFT computes with them
+            from hubkit.tensors.decoding import write_decoded
+
+            write_decoded(plan.base, out / "base")
         for member in plan.members:
             for name in (MANIFEST_NAME, *(entry.path for entry in member.folder.manifest.files)):
                 copy(member.folder.path / name, out / "adapters" / member.name / name)

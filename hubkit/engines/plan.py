@@ -39,6 +39,12 @@ class Plan:
     members: Sequence[Member]
     mix: str
 
+    @property
+    def codec(self) -> str | None:
+        """How the base is quantized for members that were trained so, and with them for all; None where it is not."""
+        bases = [member.folder.manifest.base for member in self.members]
+        return next((base.codec for base in bases if base is not None and base.codec), None)
+
     def adapters(self) -> Mapping[str, Adapter]:
         """The members in memory, as stored, at the sites of the base (headers only).
 

@@ -53,7 +53,7 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
         transposed=any(s.transposed and s.kind == "linear" for s in adapter.sites.values()),
         base_source=adapter.source,
         revision=adapter.revision,
-        task_type="CAUSAL_LM",
+        task_type="FEATURE_EXTRACTION" if adapter.base.arch.encoder else "CAUSAL_LM",
     )
     return {PEFT_CONFIG: config, WEIGHTS_NAME: weights_file(adapter)}
 

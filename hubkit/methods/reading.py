@@ -12,6 +12,7 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.host import Method, host
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
+from hubkit.tensors.parts import front_length
 
 if TYPE_CHECKING:
     from hubkit.artifact.digest import TensorDigest
@@ -66,6 +67,19 @@ def codec_of(method: Method, config: Any, base: Base) -> str | None:
     with torch.device("meta"):
         method.inject(base, config)
     return base.codec
+
+
+def virtual_tokens(method: Method, config: Any, base: Base) -> int:
+    """How many tokens an adapter of `method` puts in front of every text. `base` can be known by its headers alone.
+
+    Raises:
+        HubkitError: what the method's `inject` raises; ``HK-CONFIG`` for more than the base's context holds.
+    """
+    import torch
+
+    with torch.device("meta"):
+        parts = method.inject(base, config)
+    return front_length(parts.values())
 
 
 def recorded_base(folder: AdapterFolder) -> Base:

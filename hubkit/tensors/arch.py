@@ -1,18 +1,19 @@
 """What hubkit knows of architectures, as data (``arch.json``): heads, embeddings, inputs that sites share, file names,
 and where the sub-layers of a layer are.
 
-Everything else is read from the model itself, so an architecture that is not listed works too.
+Everything else is read from the model itself, so an architecture that is not listed works too. A user's own JSON adds
+to it (`hubkit.tensors.archfile`).
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
+
+from hubkit.tensors.archfile import chosen, table
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,21 @@ class Sublayer:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """Where virtual tokens go in an encoder.
+
+    Args:
+        attention: classes of its self-attention modules; one per implementation in some releases of transformers.
+        counted_positions: positions count the tokens that are no padding, from the padding token's id on.
+        first_position: classes of the heads that read the first position of the encoder's output.
+    """
+
+    attention: tuple[str, ...]
+    counted_positions: bool = False
+    first_position: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Arch:
     """Facts about one architecture.
 
@@ -53,6 +69,7 @@ class Arch:
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
         attention: class of the self-attention modules of a causal decoder; empty: no known place for virtual tokens.
         cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
+        encoder: where virtual tokens go in an encoder; None where that is not known.
         learned_positions: positions are rows of a table, so that there is none beyond its end.
         layers: paths of the lists of layers, in the order in which they run.
         sublayers: the sub-layers of a layer.
@@ -72,6 +89,7 @@ class Arch:
     attention: str
     cache: tuple[str, ...]
     learned_positions: bool
+    encoder: Encoder | None = None
     layers: tuple[str, ...] = ()
     sublayers: tuple[Sublayer, ...] = ()
     adapterhub: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -96,15 +114,17 @@ class Arch:
         return found
 
 
-@functools.cache
-def _table() -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = json.loads((files("hubkit.tensors") / "arch.json").read_text("utf-8"))
-    return table
-
-
-@functools.cache
 def arch_of(model_type: str) -> Arch:
-    """The facts for a ``model_type`` of transformers; the defaults for one that is not listed."""
+    """The facts for a ``model_type`` of transformers; the defaults for one that is not listed.
+
+    Raises:
+        HubkitError: ``HK-ARCH-FILE``, see `hubkit.tensors.archfile.table`.
+    """
+    return _arch_of(model_type, chosen())
+
+
+@functools.cache
+def _arch_of(model_type: str, file: str) -> Arch:
     fields = _fields(model_type)
     groups = fields["shared_inputs"]
     assert isinstance(groups, list)
@@ -120,6 +140,7 @@ def arch_of(model_type: str) -> Arch:
         attention=str(fields["attention"]),
         cache=_words(fields["cache"]),
         learned_positions=bool(fields["learned_positions"]),
+        encoder=_encoder(fields.get("encoder")),
         layers=_words(fields.get("layers", [])),
         sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
         adapterhub=fields.get("adapterhub", {}),
@@ -128,20 +149,32 @@ def arch_of(model_type: str) -> Arch:
 
 def decoders() -> list[str]:
     """The model types whose attention is listed."""
-    return sorted(model_type for model_type, fields in _table().items() if fields.get("attention"))
+    return sorted(model_type for model_type, fields in table().items() if fields.get("attention"))
+
+
+def encoders() -> list[str]:
+    """The model types of encoders that have a known place for virtual tokens."""
+    return sorted(model_type for model_type, fields in table().items() if fields.get("encoder"))
 
 
 def known_layers() -> list[str]:
     """The ``model_type`` of every architecture whose sub-layers are known."""
-    return sorted(name for name in _table() if _fields(name).get("layers"))
+    return sorted(name for name in table() if _fields(name).get("layers"))
 
 
 def _fields(model_type: str) -> dict[str, Any]:
     """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
-    own = _table().get(model_type, {})
-    like = _table().get(str(own.get("like", "")), {})
+    own = table().get(model_type, {})
+    like = table().get(str(own.get("like", "")), {})
     alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
-    return {**_table()["default"], **alike, **own}
+    return {**table()["default"], **alike, **own}
+
+
+def _encoder(fields: Mapping[str, Any] | None) -> Encoder | None:
+    if not fields:
+        return None
+    words: dict[str, Any] = {key: _words(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Encoder(**words)
 
 
 def _words(value: object) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The causal decoder of a base as its configuration describes it, and what it makes of tokens.
+"""The causal decoder, or the encoder, of a base as its configuration describes it, and what it makes of tokens.
 
 The virtual sites lie here: ``kv``, in front of every attention's keys and values, and ``tokens``, in front of the
 input embeddings. They hold no weight of the base, so nothing that walks over its weights meets them.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hubkit.artifact.config_identity import config_values
 from hubkit.errors import HubkitError
-from hubkit.tensors.arch import Arch, decoders
+from hubkit.tensors.arch import Arch, decoders, encoders
 
 if TYPE_CHECKING:
     from hubkit.tensors.base import Base
@@ -26,7 +26,7 @@ _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of a causal decoder.
+    """Sizes of a causal decoder or of an encoder.
 
     Args:
         layers: number of attention layers.
@@ -52,14 +52,18 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
     values = config if "layers" in config else config_values(config)
     hidden, heads, layers = (values.get(name) for name in ("hidden_size", "heads", "layers"))
     crossed = config.get("add_cross_attention") is True
-    if not arch.attention or crossed or not (type(hidden) is type(heads) is type(layers) is int and heads):
+    odd = crossed or (not arch.attention and (arch.encoder is None or config.get("is_decoder") is True))
+    if odd or not (type(hidden) is type(heads) is type(layers) is int and heads):
         raise HubkitError(
             "HK-ARCH", "this architecture has no known place for virtual tokens", where=where,
-            want=f"a causal decoder of type {', '.join(decoders())}",
+            want=f"a causal decoder of type {', '.join(decoders())}; an encoder of type {', '.join(encoders())}",
             have=f"{config.get('model_type')}{' with cross attention' if crossed else ''}",
             fix="a method that edits weights or activations works on any architecture",
         )  # fmt: skip
     context = next((config[key] for key in _CONTEXT if type(config.get(key)) is int), None)
+    if context is not None and arch.encoder is not None and arch.encoder.counted_positions:
+        pad = config.get("pad_token_id")
+        context -= (pad if type(pad) is int else 1) + 1  # rows of the table of positions that no token has
     return Decoder(layers, values.get("kv_heads") or heads, values.get("head_dim") or hidden // heads, hidden, context)
 
 
@@ -124,6 +128,7 @@ def keys_values(base: Base, ids: Tensor) -> Tensor:
     Raises:
         HubkitError: ``HK-BASE-NEEDED`` where only files are at hand.
     """
+    from hubkit.tensors.encoder import run_encoder_once
     from hubkit.tensors.virtual import run_once
 
     if base.model is None:
@@ -131,5 +136,6 @@ def keys_values(base: Base, ids: Tensor) -> Tensor:
             "HK-BASE-NEEDED", "keys and values of a text need the base in memory", where=base.source,
             fix="make the adapter on a loaded model, or leave the text out",
         )  # fmt: skip
-    rows = run_once(base.model, base, {"input_ids": ids[None].to(base.site("tokens").device)})
+    run = run_encoder_once if base.arch.encoder else run_once
+    rows = run(base.model, base, {"input_ids": ids[None].to(base.site("tokens").device)})
     return torch.stack([torch.stack([keys[0], values[0]]) for keys, values in rows]).cpu()

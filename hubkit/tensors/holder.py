@@ -15,6 +15,7 @@ from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
 from hubkit.tensors.blocks import Block, BlockHooks
+from hubkit.tensors.encoder import EncoderHooks, virtual_hooks
 from hubkit.tensors.mix import Mix, Route
 from hubkit.tensors.planning import Plan
 from hubkit.tensors.pool import Load, Pool
@@ -48,7 +49,7 @@ class Holder(nn.Module):
         self._lock = threading.RLock()
         self._pool = Pool()
         self.slots: Slots | None = None
-        self._virtual: VirtualHooks | None = None
+        self._virtual: VirtualHooks | EncoderHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
 
     def _active(self) -> Plan:
@@ -179,7 +180,7 @@ class Holder(nn.Module):
         if adapter.base.codec is not None:
             self._quantize()
         if self._virtual is None and adapter.virtual():
-            self._virtual = VirtualHooks(self.model, self.sites, lambda: self._active().virtual, self.under)
+            self._virtual = virtual_hooks(self.model, self.sites, lambda: self._active().virtual, self.under)
         for site in adapter.edits():
             if site not in self._handles:
                 self._handles[site] = self._hooked(self.sites.sites[site])

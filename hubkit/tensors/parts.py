@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from hubkit.tensors.base import Base
     from hubkit.tensors.site import Site
@@ -176,12 +176,18 @@ class Tokens(_Virtual):
     """Learned embeddings in front of the text's, at the virtual site ``tokens``.
 
     In a causal decoder the host runs them once per pass, whatever the batch; their keys and values then act as a `KV`.
+    In an encoder they run with each row, and what becomes of them is cut off its output.
 
     Args:
-        base: a causal decoder (else ``HK-ARCH``).
+        base: a causal decoder or an encoder with a place for them (else ``HK-ARCH``).
         length: n, the number of virtual tokens.
     """
 
     def forward(self) -> Tensor:
         """The embeddings, (n, hidden)."""
         raise NotImplementedError
+
+
+def front_length(parts: Iterable[object]) -> int:
+    """How many tokens `parts` put in front of a text: the room that they take of the base's context."""
+    return sum(part.length for part in parts if isinstance(part, _Virtual))

@@ -44,7 +44,7 @@ class PackedHeaders:
         if self._read is None:
             raise HubkitError(
                 "HK-BASE-NEEDED", "the base is quantized: what its tensors hold stands in its files only",
-                where=f"{self._source}: {tensor}", fix="use a command that takes --base",
+                where=f"{self._source}: {tensor}", fix="name the base's folder with --base",
             )  # fmt: skip
         if tensor not in self._states:
             unpacked({key: torch.empty(0) for key in self._statistics[tensor]}, tensor)  # names what is missing

@@ -78,6 +78,11 @@ def _virtual(
             whole = grouped(actions[number], base) if virtual.runs else Plan()
             whole.virtual = virtual
             members[number] = virtual, whole
+    if members and base.arch.encoder:
+        raise HubkitError(
+            "HK-ROUTE", "virtual tokens cannot be routed in an encoder: they run with the text of every row",
+            where=base.source, fix="the same mix for all rows, or one call for each mix",
+        )  # fmt: skip
     return RowsVirtual(members, rows) if members else None
 
 

@@ -64,6 +64,7 @@ def encode(
     max_length: int,
     truncate: bool = False,
     raw: bool = False,
+    front: int = 0,
 ) -> list[Row]:
     """The rows to train on, one per record, in order.
 
@@ -75,6 +76,7 @@ def encode(
         max_length: most tokens of a row.
         truncate: cut longer rows at their end.
         raw: prompt and completion without the chat template.
+        front: virtual tokens that `max_length` has left room for; for messages.
 
     Raises:
         HubkitError: HK-DATA for a value of a wrong type; HK-TEMPLATE when the template is missing, fails, or renders
@@ -92,7 +94,7 @@ def encode(
         raise HubkitError(
             "HK-ROW-TOO-LONG",
             f"{len(long)} of {len(rows)} rows are longer than the context",
-            want=f"at most {max_length} tokens",
+            want=f"at most {max_length} tokens" + (f" beside {front} virtual ones" if front else ""),
             have=shorten(long),
             fix="--max-length TOKENS (up to the base's context), shorter rows, or --truncate",
         )

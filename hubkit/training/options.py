@@ -10,6 +10,8 @@ from hubkit.errors import USAGE, HubkitError
 
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("bfloat16", "float32")
+OPTIMIZERS = ("adamw", "paged_adamw_32bit", "paged_adamw_8bit")
+"""By the names that transformers gives them; the paged ones keep their moments where a full GPU can move them out."""
 
 WITHOUT_INFLUENCE = frozenset({"save_every", "checkpointing"})
 """Options that change cost but no computed bit: a resumed run may change them."""
@@ -24,6 +26,7 @@ class TrainOptions:
         epochs: passes over the training rows, may be a fraction; None: 1.0. Not together with `steps`.
         batch_size: rows per forward pass.
         accumulate: forward passes per optimizer step, weighted by their number of targets.
+        optimizer: "adamw"; "paged_adamw_32bit" or "paged_adamw_8bit": bitsandbytes', on a CUDA device.
         learning_rate: the highest learning rate (AdamW).
         warmup: share of all steps over which the rate rises from 0, in [0, 1).
         schedule: what follows: "cosine" or "linear" (both towards 0) or "constant".
@@ -50,6 +53,7 @@ class TrainOptions:
     epochs: float | None = None
     batch_size: int = 4
     accumulate: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 2e-4
     warmup: float = 0.03
     schedule: str = "cosine"
@@ -99,6 +103,8 @@ class TrainOptions:
                 yield f"{name} is {getattr(self, name)!r}, want a share >= 0 and < 1"
         if self.schedule not in SCHEDULES:
             yield f"schedule is {self.schedule!r}, want one of {', '.join(SCHEDULES)}"
+        if self.optimizer not in OPTIMIZERS:
+            yield f"optimizer is {self.optimizer!r}, want one of {', '.join(OPTIMIZERS)}"
         if self.dtype is not None and self.dtype not in DTYPES:
             yield f"dtype is {self.dtype!r}, want one of {', '.join(DTYPES)}"
         if self.steps is not None and self.epochs is not None:

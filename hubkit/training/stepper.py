@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.training.batching import collate
 from hubkit.training.encode import Row
+from hubkit.training.optimizers import adopt_moment, make_optimizer, moments
 
 TrainStep = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 
@@ -22,6 +23,7 @@ class Stepper:
     Args:
         params: trained parameters by name, all on one device.
         clip: largest global norm of the gradient; 0 clips nothing.
+        optimizer: one of `hubkit.training.options.OPTIMIZERS`.
         rates: parameter name -> what multiplies the learning rate for it; 1 for those left out.
         kept: tensors that `train_step` reads and no step changes: part of the state, so that a resumed run has them.
     """
@@ -34,6 +36,7 @@ class Stepper:
         *,
         weight_decay: float,
         clip: float,
+        optimizer: str = "adamw",
         rates: Mapping[str, float] | None = None,
         kept: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -41,10 +44,7 @@ class Stepper:
         self.kept = kept or {}
         self.train_step = train_step
         self.device = next(iter(params.values())).device
-        # one kernel for all parameters instead of five passes over each
-        fused = self.device.type in ("cpu", "cuda")
-        groups = rate_groups(params, rates or {})
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay, fused=fused)
+        self.optimizer = make_optimizer(optimizer, rate_groups(params, rates or {}), weight_decay, self.device)
 
     def step(
         self, batches: Sequence[Sequence[Row]], rate: float, cancelled: Callable[[], bool]
@@ -129,7 +129,7 @@ class Stepper:
         found: dict[str, Tensor] = {f"kept/{name}": value for name, value in self.kept.items()}
         for name, param in self.params.items():
             found[f"param/{name}"] = param
-            found |= {f"adamw.{key}/{name}": value for key, value in self.optimizer.state.get(param, {}).items()}
+            found |= {f"adamw.{key}/{name}": value for key, value in moments(self.optimizer, param).items()}
         return found
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
@@ -142,8 +142,7 @@ class Stepper:
                 elif kind == "kept":
                     self.kept[name].copy_(tensor)
                 elif kind.startswith("adamw."):
-                    # the fused kernel counts steps on the parameter's device, too
-                    self.optimizer.state[self.params[name]][kind.removeprefix("adamw.")] = tensor.to(self.device)
+                    adopt_moment(self.optimizer, self.params[name], kind.removeprefix("adamw."), tensor)
 
 
 def rate_groups(params: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_record
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.terms import Term, Terms, codec_of_terms, mix_of, open_terms, require_base, require_mix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +59,9 @@ def attach(
     record = base_record(base, registry=registry) if base else fingerprint_model(live, tokenizer)
     require_base(members, record, allow_base_mismatch)
     sites = model.sites if isinstance(model, Attached) else Base.from_model(live)
+    codec = codec_of_terms(members)
+    if codec is not None:
+        sites.quantize(codec)  # asks for it: the first adapter that is attached has it done
     members = _renamed(members, model.adapters if isinstance(model, Attached) else {})
     chosen, dtype = mix_of(members, mix), "master" if trainable else "base"
     read = {m.name: read_adapter(m.folder, sites, name=m.name, dtype=dtype) for m in members}

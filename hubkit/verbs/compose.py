@@ -19,7 +19,7 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write
 from hubkit.documents.manifest import Manifest, Parent, Plugin
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, chosen_name
-from hubkit.verbs.terms import Term, Terms, open_terms
+from hubkit.verbs.terms import Term, Terms, codec_of_terms, open_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,13 +146,14 @@ def _write(
     made, how = _made(members, adapters, base, how)
     result = _adapter(name, made, adapters, base)
     first = members[0].folder
+    assert first.manifest.base is not None
     manifest = Manifest(
         kind="adapter",
         name=result.name,
         method=result.method.name,
         plugin=_plugin(result),
         config=config_document(result.config),
-        base=first.manifest.base,
+        base=changed(first.manifest.base, codec=codec_of_terms(members)),
         parents=plan.parents,
         composition=_record(how, made),
         license=license,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hubkit.artifact.folder import open_adapter, staged
+from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, adapter_source
-from hubkit.verbs.terms import require_adapter
+from hubkit.verbs.terms import Term, require_adapter, require_base
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base import Base
 
 FORMS = ("peft", "adapterhub")
 
@@ -35,6 +39,8 @@ def export(
     out: Path | str,
     *,
     to: str = "peft",
+    base: str | None = None,
+    revision: str | None = None,
     registry: str | None = None,
     offline: bool = False,
     replace: bool = False,
@@ -47,20 +53,22 @@ def export(
         out: folder to write.
         to: ``peft``: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads and writes them;
             ``adapterhub``: ``adapter_config.json`` and ``adapter.safetensors`` as the adapters library does.
+        base: folder or repository of the base; needed where it lies in 4 bits.
+        revision: of the base.
         replace: replace what an earlier export left at `out`.
 
     Raises:
         HubkitError: ``HK-NOT-ADAPTER`` for a merged checkpoint; ``HK-EXPORT`` when the method has no such form;
-            ``HK-EXISTS``; what pulling and reading raise.
+            ``HK-EXISTS``; ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``; what pulling and reading raise.
     """
-    from hubkit.methods.reading import read_adapter, recorded_base
+    from hubkit.methods.reading import read_adapter
 
     if to not in FORMS:
         raise HubkitError("HK-EXPORT", f"unknown form {to!r}", want=", ".join(FORMS), have=to, status=USAGE)
     out = Path(out)
     source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
     folder = require_adapter(open_adapter(source.path))
-    adapter = read_adapter(folder, recorded_base(folder))
+    adapter = read_adapter(folder, _sites(folder, reference, base, revision, registry, offline))
     files = adapter.method.export(adapter, to)
     own = set(files)
     if replace and out.is_dir() and any(p.name not in own for p in out.iterdir()):
@@ -71,3 +79,18 @@ def export(
         for name, data in files.items():
             (stage / name).write_bytes(data)
     return Exported(out, to, tuple(sorted(files)), folder.manifest.digest)
+
+
+def _sites(
+    folder: AdapterFolder, reference: str, base: str | None, revision: str | None, registry: str | None, offline: bool
+) -> Base:
+    """The sites of the adapter's base: as it lists them, or of the base that is named."""
+    from hubkit.methods.reading import recorded_base
+    from hubkit.tensors.base import Base
+    from hubkit.verbs.sources import base_with_record
+
+    if base is None:
+        return recorded_base(folder)
+    source, record = base_with_record(base, revision, registry=registry, offline=offline)
+    require_base([Term(folder.manifest.name, reference, 1.0, folder)], record, False)
+    return Base.from_folder(source.path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, base_source, base_with_record
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.terms import Term, Terms, codec_of_terms, mix_of, open_terms, require_base, require_mix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,6 +70,7 @@ def generate(
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.attach import Attached
     from hubkit.tensors.live import load_base, load_tokenizer
+    from hubkit.tensors.parts import front_length
 
     if max_new_tokens < 1 or temperature < 0:
         raise HubkitError(
@@ -86,17 +87,19 @@ def generate(
         overrides = require_base(members, record, allow_base_mismatch)
     else:
         source = base_source(named, revision, **where)
-    codecs = [m.folder.manifest.base.codec for m in members if m.folder.manifest.base is not None]
-    model: nn.Module = load_base(source.path, dtype, next(filter(None, codecs), None))
+    model: nn.Module = load_base(source.path, dtype, codec_of_terms(members))
+    front = 0
     if members:
         attached = Attached(model)
         for member in members:
             attached.add(member.name, read_adapter(member.folder, attached.sites, name=member.name, dtype="base"))
         attached.set_mix(mix_of(members, mix))
+        front = front_length(part for adapter in attached.adapters.values() for part in adapter.parts.values())
         model = attached
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        text, count = _answer(model, load_tokenizer(source.path), prompt, raw, max_new_tokens, temperature, source.path)
+        tokenizer = load_tokenizer(source.path)
+        text, count = _answer(model, tokenizer, prompt, raw, max_new_tokens, temperature, source.path, front)
     shown = tuple((member.reference, member.weight) for member in members)
     return Generated(text, count, source.reference, shown, overrides)
 
@@ -125,7 +128,7 @@ def _templated(tokenizer: Any, messages: list[dict[str, str]], base: Path) -> st
 
 
 def _answer(
-    model: Any, tokenizer: Any, prompt: str, raw: bool, tokens: int, temperature: float, base: Path
+    model: Any, tokenizer: Any, prompt: str, raw: bool, tokens: int, temperature: float, base: Path, front: int
 ) -> tuple[str, int]:
     import torch
 
@@ -137,10 +140,11 @@ def _answer(
         text = _templated(tokenizer, messages, base)
     inputs = tokenizer(text, add_special_tokens=not templated, return_tensors="pt")
     length, longest = inputs["input_ids"].shape[1], context_length(base)
-    if length == 0 or (longest is not None and length + tokens > longest):
+    if length == 0 or (longest is not None and front + length + tokens > longest):
+        virtual = f"{front} virtual + " if front else ""
         raise HubkitError(
             "HK-ROW-TOO-LONG", "prompt and answer do not fit the base's context", want=f"1 to {longest} tokens",
-            have=f"{length} of the prompt + {tokens} new", fix="--max-new-tokens, or a shorter prompt",
+            have=f"{virtual}{length} of the prompt + {tokens} new", fix="--max-new-tokens, or a shorter prompt",
         )  # fmt: skip
     choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     with torch.no_grad():

@@ -164,7 +164,8 @@ def _repack(
         manifest = replace(manifest, overrides=tuple(dict.fromkeys([*manifest.overrides, *used])))
     read_adapter(opened, Base.from_folder(source.path))
     files[TENSORS_NAME] = tensors_bytes(record.tensors)
-    return replace(manifest, base=record.fingerprint), files
+    codec = manifest.base.codec if manifest.base is not None else None
+    return replace(manifest, base=replace(record.fingerprint, codec=codec)), files
 
 
 def _others(folder: Path, known: Mapping[str, Any]) -> tuple[dict[str, bytes | Path], tuple[str, ...]]:

@@ -157,6 +157,12 @@ def mix_of(terms: Iterable[Term], kind: str) -> Mix:
     return make_mix(kind, [(term.name, term.weight) for term in terms])
 
 
+def codec_of_terms(terms: Iterable[Term]) -> str | None:
+    """How the base is quantized for the terms that were trained so, and with them for all; None where it is not."""
+    bases = [term.folder.manifest.base for term in terms]
+    return next((base.codec for base in bases if base is not None and base.codec), None)
+
+
 def require_base(terms: Iterable[Term], record: BaseRecord, allow: bool) -> tuple[str, ...]:
     """Refuses terms that were trained on another base than `record`; returns the overrides that were needed.
 

@@ -89,15 +89,17 @@ def train(
 
     Raises:
         HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
-            ``HK-CONFIG``, ``HK-TARGET``, ``HK-OPTIONS``, ``HK-NAN``, ``HK-RESUME`` and what they call for.
+            ``HK-CONFIG``, ``HK-TARGET``, ``HK-OPTIONS``, ``HK-OPTIMIZER``, ``HK-NAN``, ``HK-RESUME`` and what
+            they call for.
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
-    from hubkit.methods.reading import codec_of
+    from hubkit.methods.reading import codec_of, virtual_tokens
     from hubkit.tensors.base import Base
     from hubkit.tensors.live import load_tokenizer
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
+    from hubkit.training.optimizers import device_for
 
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
@@ -106,16 +108,18 @@ def train(
     chosen = host().load(method or host().default())
     settings = parse_config(chosen.info.config, config or {}, "--set")
     wanted = _options(chosen, options)
+    device = device_for(wanted.optimizer)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
-    codec = codec_of(chosen, settings, Base.from_folder(source.path))
+    sites = Base.from_folder(source.path)
+    codec, front = codec_of(chosen, settings, sites), virtual_tokens(chosen, settings, sites)
     draft = _draft(name, chosen, settings, record, codec, license)
     check_adapter(out, draft, {CARD_NAME: _card(out, draft, ())}, replace=replace)  # now, not after hours of training
-    rows, validation = _rows(records, held, load_tokenizer(source.path), columns, source.path, wanted, raw)
+    rows, validation = _rows(records, held, load_tokenizer(source.path), columns, source.path, wanted, raw, front)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name, codec=codec,
+        resume=resume, name=name, codec=codec, device=device,
     )  # fmt: skip
     manifest = dataclasses.replace(draft, config=_document(adapter.config), training=_training(wanted, rows, metrics))
     digest = _write(out, adapter, manifest, record, metrics, replace)
@@ -165,27 +169,37 @@ def _options(method: Method, given: Mapping[str, Any]) -> TrainOptions:
 
 
 def _rows(
-    records: Any, held: Any, tokenizer: Any, columns: Columns | None, base: Path, options: TrainOptions, raw: bool
+    records: Any,
+    held: Any,
+    tokenizer: Any,
+    columns: Columns | None,
+    base: Path,
+    options: TrainOptions,
+    raw: bool,
+    front: int,
 ) -> tuple[list[Row], list[Row]]:
-    """Encoded training and validation rows."""
+    """Encoded training and validation rows, short enough for `front` virtual tokens to stand in front of each."""
     from hubkit.tensors.live import context_length
     from hubkit.training.batching import split
     from hubkit.training.data import choose_columns
     from hubkit.training.encode import encode
 
     chosen = choose_columns(records, columns)
-    longest = context_length(base)
+    context = context_length(base)
+    longest = None if context is None else context - front
     if options.max_length is not None and longest is not None and options.max_length > longest:
+        beside = f" beside {front} virtual tokens" if front else ""
         raise HubkitError(
-            "HK-OPTIONS", "max_length is beyond the base's context", want=f"at most {longest}",
+            "HK-OPTIONS", "max_length is beyond the base's context", want=f"at most {longest}{beside}",
             have=str(options.max_length), fix=f"--max-length {longest}", status=2,
         )  # fmt: skip
     limit = options.max_length or longest or 1 << 30
-    rows = encode(records, tokenizer, chosen, max_length=limit, truncate=options.truncate, raw=raw)
+    how: dict[str, Any] = {"max_length": limit, "truncate": options.truncate, "raw": raw, "front": front}
+    rows = encode(records, tokenizer, chosen, **how)
     if held is None:
         return split(rows, options.validation, options.seed)
     chosen = choose_columns(held, columns)
-    return rows, encode(held, tokenizer, chosen, max_length=limit, truncate=options.truncate, raw=raw)
+    return rows, encode(held, tokenizer, chosen, **how)
 
 
 def _fit(
@@ -198,6 +212,7 @@ def _fit(
     *,
     name: str,
     codec: str | None,
+    device: str,
     **run: Any,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.tensors.adapter import Adapter
@@ -205,7 +220,7 @@ def _fit(
     from hubkit.tensors.live import load_base
     from hubkit.training.loop import fit
 
-    attached = Attached(load_base(base, options.dtype, codec))
+    attached = Attached(load_base(base, options.dtype, codec).to(device))
     adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
     attached.add(name, adapter)
     attached.set_mix(name)

@@ -23,6 +23,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
 CLASSES = {
     "bert": "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
     "gpt2": "GPT2LMHeadModel",
     "t5": "T5ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
@@ -38,7 +39,7 @@ def model_of(family: str) -> Any:
         options: dict[str, Any] = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 4}
     elif family == "t5":
         options = {"vocab_size": 24, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
-    elif family in ("bert", "roberta"):
+    elif "bert" in family:
         options = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 32, "pad_token_id": 1}
     else:
         options = {**SIZES, **HEADS}

@@ -17,11 +17,11 @@ def test_all_faults_are_told_at_once():
         TrainOptions(
             steps=0, epochs=-1, batch_size=0, accumulate=1.5, learning_rate=math.nan, warmup=1, schedule="cos",
             weight_decay=-1, clip=math.inf, max_length=1, seed=-1, dtype="int8", validation=1.0, patience=0,
-            eval_every=0, save_every=-1,
+            eval_every=0, save_every=-1, optimizer="sgd",
         )  # fmt: skip
     assert caught.value.code == "HK-OPTIONS"
     assert caught.value.status == 2
-    assert len(caught.value.have) == 17
+    assert len(caught.value.have) == 18
 
 
 def test_steps_and_epochs():
