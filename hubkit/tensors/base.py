@@ -67,6 +67,12 @@ class Base:
         """The sizes of its decoder; ``HK-ARCH`` where virtual tokens have no known place."""
         return decoder_of(self.arch, self._config, self.source)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes it is or was saved as: ``LlamaForCausalLM``."""
+        named = self._config.get("architectures")
+        return (self.source,) if self.model is not None else tuple(map(str, named if isinstance(named, list) else ()))
+
     def find(self, name: str) -> Site | None:
         """The site of that name, a virtual one too, or None."""
         return self.sites.get(name) or self.virtual.get(name)

@@ -20,7 +20,6 @@ from hubkit.artifact.base_files import INDEX, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.additive import keeps_tie
 from hubkit.tensors.base import Base
 from hubkit.tensors.delta import Delta, apply_bias, apply_weight
 from hubkit.tensors.dtypes import DTYPE_NAMES, torch_dtype
@@ -28,6 +27,7 @@ from hubkit.tensors.mix import Mix
 from hubkit.tensors.parts import LowRank
 from hubkit.tensors.shards import Shards, Written, computed, copied, write_file
 from hubkit.tensors.site import Site
+from hubkit.tensors.tied import keeps_tie
 
 TIES = "tie_word_embeddings"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
