@@ -208,6 +208,7 @@ PEFT = PeftForm(
     peft_type="LORA",
     roles={
         "linear": {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"},
+        "rows": {"rows": "trainable_tokens_delta"},
     },
     options={
         "r": "rank",
@@ -234,6 +235,7 @@ PEFT = PeftForm(
     transposed="fan_in_fan_out",
     saved="modules_to_save",
     tied="ensure_weight_tying",
+    rows="trainable_token_indices",
 )  # fmt: skip
 
 

@@ -165,6 +165,7 @@ PEFT = PeftForm(
     roles={
         "linear": {"A": "lora_A.weight", "B": "lora_B.weight"},
         "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
+        "rows": {"rows": "trainable_tokens_delta"},
     },
     options={
         "r": "rank",
@@ -191,6 +192,7 @@ PEFT = PeftForm(
     transposed="fan_in_fan_out",
     saved="modules_to_save",
     tied="ensure_weight_tying",
+    rows="trainable_token_indices",
     base_copies=("base_layer.weight",),
 )  # fmt: skip
 

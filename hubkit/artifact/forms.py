@@ -9,7 +9,7 @@ Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class PeftForm:
         whole: tensor key -> (site, role), of tensors whose key names no module.
         saved: the key that lists modules trained as a whole, whose tensors keep the names that the base gives them; the
             configuration has a field of that name. Empty: the method knows none.
+        rows: the key that lists tokens whose rows are trained alone (``token_ids``), by module.
         tied: the key saying that an embedding table and the head tied to it change alike (``tied`` is ``keep``).
     """
 
@@ -61,6 +62,7 @@ class PeftForm:
     whole: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     saved: str = ""
     tied: str = ""
+    rows: str = ""
 
 
 HELD = ("weight", "bias")
@@ -74,6 +76,7 @@ def to_peft_config(
     targets: Iterable[str],
     modules: Mapping[str, Iterable[str]] | None = None,
     saved: Iterable[str] = (),
+    rows: Mapping[str, Sequence[int]] | None = None,
     transposed: bool = False,
     base_source: str | None = None,
     revision: str | None = None,
@@ -86,6 +89,7 @@ def to_peft_config(
         targets: module names, resolved by the caller against the base.
         modules: the same for each key of `PeftForm.modules`.
         saved: the same for `PeftForm.saved`.
+        rows: module -> ids of the tokens whose rows are trained.
         transposed: whether the adapted weights are stored (in, out).
     """
     document: dict[str, Any] = {
@@ -103,6 +107,8 @@ def to_peft_config(
     document |= {key: sorted(names) for key, names in (modules or {}).items()}
     if form.saved:
         document[form.saved] = sorted(saved) or None
+    if form.rows and rows:
+        document[form.rows] = {name: list(ids) for name, ids in sorted(rows.items())}
     if form.tied and config.get("tied") == "keep":
         document[form.tied] = True
     if form.transposed:
@@ -138,9 +144,11 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
     fields = {**form.options, **form.modules, **({form.saved: form.saved} if form.saved else {})}
     foreign = [f"{k}: {_json(data.get(k))}, not {_json(v)}" for k, v in form.requires.items() if data.get(k) != v]
     silent = COMMON | form.ignored | form.selection | form.requires.keys()
-    silent |= {form.targets, form.transposed or "", form.tied}
+    silent |= {form.targets, form.transposed or "", form.tied, form.rows}
     if form.tied and data.get(form.tied):
         config["tied"] = "keep"
+    if form.rows and data.get(form.rows):
+        config["token_ids"] = _one_list(data[form.rows], f"{where}#/{form.rows}")
     for key, value in sorted(data.items()):
         if key == form.saved and value is not None and not _names(value):
             foreign.append(f"{key}: {_json(value)}")
@@ -159,6 +167,22 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
             fix="merge it with the tool that trained it, or retrain without these options",
         )
     return config
+
+
+def _one_list(value: Any, where: str) -> list[int]:
+    """Ids of tokens, given once or for each of several modules alike.
+
+    Raises:
+        HubkitError: ``HK-VOCABULARY``.
+    """
+    lists = list(value.values()) if isinstance(value, Mapping) else [value]
+    usable = all(isinstance(ids, list) and all(type(i) is int for i in ids) for ids in lists)
+    if not usable or any(ids != lists[0] for ids in lists):
+        raise HubkitError(
+            "HK-VOCABULARY", "the rows trained are not those of the same tokens everywhere", where=where,
+            want="one list of ids for embeddings and head", have=_json(value)[:200],
+        )  # fmt: skip
+    return list(lists[0])
 
 
 def _names(value: Any) -> bool:

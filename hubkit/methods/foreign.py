@@ -56,6 +56,7 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
         config_document(adapter.config),
         targets={*short_targets(rest, adapter.base.sites), *(name for names in lists.values() for name in names)},
         modules=lists,
+        rows=_rows(adapter),
         saved=short_targets(whole, adapter.base.sites, set(adapter.base.sites) - whole),
         transposed=any(s.transposed and s.kind == "linear" for s in adapter.sites.values()),
         base_source=adapter.source,
@@ -71,6 +72,14 @@ def is_whole(part: Edit) -> bool:
     from hubkit.tensors.whole import WholeModule
 
     return isinstance(part.part if isinstance(part, TiedChange) else part, WholeModule)
+
+
+def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """Module -> ids of the tokens whose rows the adapter holds there."""
+    from hubkit.tensors.vocabulary import SUFFIX, TokenRows
+
+    held = {site.removesuffix(SUFFIX): part for site, part in adapter.parts.items() if isinstance(part, TokenRows)}
+    return {site.rpartition(".")[2]: part.ids for site, part in held.items()}
 
 
 def _task(base: Base) -> str:

@@ -34,6 +34,10 @@ class LowRankConfig:
         modules_to_save: names of modules that are trained as a whole beside the factors: heads, embeddings, norms.
         tied: where the base ties its output head to its embeddings and one of the two is chosen: break, only that one
             changes, and the merged model has two tensors; keep, one change acts at both, and they stay tied.
+        add_tokens: tokens that the base's tokenizer does not have: the adapter holds their rows of the embeddings and
+            of an untied output head.
+        token_ids: ids of the tokens whose rows are trained; the last of them are those of add_tokens, which training
+            finds.
     """
 
     targets: str | tuple[str, ...] = "all-linear"
@@ -47,6 +51,8 @@ class LowRankConfig:
     lora_plus_ratio: float = 1.0
     modules_to_save: tuple[str, ...] = ()
     tied: Literal["keep", "break"] = "break"
+    add_tokens: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         wrong = [f"rank {r}" for r in (self.rank, *self.rank_pattern.values()) if r < 1]
@@ -72,13 +78,14 @@ class LowRankConfig:
         return base.match(self.targets, kinds, layers=self.layers or None)
 
     def parts(self, base: Base, kinds: str | Sequence[str], make: Callable[[Site], Edit]) -> dict[str, Part]:
-        """What `make` makes at each target, and what `modules_to_save` and `tied` ask for beside it.
+        """What `make` makes at each target, and what `modules_to_save`, `tied` and tokens ask for beside it.
 
         Raises:
             HubkitError: ``HK-TARGET``; ``HK-HEAD`` for a module that is to be trained as a whole and does not exist;
-                ``HK-CONFIG`` for one that is a target, too.
+                ``HK-CONFIG`` for one that is a target, too; ``HK-VOCABULARY`` for ids that cannot be.
         """
         from hubkit.tensors.tied import at_tables, follow
+        from hubkit.tensors.vocabulary import token_rows
         from hubkit.tensors.whole import WholeModule, whole_sites
 
         chosen, whole = {site.name for site in self.sites(base, kinds)}, whole_sites(base, self.modules_to_save)
@@ -92,6 +99,7 @@ class LowRankConfig:
             for name, site in base.sites.items()
             if name in whole or name in chosen
         }
+        parts |= token_rows(base, self.token_ids, self.add_tokens)
         return follow(base, parts) if self.tied == "keep" else parts
 
     def _refuse(self, base: Base, kinds: str | Sequence[str], chosen: set[str], whole: set[str]) -> None:

@@ -20,6 +20,7 @@ from hubkit.tensors.dtypes import DTYPE_NAMES
 from hubkit.tensors.parts import KV, Edit, Part, Tokens
 from hubkit.tensors.site import Site
 from hubkit.tensors.tied import TiedChange
+from hubkit.tensors.vocabulary import rows_delta
 from hubkit.tensors.whole import WholeModule, whole_delta
 
 
@@ -192,7 +193,7 @@ class Adapter:
                 "HK-TARGET", f"this configuration of method {method.name!r} chooses no module", where=base.source,
                 want="at least one", fix=f"hubkit methods {method.name} lists its options",
             )  # fmt: skip
-        parts = {site: made[site] for site in (*base.sites, *base.virtual) if site in made}
+        parts = {site: made[site] for site in (*base.sites, *base.virtual, *base.rows) if site in made}
         return cls(name, method, config, parts, base)
 
     def _refuse_foreign_copies(
@@ -291,11 +292,18 @@ class Adapter:
         Raises:
             hubkit.methods.api.NotMergeable: from the method, with its reason.
         """
+        change, rows = self._delta(site, grad), rows_delta(site, self.parts, grad)
+        if rows is None or change is None:
+            return change if rows is None else rows
+        return change.plus(rows)
+
+    def _delta(self, site: Site, grad: bool) -> Delta | None:
+        """As `delta`, of the part at the site alone."""
         part = self.parts.get(site.name)
         if part is None:
             return None
         if isinstance(part, TiedChange):
-            change = self.delta(part.seen_from(site), grad=grad)
+            change = self._delta(part.seen_from(site), grad)
             return None if change is None else change.transposed()
         wide = accumulation_dtype(site.dtype)
         tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.merged().items()}

@@ -101,12 +101,15 @@ def effect(site: Site, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def forward_with(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The module's own forward with another weight and bias; the module, its hooks among it, is not touched."""
+def forward_with(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, **others: object) -> Tensor:
+    """The module's own forward with another weight and bias, and perhaps other attributes.
+
+    The module, its hooks among it, is not touched.
+    """
     own = {**module._parameters, "weight": weight}
     if "bias" in own:
         own["bias"] = bias
     twin = object.__new__(type(module))
-    vars(twin).update({**vars(module), "_parameters": own})
+    vars(twin).update({**vars(module), "_parameters": own, **others})
     made: Tensor = type(module).forward(twin, x)
     return made

@@ -24,6 +24,7 @@ from hubkit.tensors.parts import Edit, LowRank
 from hubkit.tensors.quantlinear import Swap
 from hubkit.tensors.site import Site
 from hubkit.tensors.virtual import BARE, VirtualHooks, VirtualPlan, plan_virtual
+from hubkit.tensors.vocabulary import TokenRows, VocabularyHooks, VocabularyPlan, plan_vocabulary
 
 At = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -32,6 +33,7 @@ class Plan(dict[str, At]):
     """What one mix does: site -> what is done to its output; and what is put in front of the text."""
 
     virtual: VirtualPlan | None = None
+    vocabulary: VocabularyPlan | None = None
 
 
 def require_uncompiled(model: nn.Module) -> None:
@@ -67,6 +69,7 @@ class Attached(nn.Module):
         self._swaps: list[Swap] = []
         self._plan = Plan()
         self._virtual: VirtualHooks | None = None
+        self._vocabulary: VocabularyHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
         self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
@@ -113,6 +116,10 @@ class Attached(nn.Module):
         for site in adapter.edits():
             if site not in self._handles:
                 self._handles[site] = self._hooked(self.sites.sites[site])
+        if self._vocabulary is None and any(isinstance(part, TokenRows) for part in adapter.parts.values()):
+            self._vocabulary = VocabularyHooks(self.model, self.sites, lambda: self._active().vocabulary)
+        elif self._vocabulary is not None:
+            self._vocabulary.last()
 
     def _quantize(self) -> None:
         """Quantizes the base's linear layers in place, those that are not yet; `detach` restores them."""
@@ -143,6 +150,13 @@ class Attached(nn.Module):
             self._handles.pop(site).remove()
         if not any(a.virtual() for a in self.adapters.values()):
             self._drop_virtual()
+        if not any(isinstance(part, TokenRows) for a in self.adapters.values() for part in a.parts.values()):
+            self._drop_vocabulary()
+
+    def _drop_vocabulary(self) -> None:
+        if self._vocabulary is not None:
+            self._vocabulary.remove()
+        self._vocabulary = None
 
     def _drop_virtual(self) -> None:
         if self._virtual is not None:
@@ -185,6 +199,7 @@ class Attached(nn.Module):
             handle.remove()
         self._handles.clear()
         self._drop_virtual()
+        self._drop_vocabulary()
         self.adapters.clear()
         self.parts.clear()
         self._plan, self.mix = Plan(), None
@@ -248,6 +263,7 @@ class Attached(nn.Module):
             group = made.setdefault(members, Group({name: low[name] for name in members}))
             plan[site] = _adding(group, site)
         plan.virtual = plan_virtual(mix, self.adapters)
+        plan.vocabulary = plan_vocabulary(mix, self.adapters, self.sites)
         return plan
 
     def _fold(self, mix: Mix, site: Site) -> At:

@@ -27,6 +27,7 @@ from hubkit.tensors.quant import CODEC
 from hubkit.tensors.quantfiles import PackedHeaders
 from hubkit.tensors.quantlinear import QuantLinear, packed_facts, packed_of, quantizable
 from hubkit.tensors.site import Read, Site
+from hubkit.tensors.vocabulary import row_sites
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 NORMS = ("LayerNorm", "RMSNorm")
@@ -61,6 +62,8 @@ class Base:
         self.codec: str | None = None
         self.virtual = virtual_sites(self.sites, arch, self._config, source)
         """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
+        self.rows = row_sites(self.sites, embedding_table(self.sites.values(), arch), arch.is_head)
+        """Where rows of single tokens act: beside the embedding table and an untied output head."""
 
     @property
     def decoder(self) -> Decoder:
@@ -75,11 +78,11 @@ class Base:
 
     def find(self, name: str) -> Site | None:
         """The site of that name, a virtual one too, or None."""
-        return self.sites.get(name) or self.virtual.get(name)
+        return self.sites.get(name) or self.virtual.get(name) or self.rows.get(name)
 
     def site(self, name: str) -> Site:
         """The site of that name, a virtual one too; it must exist."""
-        return self.sites[name] if name in self.sites else self.virtual[name]
+        return self.sites[name] if name in self.sites else {**self.virtual, **self.rows}[name]
 
     def token_ids(self, text: str, length: int) -> Tensor:
         """See `hubkit.tensors.decoder.token_ids`."""

@@ -13,7 +13,9 @@ from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
 from hubkit.verbs.adopt_adapterhub import read_adapterhub_folder
+from hubkit.verbs.adopt_vocabulary import Folder, rows_alone
 from hubkit.verbs.sources import Progress, base_with_record
+from hubkit.verbs.vocabulary import vocabulary_document
 
 if TYPE_CHECKING:
     from hubkit.artifact.digest import BaseRecord
@@ -46,7 +48,7 @@ def adopt(
 
     Raises:
         HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
-            ``HK-KEYS``, ``HK-HEAD``, ``HK-TIED``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``;
+            ``HK-KEYS``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``;
             what fetching and reading the base raise.
     """
     from hubkit.artifact.forms import HELD, short_targets, split_keys
@@ -55,6 +57,7 @@ def adopt(
     from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.arch import arch_of
     from hubkit.tensors.base import Base
+    from hubkit.tensors.shards import read_file
     from hubkit.tensors.tied import tied_pairs
 
     foreign = _foreign_config(folder)
@@ -66,7 +69,9 @@ def adopt(
     saved = list(values.get(form.saved) or []) if form.saved else []
     if saved and values.get("tied"):
         saved += arch_of("").heads  # written, and not listed
-    parts = split_keys(form, read_header(weights), str(weights), saved).parts
+    resized = [*arch_of("").embeddings, *arch_of("").heads[:1]] if form.rows else []  # listed nowhere either
+    found = split_keys(form, read_header(weights), str(weights), [*saved, *resized])
+    parts = dict(found.parts)
     if not parts:
         raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
     named = base or foreign.get("base_model_name_or_path")
@@ -75,6 +80,10 @@ def adopt(
     asked = revision or (foreign.get("revision") if base is None else None)
     source, record = base_with_record(str(named), asked, **where)
     sites = Base.from_folder(source.path)
+    stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
+    if form.rows:
+        place = Folder(folder, source.path, stored)
+        stored, parts, values = rows_alone(place, form, parts, listed_whole, values, sites)
     whole = [name for name, roles in parts.items() if set(roles) <= set(HELD)]
     _require_heads(foreign, whole, sites, str(weights), str(named))
     homeless = [name for name in parts if (site := sites.find(name)) is None or site.kind == "block"]
@@ -84,13 +93,15 @@ def adopt(
             want=f"modules of {named}", have=homeless, fix="--base with the base that the adapter was trained on",
         )  # fmt: skip
     if form.targets:
-        values["targets"] = short_targets([name for name in parts if name not in whole], sites.sites)
+        chosen = [name for name in parts if name not in whole and name not in sites.rows]
+        values["targets"] = short_targets(chosen, sites.sites)
     if form.saved:
         values[form.saved] = whole
     if not any(head in parts and table in parts for head, table in tied_pairs(sites).items()):
         values.pop("tied", None)  # asked for, and nothing came of it
     config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
-    return _adopted(name, method, Adapter.read(name, method, config, sites, weights, None), record)
+    adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
+    return _adopted(name, method, adapter, record)
 
 
 def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
@@ -117,7 +128,7 @@ def _adopted(
 
     manifest = Manifest(
         kind="adapter", name=name, method=method.name, base=record.fingerprint,
-        config=config_document(adapter.config),
+        config=config_document(adapter.config), vocabulary=vocabulary_document(adapter.config),
         plugin=Plugin(method.offer.distribution, method.offer.version),
     )  # fmt: skip
     public = manifest.shareable().base

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubkit.artifact.folder import open_adapter, staged
+from hubkit.artifact.added_tokens import BESIDE
+from hubkit.artifact.base_tokenizer import TOKENIZER
+from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, adapter_source
 from hubkit.verbs.terms import require_adapter
@@ -46,7 +48,8 @@ def export(
         reference: folder or repository of the adapter.
         out: folder to write.
         to: ``peft``: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads and writes them;
-            ``adapterhub``: ``adapter_config.json`` and ``adapter.safetensors`` as the adapters library does.
+            ``adapterhub``: ``adapter_config.json`` and ``adapter.safetensors`` as the adapters library does. Beside
+            them the tokenizer's files, where the adapter adds tokens.
         replace: replace what an earlier export left at `out`.
 
     Raises:
@@ -61,7 +64,7 @@ def export(
     source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
     folder = require_adapter(open_adapter(source.path))
     adapter = read_adapter(folder, recorded_base(folder))
-    files = adapter.method.export(adapter, to)
+    files = {**adapter.method.export(adapter, to), **_tokenizer(folder)}
     own = set(files)
     if replace and out.is_dir() and any(p.name not in own for p in out.iterdir()):
         raise HubkitError(
@@ -71,3 +74,9 @@ def export(
         for name, data in files.items():
             (stage / name).write_bytes(data)
     return Exported(out, to, tuple(sorted(files)), folder.manifest.digest)
+
+
+def _tokenizer(folder: AdapterFolder) -> dict[str, bytes]:
+    """The tokenizer's files of an adapter that adds tokens: without them nobody could use its rows."""
+    listed = {entry.path for entry in folder.manifest.files} if folder.manifest.vocabulary else set()
+    return {name: (folder.path / name).read_bytes() for name in (TOKENIZER, *BESIDE) if name in listed}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, base_source, base_with_record
 from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.vocabulary import one_vocabulary, tokenizer_with
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,13 +64,13 @@ def generate(
 
     Raises:
         HubkitError: ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``, ``HK-MIX``, ``HK-OPTIONS``, ``HK-ROW-TOO-LONG``,
-            ``HK-TEMPLATE``; what pulling, opening and reading raise.
+            ``HK-TEMPLATE``, ``HK-VOCABULARY``; what pulling, opening and reading raise.
     """
     import torch
 
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.attach import Attached
-    from hubkit.tensors.live import load_base, load_tokenizer
+    from hubkit.tensors.live import load_base
 
     if max_new_tokens < 1 or temperature < 0:
         raise HubkitError(
@@ -86,6 +87,8 @@ def generate(
         overrides = require_base(members, record, allow_base_mismatch)
     else:
         source = base_source(named, revision, **where)
+    tokens = one_vocabulary(members)
+    tokenizer = tokenizer_with(source.path, tokens, " + ".join(member.name for member in members))
     codecs = [m.folder.manifest.base.codec for m in members if m.folder.manifest.base is not None]
     model: nn.Module = load_base(source.path, dtype, next(filter(None, codecs), None))
     if members:
@@ -96,7 +99,7 @@ def generate(
         model = attached
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        text, count = _answer(model, load_tokenizer(source.path), prompt, raw, max_new_tokens, temperature, source.path)
+        text, count = _answer(model, tokenizer, prompt, raw, max_new_tokens, temperature, source.path)
     shown = tuple((member.reference, member.weight) for member in members)
     return Generated(text, count, source.reference, shown, overrides)
 

@@ -161,7 +161,6 @@ UNSUPPORTED = {
     "bias": ({"bias": "lora_only"}, "bias"),
     "lora-bias": ({"lora_bias": True}, "lora_bias"),
     "changed-base": ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-    "tokens": ({"trainable_token_indices": [3, 4]}, "trainable_token_indices"),
 }
 
 

@@ -18,6 +18,7 @@ class TestLora(MethodSuite):
             {"init": "pissa", "rank": 3, "alpha_pattern": {"v_proj": 3}, "rank_pattern": {"q_proj": 2}},
             {"init": "olora", "rank": 4, "rslora": True, "layers": [1]},
             {"rank": 4, "modules_to_save": ["lm_head", "embed_tokens", "norm", "layers.1.mlp.up_proj"]},
+            {"rank": 4, "token_ids": [1, 40]},
         ),
         "gpt2": (
             {},
@@ -31,5 +32,7 @@ class TestLora(MethodSuite):
             {"rank": 4, "targets": ["c_attn", "wte"], "tied": "keep"},
             {"rank": 4, "targets": ["lm_head"], "init": "pissa", "tied": "keep"},
             {"rank": 4, "targets": ["c_attn", "wte", "lm_head"], "tied": "break"},
+            {"rank": 4, "targets": ["c_attn"], "token_ids": [7, 3]},
+            {"rank": 4, "targets": ["c_attn", "wte"], "token_ids": [7, 3], "tied": "break"},
         ),
     }
