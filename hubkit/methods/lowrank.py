@@ -118,6 +118,13 @@ class LowRankConfig:
             for name in sorted(chosen)
             if (kind := base.sites[name].kind) not in ((kinds,) if isinstance(kinds, str) else kinds)
         ]
+        if self.token_ids or self.add_tokens:
+            tables = {site.tensor for site in base.rows.values()}
+            wrong += [
+                f"{name}: chosen as a module, and for rows of its own"  # PEFT has no such adapter
+                for name in sorted(chosen | whole)
+                if base.sites[name].kind != "norm" and base.sites[name].tensor in tables
+            ]
         if self.tied == "keep":
             wrong += [
                 f"{head} and {table}: one change, and two ranks or scales"
@@ -128,5 +135,5 @@ class LowRankConfig:
         if wrong:
             raise HubkitError(
                 "HK-CONFIG", "these modules cannot be trained so", where=base.source, have=wrong,
-                fix="name each module in targets or in modules_to_save, or --set tied=break",
+                fix="name each module once, in targets or in modules_to_save; or --set tied=break",
             )  # fmt: skip

@@ -88,9 +88,9 @@ def generate(
     else:
         source = base_source(named, revision, **where)
     tokens = one_vocabulary(members)
-    tokenizer = tokenizer_with(source.path, tokens, " + ".join(member.name for member in members))
     codecs = [m.folder.manifest.base.codec for m in members if m.folder.manifest.base is not None]
     model: nn.Module = load_base(source.path, dtype, next(filter(None, codecs), None))
+    tokenizer = tokenizer_with(source.path, tokens, " + ".join(member.name for member in members))
     if members:
         attached = Attached(model)
         for member in members:

@@ -33,6 +33,5 @@ class TestLora(MethodSuite):
             {"rank": 4, "targets": ["lm_head"], "init": "pissa", "tied": "keep"},
             {"rank": 4, "targets": ["c_attn", "wte", "lm_head"], "tied": "break"},
             {"rank": 4, "targets": ["c_attn"], "token_ids": [7, 3]},
-            {"rank": 4, "targets": ["c_attn", "wte"], "token_ids": [7, 3], "tied": "break"},
         ),
     }

@@ -127,12 +127,12 @@ def test_the_tokenizers_agree_and_the_base_is_left_alone(base: Path, tmp_path: P
             assert (folder / name).read_bytes() == (base / name).read_bytes()
 
 
-@pytest.mark.parametrize("mix", [Sum({"a": 0.5, "b": -2.0}), Stack([("a", 0.3), "b"]), Sum([("a", 1.0), ("a", -1.0)])])
+@pytest.mark.parametrize("mix", [Sum({"a": 0.5, "b": -2.0}), Stack([("a", 0.3), "b"]), Sum([("b", 1.0), ("b", -1.0)])])
 def test_live_is_merged_for_any_mix(mix: Any, base: Path, tmp_path: Path) -> None:
     """The embeddings of one member change as well: its factors know nothing of the new tokens."""
     table = "embed_tokens" if base.name == "llama" else "wte"
     live = Attached(load_base(base))
-    for name, options in (("b", {}), ("a", {"targets": [table], "token_ids": [3]})):
+    for name, options in (("b", {"token_ids": [3]}), ("a", {"targets": [table], "add_tokens": []})):
         folder = trained(base, tmp_path / name / "caller", **options)
         live.add(name, read_adapter(open_adapter(folder), live.sites, dtype="base"))
     live.set_mix(mix)
@@ -167,6 +167,9 @@ def test_refusals(tiny_llama: Path, tmp_path: Path) -> None:
     for tokens in (["<s>"], ["<x>", "<x>"], [" "]):
         refused("HK-VOCABULARY", trained, tiny_llama, tmp_path / "bad", tokens)
     refused("HK-VOCABULARY", trained, tiny_llama, tmp_path / "bad", token_ids=[400])
+    for name in ("embed_tokens", "lm_head"):
+        refused("HK-CONFIG", trained, tiny_llama, tmp_path / "bad", targets=["q_proj", name])
+        refused("HK-CONFIG", trained, tiny_llama, tmp_path / "bad", modules_to_save=[name])
     assert not (tmp_path / "bad").exists()
     one, other = trained(tiny_llama, tmp_path / "one"), trained(tiny_llama, tmp_path / "other", ["<y>"])
     both = f"{one} + {other}"
