@@ -26,6 +26,7 @@ from hubkit.methods.api import (
     Edit,
     LowRankConfig,
     MethodInfo,
+    Part,
     PeftForm,
     Site,
     foreign_files,
@@ -205,7 +206,10 @@ class Rescaled(torch.autograd.Function):
 
 PEFT = PeftForm(
     peft_type="LORA",
-    roles={"linear": {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}},
+    roles={
+        "linear": {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"},
+        "rows": {"rows": "trainable_tokens_delta"},
+    },
     options={
         "r": "rank",
         "lora_alpha": "alpha",
@@ -221,15 +225,17 @@ PEFT = PeftForm(
         "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
         "layers_pattern": (None,),
         "layers_to_transform": (None,),
-        "modules_to_save": (None,),
     },
     requires={"use_dora": True},
     ignored=frozenset(
         {
-            "corda_config", "ensure_weight_tying", "eva_config", "loftq_config", "megatron_core", "qalora_group_size",
+            "corda_config", "eva_config", "loftq_config", "megatron_core", "qalora_group_size",
         }
     ),
     transposed="fan_in_fan_out",
+    saved="modules_to_save",
+    tied="ensure_weight_tying",
+    rows="trainable_token_indices",
 )  # fmt: skip
 
 
@@ -243,13 +249,13 @@ def describe() -> MethodInfo:
         peft=PEFT,
         recipe={"learning_rate": 2e-4, "weight_decay": 0.0},
         sources="as for LoRA: QLoRA (https://arxiv.org/abs/2305.14314) §4 and A.2",
-        learning_rates=lambda config, site, role: 1.0 if role == "A" else config.lora_plus_ratio,
+        learning_rates=lambda config, site, role: config.lora_plus_ratio if role in ("B", "m") else 1.0,
     )
 
 
 @hookimpl
-def inject(base: Base, config: DoraConfig) -> Mapping[str, DoraPart]:
-    return {site.name: DoraPart(site, config) for site in config.sites(base, "linear")}
+def inject(base: Base, config: DoraConfig) -> Mapping[str, Part]:
+    return config.parts(base, "linear", lambda site: DoraPart(site, config))
 
 
 @hookimpl

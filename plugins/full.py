@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -39,10 +40,12 @@ class FullConfig:
 
     Args:
         targets: modules that are trained: all (linear layers, embeddings, norms, and the output head), an expression,
-            or names. A head that the base ties to its embeddings stays tied, unless it is named itself.
+            or names.
         biases: their biases are trained, too.
         layer_decay: what multiplies the learning rate from one layer to the one below it, in (0, 1].
         depth: how many layers the base has; needed where layer_decay is not 1.
+        tied: where the base ties its output head to its embeddings and one of the two is chosen: keep, one change acts
+            at both, as when the tensor itself is trained; break, only that one changes.
         tensors: the tensors that changed, as module.weight and module.bias, where not all of the targets' did: written
             by training, so that the others need not be stored.
     """
@@ -51,6 +54,7 @@ class FullConfig:
     biases: bool = True
     layer_decay: float = 1.0
     depth: int = 0
+    tied: Literal["keep", "break"] = "keep"
     tensors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -90,7 +94,7 @@ def describe() -> MethodInfo:
 @hookimpl
 def inject(base: Base, config: FullConfig) -> Mapping[str, Part]:
     require_depth(base, config.layer_decay, config.depth)
-    return additive_parts(base, *_chosen(base, config))
+    return additive_parts(base, *_chosen(base, config), config.tied)
 
 
 @hookimpl

@@ -31,6 +31,7 @@ from hubkit.methods.api import (
     LowRank,
     LowRankConfig,
     MethodInfo,
+    Part,
     PeftForm,
     Site,
     foreign_files,
@@ -164,6 +165,7 @@ PEFT = PeftForm(
     roles={
         "linear": {"A": "lora_A.weight", "B": "lora_B.weight"},
         "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
+        "rows": {"rows": "trainable_tokens_delta"},
     },
     options={
         "r": "rank",
@@ -180,15 +182,17 @@ PEFT = PeftForm(
         "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
         "layers_pattern": (None,),
         "layers_to_transform": (None,),
-        "modules_to_save": (None,),
         "use_dora": (False,),
     },
     ignored=frozenset(
         {
-            "corda_config", "ensure_weight_tying", "eva_config", "loftq_config", "megatron_core", "qalora_group_size",
+            "corda_config", "eva_config", "loftq_config", "megatron_core", "qalora_group_size",
         }
     ),
     transposed="fan_in_fan_out",
+    saved="modules_to_save",
+    tied="ensure_weight_tying",
+    rows="trainable_token_indices",
     base_copies=("base_layer.weight",),
 )  # fmt: skip
 
@@ -215,17 +219,18 @@ def describe() -> MethodInfo:
 
 
 @hookimpl
-def inject(base: Base, config: LoraConfig) -> Mapping[str, LowRank]:
-    sites = config.sites(base, ("linear", "embedding"))
+def inject(base: Base, config: LoraConfig) -> Mapping[str, Part]:
+    kinds = ("linear", "embedding")
     if config.init not in PRINCIPAL:
-        return {site.name: LoraPart(site, config) for site in sites}
+        return config.parts(base, kinds, lambda site: LoraPart(site, config))
+    sites = config.sites(base, kinds)
     small = [f"{site.name}: {site.shape}" for site in sites if config.rank_at(site.name) > min(site.shape)]
     if small:
         raise HubkitError(
             "HK-CONFIG", f"{config.init} takes as many directions from each weight as the rank says",
             want="a rank within every weight", have=small, fix="a lower rank, or rank_pattern for these",
         )  # fmt: skip
-    return {site.name: PrincipalPart(site, config) for site in sites}
+    return config.parts(base, kinds, lambda site: PrincipalPart(site, config))
 
 
 @hookimpl

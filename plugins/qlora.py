@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hubkit.plugins.lora import PEFT, LoraConfig, LoraPart
 from torch import Tensor, nn
 
-from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Site, foreign_files, hookimpl
+from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Part, Site, foreign_files, hookimpl
 
 CODEC = "nf4/64/double"
 
@@ -53,9 +53,9 @@ def describe() -> MethodInfo:
 
 
 @hookimpl
-def inject(base: Base, config: QloraConfig) -> Mapping[str, LoraPart]:
+def inject(base: Base, config: QloraConfig) -> Mapping[str, Part]:
     base.quantize(CODEC)
-    return {site.name: LoraPart(site, config) for site in base.match(config.targets, ("linear", "embedding"))}
+    return config.parts(base, ("linear", "embedding"), lambda site: LoraPart(site, config))
 
 
 @hookimpl

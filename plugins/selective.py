@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -42,6 +43,8 @@ class SelectiveConfig:
         layers: numbers of the layers that are trained, ``0-11`` or ``0,4,8-11``; everywhere when empty.
         layer_decay: what multiplies the learning rate from one layer to the one below it, in (0, 1].
         depth: how many layers the base has; needed where layer_decay is not 1.
+        tied: where the base ties its output head to its embeddings and one of the two is chosen: keep, one change acts
+            at both, as when the tensor itself is trained; break, only that one changes.
     """
 
     biases: str | tuple[str, ...] = "all"
@@ -49,6 +52,7 @@ class SelectiveConfig:
     layers: str | tuple[int, ...] = ()
     layer_decay: float = 1.0
     depth: int = 0
+    tied: Literal["keep", "break"] = "keep"
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
@@ -91,7 +95,7 @@ def describe() -> MethodInfo:
 def inject(base: Base, config: SelectiveConfig) -> Mapping[str, Part]:
     require_depth(base, config.layer_decay, config.depth)
     weights = {site.name for site in base.match(config.weights, KINDS, layers=config.layers or None)}
-    return additive_parts(base, weights, _with_bias(base, config))
+    return additive_parts(base, weights, _with_bias(base, config), config.tied)
 
 
 @hookimpl

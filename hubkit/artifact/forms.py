@@ -9,7 +9,7 @@ Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,10 @@ class PeftForm:
         transposed: the key saying that the base stores its weights (in, out), if there is one.
         base_copies: suffixes of tensors that repeat the base's own weights; they must equal them.
         whole: tensor key -> (site, role), of tensors whose key names no module.
+        saved: the key that lists modules trained as a whole, whose tensors keep the names that the base gives them; the
+            configuration has a field of that name. Empty: the method knows none.
+        rows: the key that lists tokens whose rows are trained alone (``token_ids``), by module.
+        tied: the key saying that an embedding table and the head tied to it change alike (``tied`` is ``keep``).
     """
 
     peft_type: str
@@ -56,6 +60,13 @@ class PeftForm:
     transposed: str | None = None
     base_copies: tuple[str, ...] = ()
     whole: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    saved: str = ""
+    tied: str = ""
+    rows: str = ""
+
+
+HELD = ("weight", "bias")
+"""Last parts of the keys of a module trained as a whole; the roles of its part, too."""
 
 
 def to_peft_config(
@@ -64,6 +75,8 @@ def to_peft_config(
     *,
     targets: Iterable[str],
     modules: Mapping[str, Iterable[str]] | None = None,
+    saved: Iterable[str] = (),
+    rows: Mapping[str, Sequence[int]] | None = None,
     transposed: bool = False,
     base_source: str | None = None,
     revision: str | None = None,
@@ -75,6 +88,8 @@ def to_peft_config(
         config: the method's configuration as JSON values.
         targets: module names, resolved by the caller against the base.
         modules: the same for each key of `PeftForm.modules`.
+        saved: the same for `PeftForm.saved`.
+        rows: module -> ids of the tokens whose rows are trained.
         transposed: whether the adapted weights are stored (in, out).
     """
     document: dict[str, Any] = {
@@ -90,6 +105,12 @@ def to_peft_config(
     if form.targets:
         document[form.targets] = sorted(targets)
     document |= {key: sorted(names) for key, names in (modules or {}).items()}
+    if form.saved:
+        document[form.saved] = sorted(saved) or None
+    if form.rows and rows:
+        document[form.rows] = {name: list(ids) for name, ids in sorted(rows.items())}
+    if form.tied and config.get("tied") == "keep":
+        document[form.tied] = True
     if form.transposed:
         document[form.transposed] = transposed
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -120,13 +141,21 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
             fix="name the method that reads this type; `hubkit methods` lists them",
         )
     config = dict(form.defaults)
-    fields = {**form.options, **form.modules}
+    fields = {**form.options, **form.modules, **({form.saved: form.saved} if form.saved else {})}
     foreign = [f"{k}: {_json(data.get(k))}, not {_json(v)}" for k, v in form.requires.items() if data.get(k) != v]
-    silent = COMMON | form.ignored | form.selection | form.requires.keys() | {form.targets, form.transposed}
+    silent = COMMON | form.ignored | form.selection | form.requires.keys()
+    silent |= {form.targets, form.transposed or "", form.tied, form.rows}
+    if form.tied and data.get(form.tied):
+        config["tied"] = "keep"
+    if form.rows and data.get(form.rows):
+        config["token_ids"] = _one_list(data[form.rows], f"{where}#/{form.rows}")
     for key, value in sorted(data.items()):
-        if key in fields:
+        if key == form.saved and value is not None and not _names(value):
+            foreign.append(f"{key}: {_json(value)}")
+        elif key in fields:
             if value is not None:
-                config[fields[key]] = sorted(value) if key in form.modules and isinstance(value, list) else value
+                lists = key in form.modules or key == form.saved
+                config[fields[key]] = sorted(value) if lists and isinstance(value, list) else value
         elif key not in silent and not _inactive(value) and value not in form.allowed.get(key, ()):
             foreign.append(f"{key}: {_json(value)}")
     if foreign:
@@ -138,6 +167,27 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
             fix="merge it with the tool that trained it, or retrain without these options",
         )
     return config
+
+
+def _one_list(value: Any, where: str) -> list[int]:
+    """Ids of tokens, given once or for each of several modules alike.
+
+    Raises:
+        HubkitError: ``HK-VOCABULARY``.
+    """
+    lists = list(value.values()) if isinstance(value, Mapping) else [value]
+    usable = all(isinstance(ids, list) and all(type(i) is int for i in ids) for ids in lists)
+    if not usable or any(ids != lists[0] for ids in lists):
+        raise HubkitError(
+            "HK-VOCABULARY", "the rows trained are not those of the same tokens everywhere", where=where,
+            want="one list of ids for embeddings and head", have=_json(value)[:200],
+        )  # fmt: skip
+    return list(lists[0])
+
+
+def _names(value: Any) -> bool:
+    """Whether `value` is a list of names, none of them empty."""
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
 def _json(value: Any) -> str:
@@ -154,7 +204,7 @@ def to_key(form: PeftForm | None, site: str, kind: str, role: str) -> str:
     if form is None:
         return f"{site}.{role}"
     whole = next((key for key, at in form.whole.items() if at == (site, role)), None)
-    return whole or f"{PEFT_PREFIX}{site}.{form.roles[kind][role]}"
+    return whole or f"{PEFT_PREFIX}{site}.{role if role in HELD else form.roles[kind][role]}"
 
 
 @dataclass(frozen=True)
@@ -165,8 +215,11 @@ class Keys:
     copies: Mapping[str, str]
 
 
-def split_keys(form: PeftForm | None, keys: Iterable[str], where: str) -> Keys:
+def split_keys(form: PeftForm | None, keys: Iterable[str], where: str, saved: Collection[str] = ()) -> Keys:
     """Reads what each tensor of a file is.
+
+    Args:
+        saved: names of modules trained as a whole, or ends of them, as `PeftForm.saved` lists them.
 
     Raises:
         HubkitError: ``HK-KEYS`` listing every key that has no meaning in this form, or one that another has already.
@@ -186,6 +239,8 @@ def split_keys(form: PeftForm | None, keys: Iterable[str], where: str) -> Keys:
             if not role and copy:
                 copies[key[len(PEFT_PREFIX) : -len(copy) - 1] + "." + copy.rpartition(".")[2]] = key
                 continue
+            if not role:
+                site, role = _held(key, saved)
         if not site or not role or role in parts.get(site, {}):
             unknown.append(key)
         else:
@@ -210,6 +265,14 @@ def _site_and_role(key: str, suffixes: Mapping[str, str]) -> tuple[str, str]:
             if key.endswith("." + suffix):
                 return key[len(PEFT_PREFIX) : -len(suffix) - 1], role
     return "", ""
+
+
+def _held(key: str, saved: Collection[str]) -> tuple[str, str]:
+    """Site and role of a tensor of a module trained as a whole, or of one inside such a module."""
+    path, _, last = key.removeprefix(PEFT_PREFIX).rpartition(".")
+    inside = [path, *(path[:dot] for dot, sign in enumerate(path) if sign == ".")]
+    known = key.startswith(PEFT_PREFIX) and last in HELD
+    return (path, last) if known and any(p.endswith(name) for p in inside for name in saved) else ("", "")
 
 
 def short_targets(chosen: Iterable[str], everything: Iterable[str], apart: Iterable[str] = ()) -> list[str]:

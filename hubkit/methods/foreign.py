@@ -13,6 +13,11 @@ from hubkit.methods.config import config_document
 
 if TYPE_CHECKING:
     from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.base import Base
+    from hubkit.tensors.parts import Edit
+
+TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+"""Ends of class names of transformers -> PEFT's ``task_type``; every other base is a language model."""
 
 
 def weights_file(adapter: Adapter) -> bytes:
@@ -43,19 +48,43 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
             want=", ".join(known) or "(this method is hubkit's own)", have=target,
         )  # fmt: skip
     modules = {key: _named(adapter, field) for key, field in form.modules.items()}
-    rest = [site for site in adapter.edits() if not any(site in chosen for chosen in modules.values())]
+    whole = {site for site, part in adapter.edits().items() if is_whole(part)}
+    rest = [s for s in adapter.edits() if s not in whole and not any(s in chosen for chosen in modules.values())]
     lists = {k: short_targets(c, adapter.base.sites, set(adapter.parts) - c) for k, c in modules.items()}
     config = to_peft_config(
         form,
         config_document(adapter.config),
         targets={*short_targets(rest, adapter.base.sites), *(name for names in lists.values() for name in names)},
         modules=lists,
+        rows=_rows(adapter),
+        saved=short_targets(whole, adapter.base.sites, set(adapter.base.sites) - whole),
         transposed=any(s.transposed and s.kind == "linear" for s in adapter.sites.values()),
         base_source=adapter.source,
         revision=adapter.revision,
-        task_type="FEATURE_EXTRACTION" if adapter.base.arch.encoder else "CAUSAL_LM",
+        task_type=_task(adapter.base),
     )
     return {PEFT_CONFIG: config, WEIGHTS_NAME: weights_file(adapter)}
+
+
+def is_whole(part: Edit) -> bool:
+    """Whether `part` is that of a module trained as a whole, or follows one."""
+    from hubkit.tensors.tied import TiedChange
+    from hubkit.tensors.whole import WholeModule
+
+    return isinstance(part.part if isinstance(part, TiedChange) else part, WholeModule)
+
+
+def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """Module -> ids of the tokens whose rows the adapter holds there."""
+    from hubkit.tensors.vocabulary import SUFFIX, TokenRows
+
+    held = {site.removesuffix(SUFFIX): part for site, part in adapter.parts.items() if isinstance(part, TokenRows)}
+    return {site.rpartition(".")[2]: part.ids for site, part in held.items()}
+
+
+def _task(base: Base) -> str:
+    """What PEFT calls the base's task."""
+    return next((task for ending, task in TASKS.items() if any(ending in name for name in base.classes)), "CAUSAL_LM")
 
 
 def _named(adapter: Adapter, field: str) -> set[str]:

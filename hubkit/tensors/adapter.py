@@ -19,6 +19,9 @@ from hubkit.tensors.delta import Delta, accumulation_dtype
 from hubkit.tensors.dtypes import DTYPE_NAMES
 from hubkit.tensors.parts import KV, Edit, Part, Tokens
 from hubkit.tensors.site import Site
+from hubkit.tensors.tied import TiedChange
+from hubkit.tensors.vocabulary import rows_delta
+from hubkit.tensors.whole import WholeModule, whole_delta
 
 
 class MethodLike(Protocol):
@@ -108,10 +111,13 @@ class Adapter:
 
     def _filled(self, stored: Mapping[str, Tensor], where: str, dtype: str | None) -> Adapter:
         """This adapter, made on the meta device, with the values of a file."""
-        keys = split_keys(self.method.peft_form, stored, where)
+        whole = [site for site, part in self.parts.items() if isinstance(part, WholeModule | TiedChange)]
+        keys = split_keys(self.method.peft_form, stored, where, whole)
         self._refuse_foreign_copies(keys.copies, stored, self.base, where)
         want = {key: at for at, key in self._keys().items()}
         require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
+        repeated = {key: at for key, at in want.items() if isinstance(self.parts[at[0]], TiedChange)}
+        want = {key: at for key, at in want.items() if key not in repeated}
         roles = {site: part.roles() for site, part in self.parts.items()}
         shapes = [
             f"{key}: want {tuple(roles[site][role].shape)}, have {tuple(stored[key].shape)}"
@@ -125,7 +131,19 @@ class Adapter:
             )  # fmt: skip
         if not self._fill({at: stored[key] for key, at in want.items()}, dtype):
             self.require_finite(where)
+        self._refuse_untied(repeated, stored, where)
         return self
+
+    def _refuse_untied(self, repeated: Mapping[str, tuple[str, str]], stored: Mapping[str, Tensor], where: str) -> None:
+        """What a file repeats at a tied head must be what stands at its table."""
+        values = {site: self.parts[site].values() for site, _ in repeated.values()}
+        have = {key: values[site][role].detach() for key, (site, role) in repeated.items()}
+        other = [k for k, v in have.items() if v.shape != stored[k].shape or not torch.equal(v, stored[k].to(v))]
+        if other:
+            raise HubkitError(
+                "HK-TIED", "the file ties the output head to the embeddings and changes the two differently",
+                where=where, have=other, fix="take the tie out of its configuration: then each has its own change",
+            )  # fmt: skip
 
     def _fill(self, values: Mapping[tuple[str, str], Tensor], dtype: str | None) -> bool:
         """Puts (site, role) -> value in place; returns whether the sum of all is finite.
@@ -175,7 +193,7 @@ class Adapter:
                 "HK-TARGET", f"this configuration of method {method.name!r} chooses no module", where=base.source,
                 want="at least one", fix=f"hubkit methods {method.name} lists its options",
             )  # fmt: skip
-        parts = {site: made[site] for site in (*base.sites, *base.virtual) if site in made}
+        parts = {site: made[site] for site in (*base.sites, *base.virtual, *base.rows) if site in made}
         return cls(name, method, config, parts, base)
 
     def _refuse_foreign_copies(
@@ -274,11 +292,23 @@ class Adapter:
         Raises:
             hubkit.methods.api.NotMergeable: from the method, with its reason.
         """
+        change, rows = self._delta(site, grad), rows_delta(site, self.parts, grad)
+        if rows is None or change is None:
+            return change if rows is None else rows
+        return change.plus(rows)
+
+    def _delta(self, site: Site, grad: bool) -> Delta | None:
+        """As `delta`, of the part at the site alone."""
         part = self.parts.get(site.name)
         if part is None:
             return None
+        if isinstance(part, TiedChange):
+            change = self._delta(part.seen_from(site), grad)
+            return None if change is None else change.transposed()
         wide = accumulation_dtype(site.dtype)
         tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.merged().items()}
+        if isinstance(part, WholeModule):
+            return whole_delta(site.widened(), tensors)
         change = self.method.merge(site.widened(), tensors, self.config)
         if not change.fits(site.shape):
             raise HubkitError(

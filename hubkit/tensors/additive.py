@@ -8,7 +8,7 @@ which for a linear is x Δᵀ, for an embedding the rows of Δᵀ, for a norm Δ
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from hubkit.tensors.base import Base
 from hubkit.tensors.delta import accumulation_dtype
 from hubkit.tensors.parts import Edit, Part
 from hubkit.tensors.site import Site
+from hubkit.tensors.tied import Tied, at_tables, follow, tied_pairs
 
 
 class Additive(Edit):
@@ -42,61 +43,38 @@ class Additive(Edit):
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         return effect(site, x, y, self._parameters["weight"], self._parameters["bias"])
 
-
-class TiedChange(Edit):
-    """The change of an embedding table, acting at the output head that is tied to it: no tensors of its own.
-
-    Args:
-        table: the part at the embedding.
-    """
-
-    def __init__(self, table: Additive) -> None:
-        super().__init__()
-        vars(self)["table"] = table  # not a child: its tensors are those of the table's site
-
-    def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
-        """Nothing: the table's part is reset at its own site."""
-
-    def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        return effect(site, x, y, self.merged()["weight"], None)
-
-    def merged(self) -> Mapping[str, Tensor]:
-        return {"weight": vars(self)["table"].get_parameter("weight").t()}
+    def at_head(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return effect(site, x, y, self.get_parameter("weight").t(), None)
 
 
-def additive_parts(base: Base, weights: Collection[str], biases: Collection[str]) -> dict[str, Part]:
+def additive_parts(
+    base: Base, weights: Collection[str], biases: Collection[str], tied: Tied = "keep"
+) -> dict[str, Part]:
     """Parts that change the weights of the sites `weights` and the biases of the sites `biases`.
 
-    Where an embedding table changes that the output head is tied to, the head follows, as it does when the tensor
-    itself is trained; unless the head is among `weights`: then the two part.
+    Args:
+        tied: where an output head is tied to its embedding table and one of the two changes: ``keep``, both do, as when
+            the tensor itself is trained; ``break``, only what is named.
 
     Raises:
         HubkitError: ``HK-TARGET`` for the bias alone of a head that follows its table.
     """
+    if tied == "keep":
+        weights = at_tables(base, weights)
     parts: dict[str, Part] = {
         name: Additive(site, weight=name in weights, bias=name in biases)
         for name, site in base.sites.items()
         if name in weights or name in biases
     }
-    for head in (site for site in base.sites.values() if site.tied and site.name not in weights):
-        table = next((s.name for s in base.sites.values() if s.tensor == head.tensor and not s.tied), "")
-        if table in weights and head.name in biases:
+    if tied == "break":
+        return parts
+    for head, table in tied_pairs(base).items():
+        if table in weights and head in biases:
             raise HubkitError(
-                "HK-TARGET", f"the bias of {head.name} cannot change beside a weight that follows {table}",
-                where=base.source, fix="leave the bias out, or name the head's weight, too",
+                "HK-TARGET", f"the bias of {head} cannot change beside a weight that follows {table}",
+                where=base.source, fix="leave the bias out, or let the two part: --set tied=break",
             )  # fmt: skip
-        held = parts.get(table)
-        if isinstance(held, Additive):
-            parts[head.name] = TiedChange(held)
-    return parts
-
-
-def keeps_tie(parts: Mapping[str, Part], base: Base, head: Site) -> bool:
-    """Whether `parts` leave the tied output head `head` what its embedding table is: both change alike, or neither."""
-    table = [s.name for s in base.sites.values() if s.tensor == head.tensor and s.name != head.name]
-    if any(name in parts for name in table):
-        return isinstance(parts.get(head.name), TiedChange)
-    return head.name not in parts
+    return follow(base, parts)
 
 
 def effect(site: Site, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -114,21 +92,24 @@ def effect(site: Site, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor
         gain = zero if weight is None else weight.reshape(-1).to(wide)
         shift = None if site.bias_tensor is None else zero if bias is None else bias.to(wide)
         x = x.to(wide)
-        return _with(module, x, gain, shift) - _with(module, x, zero, None if shift is None else zero)
+        return forward_with(module, x, gain, shift) - forward_with(module, x, zero, None if shift is None else zero)
     if weight is None:
         assert bias is not None
         return bias.to(y.dtype).expand(y.shape)
     if site.kind == "embedding":
-        return _with(module, x, weight.t(), None)
+        return forward_with(module, x, weight.t(), None)
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _with(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The module's own forward with another weight and bias; the module, its hooks among it, is not touched."""
+def forward_with(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, **others: object) -> Tensor:
+    """The module's own forward with another weight and bias, and perhaps other attributes.
+
+    The module, its hooks among it, is not touched.
+    """
     own = {**module._parameters, "weight": weight}
     if "bias" in own:
         own["bias"] = bias
     twin = object.__new__(type(module))
-    vars(twin).update({**vars(module), "_parameters": own})
+    vars(twin).update({**vars(module), "_parameters": own, **others})
     made: Tensor = type(module).forward(twin, x)
     return made

@@ -27,6 +27,7 @@ from hubkit.tensors.quant import CODEC
 from hubkit.tensors.quantfiles import PackedHeaders
 from hubkit.tensors.quantlinear import QuantLinear, packed_facts, packed_of, quantizable
 from hubkit.tensors.site import Read, Site
+from hubkit.tensors.vocabulary import row_sites
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 NORMS = ("LayerNorm", "RMSNorm")
@@ -61,19 +62,27 @@ class Base:
         self.codec: str | None = None
         self.virtual = virtual_sites(self.sites, arch, self._config, source)
         """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
+        self.rows = row_sites(self.sites, embedding_table(self.sites.values(), arch), arch.is_head)
+        """Where rows of single tokens act: beside the embedding table and an untied output head."""
 
     @property
     def decoder(self) -> Decoder:
         """The sizes of its decoder; ``HK-ARCH`` where virtual tokens have no known place."""
         return decoder_of(self.arch, self._config, self.source)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes it is or was saved as: ``LlamaForCausalLM``."""
+        named = self._config.get("architectures")
+        return (self.source,) if self.model is not None else tuple(map(str, named if isinstance(named, list) else ()))
+
     def find(self, name: str) -> Site | None:
         """The site of that name, a virtual one too, or None."""
-        return self.sites.get(name) or self.virtual.get(name)
+        return self.sites.get(name) or self.virtual.get(name) or self.rows.get(name)
 
     def site(self, name: str) -> Site:
         """The site of that name, a virtual one too; it must exist."""
-        return self.sites[name] if name in self.sites else self.virtual[name]
+        return self.sites[name] if name in self.sites else {**self.virtual, **self.rows}[name]
 
     def token_ids(self, text: str, length: int) -> Tensor:
         """See `hubkit.tensors.decoder.token_ids`."""

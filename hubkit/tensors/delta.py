@@ -73,6 +73,10 @@ class Delta:
             None if self.bias is None else self.bias * weight,
         )
 
+    def transposed(self) -> Delta:
+        """The same change of the transposed weight; it has no bias."""
+        return Delta(_t(self.right), _t(self.left), _t(self.dense))
+
     def plus(self, other: Delta) -> Delta:
         """The sum of two deltas. Factors are concatenated: exact, rank R1 + R2."""
         return Delta(

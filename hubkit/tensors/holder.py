@@ -24,6 +24,7 @@ from hubkit.tensors.routing import make_plan
 from hubkit.tensors.site import Site
 from hubkit.tensors.slots import Slots
 from hubkit.tensors.virtual import VirtualHooks
+from hubkit.tensors.vocabulary import TokenRows, VocabularyHooks
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Holder(nn.Module):
         self._pool = Pool()
         self.slots: Slots | None = None
         self._virtual: VirtualHooks | EncoderHooks | None = None
+        self._vocabulary: VocabularyHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
 
     def _active(self) -> Plan:
@@ -184,6 +186,10 @@ class Holder(nn.Module):
         for site in adapter.edits():
             if site not in self._handles:
                 self._handles[site] = self._hooked(self.sites.sites[site])
+        if self._vocabulary is None and any(isinstance(part, TokenRows) for part in adapter.parts.values()):
+            self._vocabulary = VocabularyHooks(self.model, self.sites, lambda: self._active().vocabulary)
+        elif self._vocabulary is not None:
+            self._vocabulary.last()
         self._added += 1
         self._keys[name] = f"adapter_{self._added}"
         self.parts[self._keys[name]] = nn.ModuleList(adapter.parts.values()).train(self.training)
@@ -211,7 +217,9 @@ class Holder(nn.Module):
         self._handles.clear()
         if self._virtual is not None:
             self._virtual.remove()
-        self._virtual = self.slots = None
+        if self._vocabulary is not None:
+            self._vocabulary.remove()
+        self._virtual = self._vocabulary = self.slots = None
         self.adapters = {}
         self.parts.clear()
         self._keys.clear()

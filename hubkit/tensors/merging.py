@@ -20,7 +20,6 @@ from hubkit.artifact.base_files import INDEX, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.additive import keeps_tie
 from hubkit.tensors.base import Base
 from hubkit.tensors.delta import Delta, apply_bias, apply_weight
 from hubkit.tensors.dtypes import DTYPE_NAMES, torch_dtype
@@ -28,6 +27,8 @@ from hubkit.tensors.mix import Mix
 from hubkit.tensors.parts import LowRank
 from hubkit.tensors.shards import Shards, Written, computed, copied, write_file
 from hubkit.tensors.site import Site
+from hubkit.tensors.tied import keeps_tie
+from hubkit.tensors.vocabulary import VocabularyPlan, has_rows, plan_vocabulary
 
 TIES = "tie_word_embeddings"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -44,12 +45,14 @@ class MergePlan:
         sites: the sites whose weights change.
         tied_head: the output head, when it shared its weight with an embedding and one of the two changes: the result
             has two weights. None when no tie is broken.
+        vocabulary: what the mix does to rows of single tokens; None when nothing.
     """
 
     mix: Mix
     adapters: Mapping[str, Adapter]
     sites: tuple[Site, ...]
     tied_head: Site | None
+    vocabulary: VocabularyPlan | None = None
 
     def delta(self, site: Site) -> Delta:
         """What the mix adds at one of `sites`."""
@@ -64,7 +67,14 @@ class MergePlan:
         """
         stored = site.weight().t() if site.transposed else site.weight()
         merged = apply_weight(stored, self.delta(site), transposed=site.transposed, dtype=dtype)
+        merged = merged if self.vocabulary is None else self.vocabulary.longer(site, merged)
         return _in_range(merged.view(-1) if site.kind == "norm" else merged, site.name)
+
+    def shape(self, site: Site, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The merged weight's shape: `stored`, unless the vocabulary grows."""
+        if self.vocabulary is None or self.vocabulary.at(site) is None:
+            return stored
+        return self.vocabulary.size, *stored[1:]
 
     def bias(self, site: Site, dtype: torch.dtype | None = None) -> Tensor | None:
         """The merged bias of one site, or None where there is none.
@@ -91,14 +101,17 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
 
     Raises:
         HubkitError: ``HK-NOT-MERGEABLE`` with each member's reason, or for a base in 4 bits;
-            ``HK-UNKNOWN-ADAPTER``, ``HK-SHAPE``.
+            ``HK-UNKNOWN-ADAPTER``, ``HK-SHAPE``; ``HK-VOCABULARY`` for members that add different tokens.
     """
     mixes.require_known(mix, adapters)
     used = {name: adapters[name] for name in mixes.names(mix)}
     reasons = [f"{name}: {reason}" for name, a in used.items() if (reason := a.method.unmergeable)]
     if reasons:
         raise HubkitError("HK-NOT-MERGEABLE", "the mix cannot become one weight", have=reasons, fix=BESIDE)
-    sites = tuple(site for site in base.sites.values() if any(site.name in a.parts for a in used.values()))
+    vocabulary = plan_vocabulary(mix, used, base)
+    sites = tuple(
+        s for s in base.sites.values() if any(s.name in a.parts or has_rows(s, a.parts) for a in used.values())
+    )
     packed = [site.name for site in sites if site.packed and site.module is None]
     if packed:
         raise HubkitError(
@@ -109,9 +122,9 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
     head = next((site for site in base.sites.values() if site.tied), None)
     if head is not None and all(keeps_tie(a.parts, base, head) for a in used.values()):
         sites = tuple(site for site in sites if site.name != head.name)
-        return MergePlan(mix, used, sites, None)
+        return MergePlan(mix, used, sites, None, vocabulary)
     broken = head is not None and any(site.tensor == head.tensor for site in sites)
-    return MergePlan(mix, used, sites, head if broken else None)
+    return MergePlan(mix, used, sites, head if broken else None, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,8 @@ def write_merged(plan: MergePlan, shards: Shards, out: Path, dtype: torch.dtype 
         files[name] = write_file(out / name, tensors)
     if shards.files() != [WEIGHTS]:
         _write_index(out / INDEX, placed)
-    (out / "config.json").write_bytes(_config(shards.config, plan.tied_head is not None, dtype))
+    size = None if plan.vocabulary is None else plan.vocabulary.size
+    (out / "config.json").write_bytes(_config(shards.config, plan.tied_head is not None, dtype, size))
     changed |= {t for t, info in shards.headers.items() if dtype and torch_dtype(info.dtype) not in (dtype, *_INTEGERS)}
     return MergedFiles(files, tuple(t.name for tensors in placed.values() for t in tensors if t.name in changed))
 
@@ -169,7 +183,7 @@ def _changes(plan: MergePlan, shards: Shards, dtype: torch.dtype | None) -> dict
         info = shards.headers[site.tensor]
         name = f"{site.name}.weight" if site.tied else site.tensor
         wanted = dtype or torch_dtype(info.dtype)
-        changes[name] = computed(name, wanted, info.shape, partial(plan.weight, site, dtype))
+        changes[name] = computed(name, wanted, plan.shape(site, info.shape), partial(plan.weight, site, dtype))
         if all(isinstance(a.parts.get(site.name), LowRank | None) for a in plan.adapters.values()):
             continue
         if site.bias_tensor is not None:
@@ -215,8 +229,14 @@ def _write_index(path: Path, placed: Mapping[str, list[Written]]) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _config(config: Mapping[str, object], breaks_tie: bool, dtype: torch.dtype | None) -> bytes:
+def _config(config: Mapping[str, object], breaks_tie: bool, dtype: torch.dtype | None, size: int | None) -> bytes:
     document = dict(config)
+    if size is not None:
+        text = document.get("text_config")
+        if "vocab_size" not in document and isinstance(text, Mapping):
+            document["text_config"] = {**text, "vocab_size": size}
+        else:
+            document["vocab_size"] = size
     if breaks_tie:
         document[TIES] = False
     if dtype is not None:

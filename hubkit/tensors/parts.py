@@ -81,6 +81,17 @@ class Edit(Part):
         """
         return y + self.forward(x, y, site).to(y.dtype)
 
+    def at_head(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        """As `forward`, at the output head that is tied to this part's embedding table: its change, transposed.
+
+        Only of a part that can act at an embedding.
+        """
+        raise NotImplementedError
+
+    def head_values(self) -> Mapping[str, Tensor]:
+        """role -> what files repeat at the tied head, in a form that spells both out; nothing by default."""
+        return {}
+
 
 class LowRank(Edit):
     """An edit of the form ``scale · (x Aᵀ) Bᵀ``: neither `y` nor the weight is read.
@@ -120,6 +131,13 @@ class LowRank(Edit):
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         low = self.down(x, self.lower())
         return low @ (self.upper() * self.scale).to(low.dtype).t()
+
+    def at_head(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        low = F.linear(x, self.upper().t().to(x.dtype))
+        return low @ (self.lower() * self.scale).to(low.dtype)
+
+    def head_values(self) -> Mapping[str, Tensor]:
+        return {"A": self.upper().t(), "B": self.lower().t()}
 
     def down(self, x: Tensor, factor: Tensor) -> Tensor:
         """``dropout(x) Aᵀ``, (..., r), in x's dtype; at an embedding the rows of Aᵀ for the ids x."""

@@ -21,6 +21,7 @@ from hubkit.tensors.parts import Edit, LowRank
 from hubkit.tensors.rows import Rows
 from hubkit.tensors.site import Site
 from hubkit.tensors.virtualplan import Virtual, plan_virtual
+from hubkit.tensors.vocabulary import VocabularyPlan, plan_vocabulary
 
 At = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(module, its input, its output) -> the new output."""
@@ -31,10 +32,12 @@ class Plan(dict[str, At]):
 
     Attributes:
         virtual: what is put in front of the text.
+        vocabulary: what single rows of the embeddings and the head become.
         rows: where the mix holds a route: which row has which of its mixes.
     """
 
     virtual: Virtual | None = None
+    vocabulary: VocabularyPlan | None = None
     rows: Rows | None = None
 
 
@@ -64,6 +67,7 @@ def plan_alike(mix: Mix, adapters: Mapping[str, Adapter], base: Base) -> Plan:
     """
     plan = grouped(actions_of(mix, adapters, base), base)
     plan.virtual = plan_virtual(mix, adapters)
+    plan.vocabulary = plan_vocabulary(mix, adapters, base)
     return plan
 
 

@@ -17,6 +17,7 @@ from hubkit.tensors.planning import Actions, At, Plan, actions_of, grouped, plan
 from hubkit.tensors.rows import Rows
 from hubkit.tensors.rowwise import RowGroup
 from hubkit.tensors.virtualplan import RowsVirtual, VirtualPlan, plan_virtual
+from hubkit.tensors.vocabulary import plan_vocabulary
 
 
 def make_plan(mix: Mix | None, adapters: Mapping[str, Adapter], base: Base) -> Plan:
@@ -49,6 +50,11 @@ def _plan_rows(different: list[Mix], of: tuple[Mix | None, ...], adapters: Mappi
     numbers: dict[Mix | None, int | None] = {None: None, **{one: number for number, one in enumerate(different)}}
     plan = Plan()
     plan.rows = rows = Rows([numbers[one] for one in of])
+    if any(plan_vocabulary(one, adapters, base) is not None for one in different):
+        raise HubkitError(
+            "HK-ROUTE", "adapters with rows of single tokens cannot be routed: logits have one length for all rows",
+            where=base.source, fix="the same mix for all rows, or one call for each mix",
+        )  # fmt: skip
     actions = [actions_of(one, adapters, base) for one in different]
     _require_rows({site for own in actions for site in (*own.low, *own.other)}, base)
     low = [name for name in base.sites if any(name in own.low for own in actions)]

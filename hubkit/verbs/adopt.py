@@ -13,13 +13,19 @@ from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
 from hubkit.verbs.adopt_adapterhub import read_adapterhub_folder
+from hubkit.verbs.adopt_vocabulary import Folder, rows_alone
 from hubkit.verbs.sources import Progress, base_with_record
+from hubkit.verbs.vocabulary import vocabulary_document
 
 if TYPE_CHECKING:
     from hubkit.artifact.digest import BaseRecord
     from hubkit.artifact.forms import PeftForm
     from hubkit.methods.host import Method
     from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.base import Base
+
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+"""Tasks of PEFT that need a head which language models do not have."""
 
 
 def adopt(
@@ -42,13 +48,17 @@ def adopt(
 
     Raises:
         HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
-            ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``; what fetching and reading the base raise.
+            ``HK-KEYS``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``;
+            what fetching and reading the base raise.
     """
-    from hubkit.artifact.forms import short_targets, split_keys
+    from hubkit.artifact.forms import HELD, short_targets, split_keys
     from hubkit.artifact.header import read_header
     from hubkit.methods.config import parse_config
     from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.arch import arch_of
     from hubkit.tensors.base import Base
+    from hubkit.tensors.shards import read_file
+    from hubkit.tensors.tied import tied_pairs
 
     foreign = _foreign_config(folder)
     where: Any = {"registry": registry, "offline": offline, "progress": progress}
@@ -56,7 +66,12 @@ def adopt(
         return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
     method, form, values = _method_for(foreign, folder)
     weights = _weights(folder)
-    parts = split_keys(form, read_header(weights), str(weights)).parts
+    saved = list(values.get(form.saved) or []) if form.saved else []
+    if saved and values.get("tied"):
+        saved += arch_of("").heads  # written, and not listed
+    resized = [*arch_of("").embeddings, *arch_of("").heads[:1]] if form.rows else []  # listed nowhere either
+    found = split_keys(form, read_header(weights), str(weights), [*saved, *resized])
+    parts = dict(found.parts)
     if not parts:
         raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
     named = base or foreign.get("base_model_name_or_path")
@@ -65,6 +80,12 @@ def adopt(
     asked = revision or (foreign.get("revision") if base is None else None)
     source, record = base_with_record(str(named), asked, **where)
     sites = Base.from_folder(source.path)
+    stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
+    if form.rows:
+        place = Folder(folder, source.path, stored)
+        stored, parts, values = rows_alone(place, form, parts, listed_whole, values, sites)
+    whole = [name for name, roles in parts.items() if set(roles) <= set(HELD)]
+    _require_heads(foreign, whole, sites, str(weights), str(named))
     homeless = [name for name in parts if (site := sites.find(name)) is None or site.kind == "block"]
     if homeless:
         raise HubkitError(
@@ -72,9 +93,31 @@ def adopt(
             want=f"modules of {named}", have=homeless, fix="--base with the base that the adapter was trained on",
         )  # fmt: skip
     if form.targets:
-        values["targets"] = short_targets(parts, sites.sites)
+        chosen = [name for name in parts if name not in whole and name not in sites.rows]
+        values["targets"] = short_targets(chosen, sites.sites)
+    if form.saved:
+        values[form.saved] = whole
+    if not any(head in parts and table in parts for head, table in tied_pairs(sites).items()):
+        values.pop("tied", None)  # asked for, and nothing came of it
     config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
-    return _adopted(name, method, Adapter.read(name, method, config, sites, weights, None), record)
+    adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
+    return _adopted(name, method, adapter, record)
+
+
+def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
+    """Refuses a head that the base does not have, and a task whose head nobody trained: ``HK-HEAD``."""
+    absent = [name for name in whole if base.find(name) is None]
+    if not whole and config.get("task_type") in CLASSIFIERS:
+        known = [
+            site for site in base.sites if any(site.rpartition(".")[2] == head for head in ("score", "classifier"))
+        ]
+        absent = [] if known else [f"no head, and the task {config['task_type']}"]
+    if absent:
+        raise HubkitError(
+            "HK-HEAD", "the adapter's head is not the base's: what it was trained to say could not be said",
+            where=where, want=f"modules of {named}", have=absent,
+            fix="save base and head with save_pretrained and name that folder with --base",
+        )  # fmt: skip
 
 
 def _adopted(
@@ -85,7 +128,7 @@ def _adopted(
 
     manifest = Manifest(
         kind="adapter", name=name, method=method.name, base=record.fingerprint,
-        config=config_document(adapter.config),
+        config=config_document(adapter.config), vocabulary=vocabulary_document(adapter.config),
         plugin=Plugin(method.offer.distribution, method.offer.version),
     )  # fmt: skip
     public = manifest.shareable().base

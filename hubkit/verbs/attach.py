@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hubkit.artifact.added_tokens import require_ids
 from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_record
 from hubkit.verbs.terms import Term, Terms, codec_of_terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.vocabulary import one_vocabulary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,8 +45,9 @@ def attach(
         the module to call, train or compile; ``.detach()`` gives the model back as it was.
 
     Raises:
-        HubkitError: ``HK-MIX``, ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-TARGET``; what
-            pulling and opening raise. The model and what was attached to it are then as they were.
+        HubkitError: ``HK-MIX``, ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-TARGET``,
+            ``HK-VOCABULARY``; what pulling and opening raise. The model and what was attached to it are then as they
+            were.
     """
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.attach import Attached, require_uncompiled
@@ -56,6 +59,10 @@ def attach(
     if live is model:
         require_uncompiled(live)
     members = open_terms(terms, registry=registry, offline=offline, progress=progress)
+    tokens = one_vocabulary(members)
+    if tokens and tokenizer is not None:
+        require_ids(members[0].name, tokens, tokenizer.get_vocab(), "tokenizer")
+        tokenizer = None  # with these tokens it is another than the base's, and may be
     record = base_record(base, registry=registry) if base else fingerprint_model(live, tokenizer)
     require_base(members, record, allow_base_mismatch)
     sites = model.sites if isinstance(model, Attached) else Base.from_model(live)

@@ -178,6 +178,7 @@ def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
     """
     from hubkit.artifact.digest import BaseRecord
     from hubkit.verbs.terms import require_base
+    from hubkit.verbs.vocabulary import one_vocabulary
 
     first = members[0].folder
     if first.manifest.base is None:
@@ -185,6 +186,8 @@ def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
     assert first.manifest.base is not None
     record = BaseRecord(first.manifest.base, first.base_tensors() or ())
     vocabularies = [m.name for m in members if m.folder.manifest.vocabulary]
+    if len(vocabularies) > 1:
+        one_vocabulary(members)
     if vocabularies:
         raise HubkitError("HK-COMPOSE", "members that add tokens to the vocabulary cannot be summed", have=vocabularies)
     return require_base(members[1:], record, allow)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubkit.artifact.added_tokens import BESIDE
+from hubkit.artifact.base_tokenizer import TOKENIZER
 from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, adapter_source
@@ -52,7 +54,8 @@ def export(
         reference: folder or repository of the adapter.
         out: folder to write.
         to: ``peft``: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads and writes them;
-            ``adapterhub``: ``adapter_config.json`` and ``adapter.safetensors`` as the adapters library does.
+            ``adapterhub``: ``adapter_config.json`` and ``adapter.safetensors`` as the adapters library does. Beside
+            them the tokenizer's files, where the adapter adds tokens.
         base: folder or repository of the base; needed where it lies in 4 bits.
         revision: of the base.
         replace: replace what an earlier export left at `out`.
@@ -69,7 +72,7 @@ def export(
     source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
     folder = require_adapter(open_adapter(source.path))
     adapter = read_adapter(folder, _sites(folder, reference, base, revision, registry, offline))
-    files = adapter.method.export(adapter, to)
+    files = {**adapter.method.export(adapter, to), **_tokenizer(folder)}
     own = set(files)
     if replace and out.is_dir() and any(p.name not in own for p in out.iterdir()):
         raise HubkitError(
@@ -94,3 +97,9 @@ def _sites(
     source, record = base_with_record(base, revision, registry=registry, offline=offline)
     require_base([Term(folder.manifest.name, reference, 1.0, folder)], record, False)
     return Base.from_folder(source.path)
+
+
+def _tokenizer(folder: AdapterFolder) -> dict[str, bytes]:
+    """The tokenizer's files of an adapter that adds tokens: without them nobody could use its rows."""
+    listed = {entry.path for entry in folder.manifest.files} if folder.manifest.vocabulary else set()
+    return {name: (folder.path / name).read_bytes() for name in (TOKENIZER, *BESIDE) if name in listed}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, base_source, base_with_record
 from hubkit.verbs.terms import Term, Terms, codec_of_terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.vocabulary import one_vocabulary, tokenizer_with
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,13 +64,13 @@ def generate(
 
     Raises:
         HubkitError: ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``, ``HK-MIX``, ``HK-OPTIONS``, ``HK-ROW-TOO-LONG``,
-            ``HK-TEMPLATE``; what pulling, opening and reading raise.
+            ``HK-TEMPLATE``, ``HK-VOCABULARY``; what pulling, opening and reading raise.
     """
     import torch
 
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.attach import Attached
-    from hubkit.tensors.live import load_base, load_tokenizer
+    from hubkit.tensors.live import load_base
     from hubkit.tensors.parts import front_length
 
     if max_new_tokens < 1 or temperature < 0:
@@ -87,7 +88,9 @@ def generate(
         overrides = require_base(members, record, allow_base_mismatch)
     else:
         source = base_source(named, revision, **where)
+    tokens = one_vocabulary(members)
     model: nn.Module = load_base(source.path, dtype, codec_of_terms(members))
+    tokenizer = tokenizer_with(source.path, tokens, " + ".join(member.name for member in members))
     front = 0
     if members:
         attached = Attached(model)
@@ -98,7 +101,6 @@ def generate(
         model = attached
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = load_tokenizer(source.path)
         text, count = _answer(model, tokenizer, prompt, raw, max_new_tokens, temperature, source.path, front)
     shown = tuple((member.reference, member.weight) for member in members)
     return Generated(text, count, source.reference, shown, overrides)

@@ -5,6 +5,7 @@ Accumulated in fp32, cast once. Peak memory: one tensor and a few blocks, whatev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_with_record, chosen_name
 from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.vocabulary import tokenizer_files
 
 if TYPE_CHECKING:
     from hubkit.tensors.merging import MergePlan
@@ -77,8 +79,8 @@ def merge(
 
     Raises:
         HubkitError: ``HK-TERMS``, ``HK-MIX``, ``HK-NAME``, ``HK-BASE-MISMATCH``, ``HK-NOT-MERGEABLE``,
-            ``HK-MERGE-NOOP`` when nothing would change, ``HK-NAN``, ``HK-EXISTS``, ``HK-DISK``; what pulling and
-            reading raise.
+            ``HK-VOCABULARY``, ``HK-MERGE-NOOP`` when nothing would change, ``HK-NAN``, ``HK-EXISTS``, ``HK-DISK``; what
+            pulling and reading raise.
     """
     from hubkit.tensors.merging import dtype_named
     from hubkit.tensors.shards import open_shards
@@ -90,7 +92,7 @@ def merge(
     members = open_terms(terms, registry=registry, offline=offline, progress=progress)
     source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
     overrides = require_base(members, record, allow_base_mismatch)
-    shards = open_shards(source.path)
+    shards, tokenizer = open_shards(source.path), tokenizer_files(members, source.path)
     plan = _plan(members, mix, shards)
     size = sum(info.stop - info.start for info in shards.headers.values())
     if dry_run:
@@ -114,7 +116,7 @@ def merge(
                 "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=base,
                 have="every change is zero, or too small for the dtype", fix=fix,
             )  # fmt: skip
-        digest, size = _finish(stage, source.path, manifest, dict(files.files))
+        digest, size = _finish(stage, source.path, manifest, dict(files.files), tokenizer)
     return Merged(
         out, digest, len(files.changed), _count(plan, shards), size, plan.tied_head is not None, overrides, False
     )
@@ -145,7 +147,9 @@ def _tree(plan: MergePlan) -> dict[str, object]:
     return to_document(plan.mix)
 
 
-def _finish(stage: Path, base: Path, manifest: Manifest, digests: dict[str, str]) -> tuple[str, int]:
+def _finish(
+    stage: Path, base: Path, manifest: Manifest, digests: dict[str, str], tokenizer: Mapping[str, Path]
+) -> tuple[str, int]:
     """Copies tokenizer and the like, writes card and manifest; the digest and the weights' size."""
     import shutil
     from dataclasses import replace
@@ -156,6 +160,8 @@ def _finish(stage: Path, base: Path, manifest: Manifest, digests: dict[str, str]
     for path in sorted(p for p in base.iterdir() if p.is_file()):
         if _belongs(path):
             shutil.copyfile(path, stage / path.name)
+    for name, path in tokenizer.items():
+        shutil.copyfile(path, stage / name)
     entries = []
     for path in sorted(p for p in stage.iterdir() if p.is_file()):
         digest = digests.get(path.name) or hash_file(path)

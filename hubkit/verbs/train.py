@@ -13,6 +13,7 @@ from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_with_record, chosen_name
+from hubkit.verbs.vocabulary import added_tokens, prepared, tokenizer_with
 
 if TYPE_CHECKING:
     from hubkit.artifact.digest import BaseRecord
@@ -89,14 +90,13 @@ def train(
 
     Raises:
         HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
-            ``HK-CONFIG``, ``HK-TARGET``, ``HK-OPTIONS``, ``HK-OPTIMIZER``, ``HK-NAN``, ``HK-RESUME`` and what
-            they call for.
+            ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``, ``HK-OPTIMIZER``, ``HK-NAN``,
+            ``HK-RESUME`` and what they call for.
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
     from hubkit.methods.reading import codec_of, virtual_tokens
     from hubkit.tensors.base import Base
-    from hubkit.tensors.live import load_tokenizer
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
     from hubkit.training.optimizers import device_for
@@ -111,18 +111,20 @@ def train(
     device = device_for(wanted.optimizer)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
+    settings, vocabulary, tokens = prepared(settings, source.path)
     sites = Base.from_folder(source.path)
     codec, front = codec_of(chosen, settings, sites), virtual_tokens(chosen, settings, sites)
-    draft = _draft(name, chosen, settings, record, codec, license)
+    draft = _draft(name, chosen, settings, record, codec, license, vocabulary)
     check_adapter(out, draft, {CARD_NAME: _card(out, draft, ())}, replace=replace)  # now, not after hours of training
-    rows, validation = _rows(records, held, load_tokenizer(source.path), columns, source.path, wanted, raw, front)
+    tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
+    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, front)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
         resume=resume, name=name, codec=codec, device=device,
     )  # fmt: skip
     manifest = dataclasses.replace(draft, config=_document(adapter.config), training=_training(wanted, rows, metrics))
-    digest = _write(out, adapter, manifest, record, metrics, replace)
+    digest = _write(out, adapter, manifest, record, metrics, replace, tokens)
     checkpoint.discard(run_dir)
     count = sum(p.numel() for p in adapter.parameters().values())
     return Trained(out, digest, chosen.name, count, metrics)
@@ -232,7 +234,7 @@ def _fit(
 
 
 def _draft(
-    name: str, method: Method, config: Any, record: BaseRecord, codec: str | None, license: str | None
+    name: str, method: Method, config: Any, record: BaseRecord, codec: str | None, license: str | None, vocabulary: Any
 ) -> Manifest:
     """The manifest as far as it is known before training."""
     return Manifest(
@@ -242,6 +244,7 @@ def _draft(
         plugin=Plugin(method.offer.distribution, method.offer.version),
         config=_document(config),
         base=dataclasses.replace(record.fingerprint, codec=codec),
+        vocabulary=vocabulary,
         license=license,
     )
 
@@ -265,14 +268,22 @@ def _card(out: Path, manifest: Manifest, files: Iterable[str]) -> bytes:
     return card_file(manifest, files, existing)
 
 
-def _write(out: Path, adapter: Adapter, manifest: Manifest, record: BaseRecord, metrics: Metrics, replace: bool) -> str:
+def _write(
+    out: Path,
+    adapter: Adapter,
+    manifest: Manifest,
+    record: BaseRecord,
+    metrics: Metrics,
+    replace: bool,
+    tokens: Mapping[str, bytes | Path],
+) -> str:
     from hubkit.documents.schema import canonical
     from hubkit.methods.foreign import own_files
 
     public = manifest.shareable().base
     assert public is not None
     adapter.source, adapter.revision = public.source, public.revision
-    files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
+    files: dict[str, bytes | Path] = {**tokens, **own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
     files["metrics.json"] = canonical(metrics.to_document())
     files[CARD_NAME] = _card(out, manifest, files)
     return write_adapter(out, manifest, files, replace=replace).digest

@@ -33,7 +33,7 @@ class TestDora(MethodSuite):
                 "layers": "1",
             },
         ),
-        "gpt2": ({}, {"targets": ["c_attn"], "rank": 4}),
+        "gpt2": ({}, {"targets": ["c_attn"], "rank": 4, "modules_to_save": ["lm_head", "ln_f"]}),
     }
 
 

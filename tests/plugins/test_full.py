@@ -9,5 +9,10 @@ class TestFull(MethodSuite):
     method = "full"
     configs = {  # noqa: RUF012
         "llama": ({}, {"targets": ["norm", "lm_head"]}),
-        "gpt2": ({}, {"targets": ["lm_head", "wte"]}, {"biases": False}),
+        "gpt2": (
+            {},
+            {"targets": ["lm_head", "wte"]},
+            {"targets": ["lm_head", "wte"], "tied": "break"},
+            {"biases": False},
+        ),
     }

@@ -16,12 +16,12 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import TOLERANCE, batch, randomize, tiny_model
 from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.additive import TiedChange
 from hubkit.tensors.attach import Attached
 from hubkit.tensors.base import Base
 from hubkit.tensors.merging import plan_merge, write_merged
 from hubkit.tensors.mix import Stack, Sum
 from hubkit.tensors.shards import open_shards
+from hubkit.tensors.tied import TiedChange
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 48}
 
