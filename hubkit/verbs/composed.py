@@ -1,0 +1,146 @@
+"""The adapter that `compose` writes: low-rank factors where they say everything, whole tensors where they do not.
+
+Sites of lower rank than the largest are padded with zeros: one rank and one scale, which every engine reads alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hubkit.documents.manifest import Plugin
+from hubkit.errors import HubkitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hubkit.methods.host import Method
+    from hubkit.methods.info import MethodInfo
+    from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.base import Base
+    from hubkit.tensors.composing import ComposeOptions, Composition
+
+
+def make(
+    weights: list[tuple[str, float]], adapters: Mapping[str, Adapter], base: Base, how: ComposeOptions
+) -> tuple[Composition, ComposeOptions]:
+    """The new deltas, and the options they were made with.
+
+    An operator that prunes makes every delta dense: its result has the members' largest rank where none is given and
+    all of them are low-rank.
+    """
+    from hubkit.tensors.composing import compose_deltas
+    from hubkit.tensors.parts import LowRank
+
+    parts = [part for adapter in adapters.values() for part in adapter.parts.values()]
+    ranks = [int(part.A.shape[0]) for part in parts if isinstance(part, LowRank)]
+    if how.operator.prunes and not how.cuts and len(ranks) == len(parts):
+        how = replace(how, rank=max(ranks))
+    of = lambda member, site: adapters[member].delta(site)  # noqa: E731
+    return compose_deltas(base.sites.values(), weights, of, how), how
+
+
+def record(how: ComposeOptions, made: Composition) -> Mapping[str, Any]:
+    """The composition as the manifest tells it; energies to six digits, which every machine agrees on."""
+    said: dict[str, Any] = {"operator": how.operator.name, "energy": round(made.energy, 6)}
+    if not made.whole:
+        said["rank"] = made.rank
+    if how.cuts:
+        said |= {"least_energy": round(made.least, 6), "least_energy_site": made.least_site}
+    if how.energy is not None:
+        said["energy_wanted"] = how.energy
+    if how.operator.prunes:
+        said |= {"density": how.density, "seed": how.seed}
+    return said
+
+
+def adapter_of(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
+    """The composed adapter, of a method that can hold it.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE`` where no installed method can; ``HK-NAN``.
+    """
+    result = _whole(name, made, adapters, base) if made.whole else _low_rank(name, made, adapters, base)
+    result.require_finite(name)
+    return result
+
+
+def plugin_of(adapter: Adapter) -> Plugin:
+    """Who offers the method of an adapter."""
+    from hubkit.methods.host import host
+
+    offer = host().load(adapter.method.name).offer
+    return Plugin(offer.distribution, offer.version)
+
+
+def _low_rank(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
+    from hubkit.artifact.forms import short_targets
+    from hubkit.tensors.adapter import Adapter
+
+    method, configured = _holder(adapters, lambda info: info.low_rank, "a low-rank change")
+    config = configured(tuple(short_targets(made.factors, base.sites)), made.rank)
+    values = {site: _factors(left, right, made.rank) for site, (left, right) in made.factors.items()}
+    return Adapter.of_factors(name, method, config, base, values)
+
+
+def _factors(left: Tensor, right: Tensor, rank: int) -> dict[str, Tensor]:
+    """A (rank, in) and B (out, rank), padded with zeros."""
+    from torch.nn.functional import pad
+
+    missing = rank - int(right.shape[0])
+    return {"A": pad(right, (0, 0, 0, missing)), "B": pad(left, (0, missing))}
+
+
+def _whole(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
+    from hubkit.tensors.adapter import Adapter
+
+    method, configured = _holder(adapters, lambda info: info.whole, "a change of whole tensors")
+    values: dict[str, dict[str, Tensor]] = {
+        site: {"weight": left @ right} for site, (left, right) in made.factors.items()
+    }
+    for site, delta in made.whole.items():
+        roles = {"weight": delta.dense, "bias": delta.bias}
+        values[site] = {role: value.contiguous() for role, value in roles.items() if value is not None}
+    _tie(values, adapters, base)
+    config = configured(tuple(sorted(f"{site}.{role}" for site, roles in values.items() for role in roles)))
+    return Adapter.of_factors(name, method, config, base, values)
+
+
+def _tie(values: dict[str, dict[str, Tensor]], adapters: Mapping[str, Adapter], base: Base) -> None:
+    """A tied output head follows its table when it does so in every member; else it gets a change of its own."""
+    from torch import zeros
+
+    from hubkit.tensors.additive import keeps_tie
+
+    head = next((site for site in base.sites.values() if site.tied), None)
+    tables = [] if head is None else [site for site in base.sites.values() if site.tensor == head.tensor]
+    if head is None or not any("weight" in values.get(site.name, {}) for site in tables if site.name != head.name):
+        return
+    if not all(keeps_tie(a.parts, base, head) for a in adapters.values()):
+        values.setdefault(head.name, {}).setdefault("weight", zeros(head.shape))
+        return
+    values.get(head.name, {}).pop("weight", None)
+    if not values.get(head.name, {"weight"}):
+        del values[head.name]
+
+
+def _holder(
+    adapters: Mapping[str, Adapter], way: Callable[[MethodInfo], Callable[..., Any] | None], what: str
+) -> tuple[Method, Callable[..., Any]]:
+    """A method that can hold any change of a kind, and its way to: a member's own, else any that is installed.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE``.
+    """
+    from hubkit.methods.host import host
+
+    known = host()
+    for name in dict.fromkeys([*(a.method.name for a in adapters.values()), known.default(), *known.offers()]):
+        try:
+            method = known.load(name)
+        except HubkitError:
+            continue  # a broken plugin that no member needs
+        if (configured := way(method.info)) is not None:
+            return method, configured
+    raise HubkitError("HK-COMPOSE", f"no installed method can hold {what} as it is")
