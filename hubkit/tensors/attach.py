@@ -18,6 +18,7 @@ from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
 from hubkit.tensors.blocks import Block, BlockHooks
+from hubkit.tensors.folded import Folded
 from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, owns_output
 from hubkit.tensors.mix import Mix, Stack
 from hubkit.tensors.parts import Edit, LowRank
@@ -70,6 +71,7 @@ class Attached(nn.Module):
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
         self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
+        self.folded: Folded | None = None
         model.requires_grad_(False)
 
     @property
@@ -94,6 +96,7 @@ class Attached(nn.Module):
             HubkitError: ``HK-NAME-TAKEN``, or ``HK-SHAPE`` when a site is not this base's; ``HK-NAN`` when a weight
                 cannot be quantized.
         """
+        self.require_unmerged()
         if name in self.adapters:
             raise HubkitError("HK-NAME-TAKEN", f"an adapter {name!r} is attached already", fix="remove it first")
         wrong = [
@@ -167,6 +170,27 @@ class Attached(nn.Module):
         finally:
             self._override.reset(token)
 
+    def merge(self) -> Folded:
+        """Merges the active mix into the weights until `unmerge`, or for a ``with``: see `hubkit.tensors.folded`."""
+        self.require_unmerged()
+        own = self._override.get() is not None
+        if self.mix is None or own:
+            raise HubkitError(
+                "HK-MIX", "this thread uses a mix of its own" if own else "no mix is active",
+                want="an active mix, for all threads", fix="set_mix first, outside using",
+            )  # fmt: skip
+        return Folded(self, self.mix)
+
+    def unmerge(self) -> None:
+        """Puts the base's own weights back; where nothing is merged there is nothing to do."""
+        if self.folded is not None:
+            self.folded.undo()
+
+    def require_unmerged(self) -> None:
+        """Refuses what cannot be done while a mix is merged: ``HK-MERGED``."""
+        if self.folded is not None:
+            raise HubkitError("HK-MERGED", "a mix is merged into the weights", fix="unmerge first")
+
     def checkpoint_contexts(self) -> tuple[Any, Any]:
         """``context_fn`` for non-reentrant checkpointing: the recomputation runs under the mix of its forward."""
         return contextlib.nullcontext(), self._restored(self._active())
@@ -181,6 +205,7 @@ class Attached(nn.Module):
 
     def detach(self) -> nn.Module:
         """Takes every adapter off and gives back the base: same object, same parameters, same ``requires_grad``."""
+        self.unmerge()
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
@@ -194,7 +219,7 @@ class Attached(nn.Module):
         return self.model
 
     def _active(self) -> Plan:
-        if BARE.get():
+        if BARE.get() or self.folded is not None:
             return Plan()
         override = self._override.get()
         return self._plan if override is None else override
@@ -224,6 +249,7 @@ class Attached(nn.Module):
         return hook
 
     def _make_plan(self, mix: Mix | None) -> Plan:
+        self.require_unmerged()
         plan = Plan()
         if mix is None:
             return plan

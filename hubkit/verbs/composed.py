@@ -5,12 +5,13 @@ Sites of lower rank than the largest are padded with zeros: one rank and one sca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hubkit.documents.manifest import Plugin
 from hubkit.errors import HubkitError
+from hubkit.methods.host import host
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +69,6 @@ def adapter_of(name: str, made: Composition, adapters: Mapping[str, Adapter], ba
 
 def plugin_of(adapter: Adapter) -> Plugin:
     """Who offers the method of an adapter."""
-    from hubkit.methods.host import host
-
     offer = host().load(adapter.method.name).offer
     return Plugin(offer.distribution, offer.version)
 
@@ -133,14 +132,18 @@ def _holder(
     Raises:
         HubkitError: ``HK-COMPOSE``.
     """
-    from hubkit.methods.host import host
-
-    known = host()
-    for name in dict.fromkeys([*(a.method.name for a in adapters.values()), known.default(), *known.offers()]):
+    for name in _candidates(adapters):
         try:
-            method = known.load(name)
+            method = host().load(name)
         except HubkitError:
             continue  # a broken plugin that no member needs
         if (configured := way(method.info)) is not None:
             return method, configured
     raise HubkitError("HK-COMPOSE", f"no installed method can hold {what} as it is")
+
+
+def _candidates(adapters: Mapping[str, Adapter]) -> Iterator[str]:
+    """Names of methods: the members' own, the default, all that are installed; each looked up when it is needed."""
+    yield from dict.fromkeys(a.method.name for a in adapters.values())
+    yield host().default()
+    yield from host().offers()
