@@ -3,6 +3,7 @@ formulas in fp64; what is refused; and that the result is an ordinary adapter.""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
@@ -36,21 +37,24 @@ BEST = 1e-5
 """The same of fp32 factors of a best approximation."""
 DORA, FULL, SELECTIVE = "dora", "full", "selective"
 
-RELOADED = """
-import sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from hubkit.artifact.folder import open_adapter
-from hubkit.methods.reading import read_adapter
-from hubkit.tensors.base import Base
-for folder in sorted(Path(sys.argv[2]).glob("c-*")):
-    base, found = Base.from_folder(Path(sys.argv[1])), {}
-    adapter = read_adapter(open_adapter(folder), base, dtype="master")
-    for site in adapter.sites.values():
-        delta = adapter.delta(site)
-        found |= {f"{site.name}.weight": delta.matrix(), f"{site.name}.bias": delta.bias}
-    save_file({name: t.contiguous() for name, t in found.items() if t is not None}, f"{folder}.safetensors")
-"""
+
+def write_changes(base: str, root: str) -> None:
+    """Reads each adapter ``c-*`` in `root` and writes its changes beside it, by the names of the tensors."""
+    from pathlib import Path
+
+    from safetensors.torch import save_file
+
+    from hubkit.artifact.folder import open_adapter
+    from hubkit.methods.reading import read_adapter
+    from hubkit.tensors.base import Base
+
+    for folder in sorted(path for path in Path(root).glob("c-*") if path.is_dir()):
+        found = {}
+        adapter = read_adapter(open_adapter(folder), Base.from_folder(Path(base)), dtype="master")
+        for site in adapter.sites.values():
+            delta = adapter.delta(site)
+            found |= {f"{site.name}.weight": delta.matrix(), f"{site.name}.bias": delta.bias}
+        save_file({name: t.contiguous() for name, t in found.items() if t is not None}, f"{folder}.safetensors")
 
 
 def member(folder: Path, base: Path, method: str, **options: Any) -> Path:
@@ -93,9 +97,10 @@ def near(have: Tensor, want: Tensor, error: float, name: object = "") -> None:
     assert torch.linalg.norm(have.double() - want) <= error * torch.linalg.norm(want), name
 
 
-def reload(base: Path, root: Path) -> None:
-    """The changes of each ``c-*`` folder, read in a new process, written beside it."""
-    subprocess.run([sys.executable, "-c", RELOADED, base, root], check=True)
+def changed_by(folder: Path, base: Path) -> dict[str, Tensor]:
+    """What the adapter ``c-*`` at `folder` adds to each tensor, as it is read."""
+    write_changes(str(base), str(folder.parent))
+    return load_file(f"{folder}.safetensors")
 
 
 def best(matrix: Tensor, rank: int) -> Tensor:
@@ -128,7 +133,8 @@ def test_a_grid_of_mixed_methods(family: str, request: pytest.FixtureRequest, tm
         total = sum(weights.values()) if operator == "average" else 1.0
         scaled = [weight / total for weight in weights.values()]
         want[f"c-{name}"] = added(list(zip([changes(dora, base), *parts], scaled, strict=True)))
-    reload(base, tmp_path)
+    script = f"import sys\n{inspect.getsource(write_changes)}\nwrite_changes(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", script, base, tmp_path], check=True)
     assert len(want) == 12
     for name, tensors in want.items():
         have = load_file(tmp_path / f"{name}.safetensors")
@@ -146,9 +152,8 @@ def test_a_rank_is_dense_svds_best_approximation(tiny_llama: Path, tmp_path: Pat
     for rank in (1, 6, 16, 999):
         done = compose({str(p): w for p, w in weights.items()}, tmp_path / f"c-{rank}", base=str(tiny_llama), rank=rank)
         assert done.rank == min(rank, 16), "no change of a weight of 16 rows or columns has more"
-    reload(tiny_llama, tmp_path)
     for rank in (1, 6, 16, 999):
-        have = load_file(tmp_path / f"c-{rank}.safetensors")
+        have = changed_by(tmp_path / f"c-{rank}", tiny_llama)
         assert set(have) == set(want)
         for name, change in want.items():
             near(have[name], best(change, rank), BEST, (rank, name))
@@ -160,8 +165,7 @@ def test_a_tie_that_one_member_breaks(tiny_gpt2: Path, tmp_path: Path) -> None:
     full = member(tmp_path / "full", tiny_gpt2, FULL, seed=2, targets=("wte", "wpe"))
     compose({str(full): 2.0}, tmp_path / "c-one")
     compose({str(full): 2.0, str(low): 1.0}, tmp_path / "c-two")
-    reload(tiny_gpt2, tmp_path)
-    one, two = (load_file(tmp_path / f"c-{n}.safetensors") for n in ("one", "two"))
+    one, two = (changed_by(tmp_path / f"c-{n}", tiny_gpt2) for n in ("one", "two"))
     table = changes(full, tiny_gpt2)["transformer.wte.weight"]
     near(one["lm_head.weight"], 2 * table.t(), EXACT)
     near(two["lm_head.weight"], 2 * table.t(), EXACT)
@@ -207,8 +211,7 @@ def test_one_member_and_one_twice(tiny_llama: Path, tmp_path: Path) -> None:
     twice = compose(f"{a} + 0.5*{a}", tmp_path / "c-two")
     assert [(p.reference, p.weight) for p in twice.parents] == [("a", 1.0), ("a", 0.5)]
     compose(f"{a} - {a}", tmp_path / "c-none")
-    reload(tiny_llama, tmp_path)
-    one, two, none = (load_file(tmp_path / f"c-{n}.safetensors") for n in ("one", "two", "none"))
+    one, two, none = (changed_by(tmp_path / f"c-{n}", tiny_llama) for n in ("one", "two", "none"))
     for name, change in changes(a, tiny_llama).items():
         near(one[name], -2 * change, EXACT)
         near(two[name], 1.5 * change, EXACT)
