@@ -86,6 +86,7 @@ def describe() -> MethodInfo:
         recipe={"learning_rate": 5e-5, "weight_decay": 0.0},
         sources="BERT (https://arxiv.org/abs/1810.04805) A.3: 2e-5 to 5e-5",
         kinds=KINDS,
+        whole=lambda tensors, tied: FullConfig(tensors=tensors, tied=tied),
         learning_rates=lambda config, site, role: layer_rate(site.name, config.layer_decay, config.depth),
         narrow=lambda config, changed: dataclasses.replace(config, tensors=tuple(sorted(changed))),
     )

@@ -55,9 +55,11 @@ def command(
 ) -> None:
     """Write several adapters as one: their exact weighted sum.
 
-    Any ranks, scales, signs and patterns; the change of each weight is the sum of the members' changes, in fp32. Other
-    methods prune and join the changes entry by entry; --rank and --energy write the best smaller approximation. The
-    result is an ordinary adapter; its manifest names its parents and how they became one.
+    Any methods, ranks, scales, signs and patterns; the change of each weight is the sum of the members' changes, in
+    fp32. Other methods prune and join the changes entry by entry; --rank and --energy write the best smaller
+    approximation. A change that is not low-rank makes the sum one of whole tensors, unless a rank is given; one that
+    depends on the base's weights needs --base. The result is an ordinary adapter; its manifest names its parents and
+    how they became one.
 
     --report writes a page of heat maps: where the members read and write the same directions, where their signs differ,
     and whether a sum, TIES or keeping them separate is advised. It needs no --out.
@@ -92,7 +94,8 @@ def command(
 def _render(done: Composed) -> str:
     lines: list[str] = []
     if done.path is not None:
-        lines.append(f"composed {done.path} (rank {done.rank} at {done.sites} sites)")
+        form = f"rank {done.rank}" if done.rank else "whole tensors"
+        lines.append(f"composed {done.path} ({form} at {done.sites} sites)")
     lines += [f"  {parent.weight:+g} * {parent.reference}" for parent in done.parents]
     if "least_energy" in done.composition:
         kept, least = done.composition["energy"], done.composition["least_energy"]

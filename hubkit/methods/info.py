@@ -12,6 +12,7 @@ from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
     from hubkit.tensors.site import Site
+    from hubkit.tensors.tied import Tied
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class MethodInfo:
         kinds: kinds of sites it can act at.
         low_rank: (targets, rank) -> the configuration under which the part at a site is exactly B·A with scale 1, for a
             method whose parts can hold any low-rank change: what `hubkit compose` writes sums with.
+        whole: (names of tensors, ``<site>.weight`` and ``<site>.bias``; whether a tied output head follows its table)
+            -> the configuration under which parts with these roles hold exactly what is added to these tensors: what
+            `hubkit compose` writes any other change with.
         learning_rates: (config, site, role) -> what multiplies the learning rate there; 1 everywhere if not given.
         narrow: (config, names ``<site>.<role>`` that are not zero) -> the configuration that makes these alone, for a
             method whose adapters leave tensors out that training did not change.
@@ -48,6 +52,7 @@ class MethodInfo:
     sources: str = ""
     kinds: tuple[str, ...] = ("linear",)
     low_rank: Callable[[tuple[str, ...], int], Any] | None = None
+    whole: Callable[[tuple[str, ...], Tied], Any] | None = None
     learning_rates: Callable[[Any, Site, str], float] | None = None
     narrow: Callable[[Any, frozenset[str]], Any] | None = None
     adapterhub: AdapterHubForm | None = None

@@ -17,6 +17,7 @@ from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
+from hubkit.tensors.folded import Folded
 from hubkit.tensors.holder import Holder
 from hubkit.tensors.mix import Mix, Route
 from hubkit.tensors.planning import Plan
@@ -57,6 +58,7 @@ class Attached(Holder):
         self._override: ContextVar[Plan | None] = ContextVar("hubkit_plan", default=None)
         self._checkpointing = checkpointing_modules(model)
         self._entry = model.register_forward_pre_hook(self._enter)
+        self.folded: Folded | None = None
         model.requires_grad_(False)
 
     @property
@@ -127,6 +129,27 @@ class Attached(Holder):
         with self.under(plan):
             yield
 
+    def merge(self) -> Folded:
+        """Merges the active mix into the weights until `unmerge`, or for a ``with``: see `hubkit.tensors.folded`."""
+        self.require_unmerged()
+        own = self._override.get() is not None
+        if self.mix is None or own:
+            raise HubkitError(
+                "HK-MIX", "this thread uses a mix of its own" if own else "no mix is active",
+                want="an active mix, for all threads", fix="set_mix first, outside using",
+            )  # fmt: skip
+        return Folded(self, self.mix)
+
+    def unmerge(self) -> None:
+        """Puts the base's own weights back; where nothing is merged there is nothing to do."""
+        if self.folded is not None:
+            self.folded.undo()
+
+    def require_unmerged(self) -> None:
+        """Refuses what cannot be done while a mix is merged: ``HK-MERGED``."""
+        if self.folded is not None:
+            raise HubkitError("HK-MERGED", "a mix is merged into the weights", fix="unmerge first")
+
     def checkpoint_contexts(self) -> tuple[Any, Any]:
         """``context_fn`` for checkpointing of your own: the recomputation runs under the mix of its forward.
 
@@ -153,6 +176,7 @@ class Attached(Holder):
         Raises:
             HubkitError: ``HK-SLOTS`` where an adapter is attached that is more than low-rank parts at linear layers.
         """
+        self.require_unmerged()
         sites = [self.sites.sites[name] for name in self._handles]
         if self._virtual is not None or not sites or any(site.kind != "linear" for site in sites):
             raise HubkitError(
@@ -186,6 +210,7 @@ class Attached(Holder):
 
     def detach(self) -> nn.Module:
         """Takes every adapter off and gives back the base: same object, same parameters, same ``requires_grad``."""
+        self.unmerge()
         self._clear()
         self._entry.remove()
         step_aside(self._checkpointing)
@@ -198,7 +223,7 @@ class Attached(Holder):
             stand_in(self._checkpointing, self._active, self.under)
 
     def _active(self) -> Plan:
-        if BARE.get():
+        if BARE.get() or self.folded is not None:
             return Plan()
         override = self._override.get()
         return self._plan if override is None else override

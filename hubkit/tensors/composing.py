@@ -1,9 +1,13 @@
-"""Several adapters' deltas made one low-rank delta, site by site: operator, then the best approximation of the rank."""
+"""Several adapters' deltas made one, site by site: operator, then the best approximation of the rank.
+
+Without a limit on rank or energy nothing is left out: a sum of low-rank deltas stays factors, and what factors cannot
+hold exactly (a dense change, a bias, a pruned delta) stays a whole tensor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,8 +16,11 @@ from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.operators import Member, Operator, combine, generator_for, normalized, operator_named
 from hubkit.tensors.site import Site
-from hubkit.tensors.truncate import Truncated, require_finite, truncate, truncate_dense
+from hubkit.tensors.truncate import WHOLE, Truncated, require_finite, truncate, truncate_dense, truncate_stack
 from hubkit.tensors.workers import in_order, workers_for
+
+STACK = 4 << 20
+"""Bytes of factors in fp64 that are truncated in one go: fewer steps, and still in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,16 @@ def compose_options(
 
 @dataclass(frozen=True)
 class Composition:
-    """One low-rank delta per site.
+    """One delta per site.
 
     Args:
         factors: site -> (left (out, k), right (k, in)) with left @ right the delta; k up to `rank`.
-        rank: the largest k.
+        rank: the largest k, at least 1.
         energy: part of the energy kept over all sites together.
         least: part kept where it is least.
         least_site: that site.
+        whole: site -> its delta as weight (out, in), bias (out,) or both, where it is not low-rank; none of them where
+            the options cut.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -75,6 +84,7 @@ class Composition:
     energy: float
     least: float
     least_site: str
+    whole: Mapping[str, Delta] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,8 +107,8 @@ def compose_deltas(
         of: a member's delta at a site, None where it does not act; called in this thread.
 
     Raises:
-        HubkitError: ``HK-COMPOSE`` for a delta with a bias, and for one that is not low-rank where neither rank nor
-            energy say how to make it so; ``HK-OPERATOR``; ``HK-NAN``; what `of` raises.
+        HubkitError: ``HK-COMPOSE`` for the change of a bias or norm where rank or energy ask for a low-rank one;
+            ``HK-OPERATOR``; ``HK-NAN``; what `of` raises.
     """
     names = [name for name, _ in weights]
     factors = normalized(how.operator, [weight for _, weight in weights])
@@ -106,19 +116,23 @@ def compose_deltas(
     jobs = _jobs(chosen, list(zip(names, factors, strict=True)), of, how)
     largest = max((site.shape[0] * site.shape[1] * site.dtype.itemsize for site in chosen), default=1)
     workers = workers_for(largest * (1 if how.operator.linear else 4))
-    made = dict(in_order(lambda job: (job.site.name, _made(job, how)), jobs, workers))
+    found = dict(pair for made in in_order(lambda jobs: _all(jobs, how), _stacks(jobs, how), workers) for pair in made)
+    done = [(site.name, found[site.name]) for site in chosen if site.name in found]
+    made = {site: one for site, one in done if isinstance(one, Truncated)}
+    whole = {site: one for site, one in done if isinstance(one, Delta)}
     if how.energy is not None:
         rank = max((one.rank_for(how.energy) or one.left.shape[1] for one in made.values()), default=1)
         made = {site: one.first(rank) for site, one in made.items()}
-    least = min(made, key=lambda site: made[site].kept)
+    least = min(made, key=lambda site: made[site].kept, default="")
     total = sum(one.total for one in made.values())
     kept = sum(one.kept * one.total for one in made.values())
     return Composition(
         {site: (one.left, one.right) for site, one in made.items()},
-        max(1, *(int(one.left.shape[1]) for one in made.values())),
+        max([1, *(int(one.left.shape[1]) for one in made.values())]),
         kept / total if total > 0 else 1.0,
-        made[least].kept,
+        made[least].kept if made else 1.0,
         least,
+        whole,
     )
 
 
@@ -129,52 +143,132 @@ def _jobs(
     how: ComposeOptions,
 ) -> Iterator[_Job]:
     for site in sites:
-        found = [(name, weight, delta) for name, weight in weights if (delta := of(name, site)) is not None]
-        biased = [name for name, _, delta in found if delta.bias is not None]
-        if biased:
-            raise _refusal(f"the change of {site.name} has a bias, which no low-rank adapter can hold", biased)
-        dense = [name for name, _, delta in found if delta.dense is not None]
-        if dense and how.operator.linear and not how.cuts:
-            fix = "--rank K writes the best approximation; or hubkit merge, which needs none"
-            raise _refusal(f"the change of {site.name} is not low-rank", dense, fix)
+        every = [(name, weight, delta) for name, weight in weights if (delta := of(name, site)) is not None]
+        found = [(n, w, d) for n, w, d in every if any(t is not None for t in (d.left, d.dense, d.bias))]
+        biased = [name for name, _, delta in found if delta.bias is not None or site.kind == "norm"]
+        if biased and how.cuts:
+            what = "a norm" if site.kind == "norm" else "a bias"
+            raise HubkitError(
+                "HK-COMPOSE", f"the change of {site.name} is one of {what}, which no low-rank adapter can hold",
+                have=biased, fix="without --rank and --energy the exact change is written, as whole tensors",
+            )  # fmt: skip
         if found:
             yield _Job(site, found)
 
 
-def _refusal(what: str, members: Sequence[str], fix: str = "") -> HubkitError:
-    apart = "keep them apart: hubkit generate and hubkit merge take several adapters at once"
-    return HubkitError("HK-COMPOSE", what, have=members, fix=fix or apart)
+def _stacks(jobs: Iterable[_Job], how: ComposeOptions) -> Iterator[list[_Job]]:
+    """The jobs, those together whose sums have factors of one shape to truncate: up to `STACK` bytes of them.
+
+    Which ones are together follows from their order alone, so that bits do not depend on the number of workers.
+    """
+    waiting: dict[tuple[int, ...], list[_Job]] = {}
+    for job in jobs:
+        rank = sum(0 if delta.right is None else delta.right.shape[0] for _, _, delta in job.members)
+        low = how.operator.linear and all(delta.is_low_rank for _, _, delta in job.members)
+        if not low or not _cut(rank, how):
+            yield [job]
+            continue
+        stack = waiting.setdefault((rank, *job.site.shape), [])
+        stack.append(job)
+        if (len(stack) + 1) * rank * sum(job.site.shape) * 8 > STACK:
+            yield waiting.pop((rank, *job.site.shape))
+    yield from waiting.values()
 
 
-def _made(job: _Job, how: ComposeOptions) -> Truncated:
+def _cut(rank: int, how: ComposeOptions) -> bool:
+    """Whether factors of `rank` columns and rows are more than what is asked for."""
+    return how.energy is not None or (how.rank is not None and rank > how.rank)
+
+
+def _all(jobs: list[_Job], how: ComposeOptions) -> list[tuple[str, Truncated | Delta]]:
+    """The results at the sites of a stack; runs in a worker."""
+    if len(jobs) == 1:
+        return [(jobs[0].site.name, _made(jobs[0], how))]
+    left, right, dtype = _stacked(jobs)
+    if not torch.isfinite(left.sum() + right.sum()):
+        for job, one, other in zip(jobs, left, right, strict=True):
+            require_finite(job.site.name, one, other)
+    made = truncate_stack(left, right, _limit(jobs[0].site, how), dtype)
+    for job, cut in zip(jobs, made, strict=True):
+        require_finite(job.site.name, torch.tensor(cut.total**0.5, dtype=dtype))
+    return [(job.site.name, cut) for job, cut in zip(jobs, made, strict=True)]
+
+
+def _stacked(jobs: list[_Job]) -> tuple[Tensor, Tensor, torch.dtype]:
+    """The factors of several sums, (n, out, R) and (n, R, in) in fp64, written once; and the dtype they had."""
+    factors = [[(w, d.left, d.right) for _, w, d in job.members] for job in jobs]
+    rank = sum(0 if right is None else right.shape[0] for _, _, right in factors[0])
+    rows, columns = jobs[0].site.shape
+    left = torch.empty(len(jobs), rows, rank, dtype=torch.float64)
+    right = torch.empty(len(jobs), rank, columns, dtype=torch.float64)
+    dtype = torch.float64
+    for index, members in enumerate(factors):
+        start = 0
+        for weight, up, down in members:
+            if up is None or down is None:
+                continue
+            stop, dtype = start + down.shape[0], up.dtype
+            left[index, :, start:stop].copy_(up).mul_(weight)
+            right[index, start:stop] = down
+            start = stop
+    return left, right, dtype
+
+
+def _limit(site: Site, how: ComposeOptions) -> int:
+    return min(site.shape) if how.rank is None else min(how.rank, *site.shape)
+
+
+def _made(job: _Job, how: ComposeOptions) -> Truncated | Delta:
     """The result at one site; runs in a worker."""
     site = job.site
-    limit = min(site.shape) if how.rank is None else min(how.rank, *site.shape)
-    sketch = generator_for(how.seed, site.name, "", "sketch")
-    if how.operator.prunes:
-        drawn = how.operator.prunes == "random"
-        members = [
-            Member(weight, delta, generator_for(how.seed, site.name, name) if drawn else None)
-            for name, weight, delta in job.members
-        ]
-        require_finite(site.name, torch.tensor([member.weight for member in members], dtype=torch.float32))
-        combined = combine(how.operator, members, how.density)
-        require_finite(site.name, combined)
-        return truncate_dense(combined, limit, sketch)
-    total = Delta()
-    for _, weight, delta in job.members:
-        total = total.plus(delta.scaled(weight))
-    if total.dense is not None:
+    total = _pruned(job, how) if how.operator.prunes else _summed(job)
+    require_finite(site.name, *(t for t in (total.left, total.right, total.dense, total.bias) if t is not None))
+    if total.left is None or total.right is None or total.dense is not None or total.bias is not None:
         matrix = total.matrix()
-        assert matrix is not None
+        if not how.cuts:
+            return Delta.full(matrix, total.bias)
+        assert matrix is not None, "a bias alone is refused with the others"
         require_finite(site.name, matrix)
-        return truncate_dense(matrix, limit, sketch)
-    assert total.left is not None
-    assert total.right is not None
-    require_finite(site.name, total.left, total.right)
-    if how.energy is None and (how.rank is None or total.right.shape[0] <= how.rank):
+        sketch = generator_for(how.seed, site.name, "", "sketch")
+        return truncate_dense(matrix, _limit(site, how), sketch, whole=WHOLE if how.operator.linear else 0)
+    if not _cut(total.right.shape[0], how):
         return _whole(total.left, total.right, how.cuts)
-    return truncate(total.left, total.right, limit)
+    return truncate(total.left, total.right, _limit(site, how))
+
+
+def _summed(job: _Job) -> Delta:
+    """Σ wᵢ Δᵢ, with all factors joined at once."""
+    scaled = [delta.scaled(weight) for _, weight, delta in job.members]
+    lefts = [delta.left for delta in scaled if delta.left is not None]
+    rights = [delta.right for delta in scaled if delta.right is not None]
+    rest = Delta()
+    for delta in scaled:
+        rest = rest.plus(Delta.full(delta.dense, delta.bias))
+    if not lefts:
+        return rest
+    return Delta(torch.cat(lefts, 1), torch.cat(rights), rest.dense, rest.bias)
+
+
+def _pruned(job: _Job, how: ComposeOptions) -> Delta:
+    """What a pruning operator makes of the members' weights, and of their biases."""
+    require_finite(job.site.name, torch.tensor([weight for _, weight, _ in job.members], dtype=torch.float32))
+    weights: list[Member] = []
+    biases: list[Member] = []
+    for name, weight, delta in job.members:
+        one, other = (_drawing(how, job.site.name, name, *words) for words in ((), ("bias",)))
+        if delta.left is not None or delta.dense is not None:
+            weights.append(Member(weight, Delta(delta.left, delta.right, delta.dense), one))
+        if delta.bias is not None:
+            biases.append(Member(weight, Delta.full(delta.bias[:, None]), other))
+    return Delta.full(
+        combine(how.operator, weights, how.density) if weights else None,
+        combine(how.operator, biases, how.density)[:, 0] if biases else None,
+    )
+
+
+def _drawing(how: ComposeOptions, *words: str) -> torch.Generator | None:
+    """The generator of what one member loses in one tensor; None where nothing is drawn."""
+    return generator_for(how.seed, *words) if how.operator.prunes == "random" else None
 
 
 def _whole(left: Tensor, right: Tensor, weigh: bool) -> Truncated:

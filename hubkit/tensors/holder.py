@@ -58,6 +58,10 @@ class Holder(nn.Module):
         """The plan of the forward that is running."""
         raise NotImplementedError
 
+    def require_unmerged(self) -> None:
+        """Refuses what cannot be done while a mix is merged into the weights."""
+        raise NotImplementedError
+
     def under(self, plan: Plan) -> AbstractContextManager[None]:
         """Makes `plan` the active one of this thread, inside a ``with``."""
         raise NotImplementedError
@@ -72,6 +76,7 @@ class Holder(nn.Module):
                 cannot be quantized.
         """
         with self._lock:
+            self.require_unmerged()
             self._require_free(name)
             self._take_in(name, adapter)
             self.adapters = {**self.adapters, name: adapter}
@@ -86,6 +91,7 @@ class Holder(nn.Module):
                 cannot hold it.
         """
         with self._lock:
+            self.require_unmerged()
             mixes.require_known(name, self.adapters)
             adapters = {**self.adapters, name: adapter}
             self._require_sites(name, adapter)
@@ -149,6 +155,7 @@ class Holder(nn.Module):
 
     def _with_offered(self, mix: Mix | None, make: Callable[[Mapping[str, Adapter]], T]) -> T:
         """What `make` makes of the adapters that are there once those that `mix` names are."""
+        self.require_unmerged()
         if mix is None or not self._pool.names:
             return make(self.adapters)
         named = mixes.names(mix)

@@ -9,6 +9,16 @@ spaces (what they read):
 
 Two random subspaces of n dimensions overlap by max(ra, rb) / n: `chance`. Random deltas conflict in half of the
 entries. Weights count with their signs: what is compared is what a sum would add.
+
+The advice is rules of thumb on the means over sites, the first that holds:
+
+    keep separate   cosine at most OPPOSED
+    ties            cosine at least REPEATED; or both overlaps at least SHARED and ABOVE_CHANCE times chance, with a
+                    sign conflict of at least CONFLICT
+    sum             everything else
+
+The thresholds are conventions, not measurements of quality: two unrelated adapters lie far below them, two copies far
+above.
 """
 
 from __future__ import annotations

@@ -144,39 +144,42 @@ def combine(operator: Operator, members: Sequence[Member], density: float | None
     limits = [_largest_left_out(rows, density) if ranked else None for rows in rows_of]
     step = max(1, BLOCK // max(1, shape[1]))
     out = torch.zeros(shape, dtype=dtype)
+    weights = torch.tensor([member.weight for member in members], dtype=dtype)
     stack = torch.empty(len(members), step, shape[1], dtype=dtype)
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
-        blocks = [block[: stop - start] for block in stack]
+        blocks = stack if stop - start == step else stack[:, : stop - start].contiguous()
         for block, member, rows, limit in zip(blocks, members, rows_of, limits, strict=True):
             rows.read(start, stop, block)
             if limit is not None:
                 torch.hardshrink(block, limit, out=block)
             if member.generator is not None:
                 _drop(block, density, member.generator)
-        weights = [member.weight for member in members]
+        flat, target = blocks.view(len(members), -1), out[start:stop].view(-1)
         if operator.elects:
-            _elected_mean(blocks, weights, out[start:stop])
+            _elected_mean(flat, weights, target)
         else:
-            for block, weight in zip(blocks, weights, strict=True):
-                out[start:stop].add_(block, alpha=weight)
+            torch.mv(flat.t(), weights, out=target)
     return out
 
 
-def _elected_mean(blocks: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
-    """Adds to `out`, zeros, the weighted mean of the members that have the elected sign, entry by entry.
+def _elected_mean(members: Tensor, weights: Tensor, out: Tensor) -> None:
+    """Writes the weighted mean of the members that have the elected sign, entry by entry.
 
-    Overwrites the blocks.
+    Args:
+        members: (m, n), overwritten.
+        weights: (m,).
+        out: (n,).
     """
-    total = torch.zeros_like(out)
-    for block, weight in zip(blocks, weights, strict=True):
-        total.add_(block, alpha=-1.0 if weight < 0 else 1.0)
-    elected = torch.copysign(torch.ones((), dtype=out.dtype), total.add_(0.0))  # -0 + 0 is +0: elects +1
-    count = total.zero_()
-    for block, weight in zip(blocks, weights, strict=True):
-        agreeing = (block.neg_() if weight < 0 else block).mul_(elected).relu_()
-        out.add_(agreeing, alpha=abs(weight))
-        count.add_(agreeing.sign_())
+    for member, weight in zip(members, weights.tolist(), strict=True):
+        if weight < 0:
+            member.neg_()
+    every = torch.ones_like(weights)
+    total = torch.mv(members.t(), every).add_(0.0)  # -0 + 0 is +0: elects +1
+    elected = torch.copysign(torch.ones_like(out), total)
+    members.mul_(elected).relu_()
+    torch.mv(members.t(), weights.abs(), out=out)
+    count = torch.mv(members.sign_().t(), every, out=total)
     out.div_(count.clamp_min_(1)).mul_(elected)
 
 

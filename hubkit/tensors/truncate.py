@@ -22,6 +22,9 @@ from hubkit.errors import HubkitError
 OVERSAMPLE = 16
 POWER = 2
 """Power iterations of the randomized range finder."""
+WHOLE = 1024
+"""Longest short side of a dense sum that is decomposed exactly: an eigenproblem of that size takes a third of a second.
+What an operator has pruned is an estimate already, and is not worth that."""
 INDEPENDENT = 1e-4
 """Smallest pivot of the Cholesky factor of unit rows for which the Gram form runs: fp64 leaves eight digits there."""
 NOISE = 1e-7
@@ -110,42 +113,66 @@ def _by_qr(left: Tensor, right: Tensor, rank: int) -> Truncated:
     )
 
 
+def truncate_stack(left: Tensor, right: Tensor, rank: int, dtype: torch.dtype) -> list[Truncated]:
+    """`truncate` of several deltas of one shape: a few large steps instead of many small ones.
+
+    Args:
+        left: (n, out, R), fp64.
+        right: (n, R, in), fp64.
+        dtype: of the results.
+    """
+    made = _by_grams(left, right, rank) if right.shape[1] <= right.shape[2] else [None] * len(left)
+    found = [_by_qr(b, a, rank) if one is None else one for one, b, a in zip(made, left, right, strict=True)]
+    return [Truncated(one.left.to(dtype), one.right.to(dtype), one.energies, one.total) for one in found]
+
+
 def _by_gram(left: Tensor, right: Tensor, rank: int) -> Truncated | None:
     """None where the rows of `right` are too nearly dependent."""
     if right.shape[0] > right.shape[1]:
         return None
-    b, a = left.double(), right.double()
-    gram = a @ a.t()
-    lengths = gram.diagonal().sqrt()
-    if not lengths.numel() or not lengths.min() > 0:
-        return None
-    factor, failed = torch.linalg.cholesky_ex(gram / torch.outer(lengths, lengths))
-    if failed or not factor.diagonal().min() > INDEPENDENT:
-        return None
-    down = lengths[:, None] * factor
-    squares, vectors = torch.linalg.eigh(down.t() @ (b.t() @ b) @ down)
-    squares, vectors = squares.flip(0).clamp_min_(0), vectors.flip(1)
-    energies, vectors = squares[:rank], vectors[:, :rank]
+    (one,) = _by_grams(left[None].double(), right[None].double(), rank)
+    return one and Truncated(one.left.to(left.dtype), one.right.to(right.dtype), one.energies, one.total)
+
+
+def _by_grams(b: Tensor, a: Tensor, rank: int) -> list[Truncated | None]:
+    """As `_by_gram`, of a stack, in fp64."""
+    if not a.shape[1]:
+        return [None] * len(b)
+    down, sound = _cholesky(a @ a.mT)
+    if not all(sound):  # one that is not must not spoil the others' eigenvectors with values that are not finite
+        alone = [_by_grams(b[i : i + 1], a[i : i + 1], rank)[0] if good else None for i, good in enumerate(sound)]
+        return alone if len(b) > 1 else [None]
+    squares, vectors = torch.linalg.eigh(down.mT @ (b.mT @ b) @ down)
+    squares, vectors = squares.flip(1).clamp_min_(0), vectors.flip(2)
+    energies, vectors = squares[:, :rank], vectors[:, :, :rank]
     root, inverse = _roots(energies)
-    solved = torch.linalg.solve_triangular(down.t(), vectors * root, upper=True)
-    return Truncated(
-        (b @ (down @ (vectors * inverse))).to(left.dtype),
-        (solved.t() @ a).to(right.dtype),
-        energies,
-        float(squares.sum()),
-    )
+    solved = torch.linalg.solve_triangular(down.mT, vectors * root[:, None], upper=True)
+    ups, downs = b @ (down @ (vectors * inverse[:, None])), solved.mT @ a
+    totals = squares.sum(1).tolist()
+    return [Truncated(*one) for one in zip(ups, downs, energies, totals, strict=True)]
 
 
-def truncate_dense(matrix: Tensor, rank: int, generator: torch.Generator) -> Truncated:
+def _cholesky(gram: Tensor) -> tuple[Tensor, list[bool]]:
+    """L with gram = L Lᵀ, (n, R, R), and for which of the n the vectors are independent enough to use it."""
+    lengths = gram.diagonal(dim1=1, dim2=2).sqrt()
+    unit = gram / (lengths[:, :, None] * lengths[:, None]).clamp_min_(torch.finfo(gram.dtype).tiny)
+    factor, failed = torch.linalg.cholesky_ex(unit)
+    pivots = factor.diagonal(dim1=1, dim2=2).amin(1)
+    sound = [not bad and pivot > INDEPENDENT for bad, pivot in zip(failed.tolist(), pivots.tolist(), strict=True)]
+    return lengths[:, :, None] * factor, sound
+
+
+def truncate_dense(matrix: Tensor, rank: int, generator: torch.Generator, *, whole: int = 0) -> Truncated:
     """An approximation of rank `rank` that is nearly the best: of white noise, the hardest case, its error is half a
     percent larger than the best one's; of trimmed low-rank deltas a ten-thousandth. Large ranks are exact.
 
     Args:
         matrix: (out, in), on the CPU.
         generator: draws the random columns; same seed, same bits.
+        whole: matrices whose shorter side is at most this long are exact, too.
     """
     short = min(matrix.shape)
-    if rank + OVERSAMPLE >= short // 2:
+    if short <= whole or rank + OVERSAMPLE >= short // 2:
         if matrix.shape[0] == short:
             return _by_rows(matrix, rank)
         turned = _by_rows(matrix.t(), rank)
@@ -172,12 +199,18 @@ def _by_rows(matrix: Tensor, rank: int) -> Truncated:
 
 
 def _roots(energies: Tensor) -> tuple[Tensor, Tensor]:
-    """√σ and 1/√σ of squared singular values, descending; both 0 below `NOISE`."""
+    """√σ and 1/√σ of squared singular values, (..., k), descending; both 0 below `NOISE`."""
     root = energies.sqrt().sqrt()
-    root = torch.where(root > root[:1] * NOISE**0.5, root, 0.0)
+    root = torch.where(root > root[..., :1] * NOISE**0.5, root, 0.0)
     return root, torch.where(root > 0, 1 / root, 0.0)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
+    """An orthonormal basis of the columns: through their Gram matrix in fp64, cheaper than QR, where that is safe."""
+    wide = columns.double()
+    (down,), (sound,) = _cholesky((wide.t() @ wide)[None])
+    if sound:
+        solved: Tensor = torch.linalg.solve_triangular(down.t(), wide, upper=True, left=False)
+        return solved.to(columns.dtype)
     basis: Tensor = torch.linalg.qr(columns)[0]
     return basis

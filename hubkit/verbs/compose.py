@@ -4,8 +4,8 @@
 
 The exact sum of any ranks, scales, signs and patterns by default; else what an operator of `hubkit.tensors.operators`
 makes of the deltas, or the best approximation of a given rank. Computed and stored in fp32, so that nothing of a member
-is rounded away. Sites of lower rank than the largest are padded with zeros: one rank and one scale, which every engine
-reads alike.
+is rounded away. A change that is not low-rank (a row rescaled, a bias, a weight trained whole) makes the sum one of
+whole tensors, unless a rank says how far to approximate it. `hubkit.verbs.composed` writes the result.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
-from hubkit.documents.manifest import Manifest, Parent, Plugin
+from hubkit.documents.manifest import Manifest, Parent
+from hubkit.documents.schema import canonical, sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, chosen_name
 from hubkit.verbs.terms import Term, Terms, codec_of_terms, open_terms
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hubkit.methods.host import Method
     from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.base import Base
-    from hubkit.tensors.composing import ComposeOptions, Composition
+    from hubkit.tensors.composing import ComposeOptions
     from hubkit.tensors.interference import Interference
 
 
@@ -38,7 +36,7 @@ class Composed:
     Args:
         path: its folder; None where only a report was asked for, and with it everything up to `overrides` is empty.
         digest: its identity.
-        rank: of every site.
+        rank: of every site; 0 where whole tensors hold what no low-rank factors can.
         sites: number of sites.
         parents: what it was made of.
         composition: how, as its manifest says it: operator, density, seed, rank, energy kept.
@@ -86,8 +84,8 @@ def compose(
         method: ``sum`` (exact), ``average``, ``ties``, ``dare``, ``dare-ties`` or ``magnitude``.
         density: part of the entries that the last four keep, in (0, 1].
         seed: of what is drawn at random.
-        rank: the largest rank: the best approximation is written. Operators that prune need one; the largest rank among
-            the members by default.
+        rank: the largest rank: the best approximation is written. Of operators that prune, the largest rank among the
+            members by default, where all of them are low-rank.
         energy: the part of the energy, ‖Δ_k‖² / ‖Δ‖², that every site keeps: the smallest one rank that does is taken,
             at most `rank`.
         report: an HTML page that shows, site by site, how the members get in each other's way.
@@ -100,8 +98,9 @@ def compose(
 
     Raises:
         HubkitError: ``HK-OPERATOR``, ``HK-DENSITY``, ``HK-RANK``, ``HK-ENERGY``; ``HK-TERMS``; ``HK-NAME``;
-            ``HK-BASE-MISMATCH``; ``HK-BASE-NEEDED``; ``HK-COMPOSE`` for a member whose change no low-rank adapter can
-            hold; ``HK-NAN``; ``HK-EXISTS``; what pulling and reading raise.
+            ``HK-BASE-MISMATCH``; ``HK-VOCABULARY``; ``HK-BASE-NEEDED``; ``HK-COMPOSE`` for a member that has no weights
+            to add, and for the change of a bias or norm where a rank is asked for; ``HK-NAN``; ``HK-EXISTS``; what
+            pulling and reading raise.
     """
     from hubkit.tensors.composing import compose_options
     from hubkit.verbs.interference import require_page, write_page
@@ -142,20 +141,21 @@ def _write(
     from hubkit.artifact.card import card_file
     from hubkit.methods.config import config_document
     from hubkit.methods.foreign import own_files
+    from hubkit.verbs.composed import adapter_of, make, plugin_of, record
 
-    made, how = _made(members, adapters, base, how)
-    result = _adapter(name, made, adapters, base)
+    made, how = make([(m.name, m.weight) for m in members], adapters, base, how)
+    result = adapter_of(name, made, adapters, base)
     first = members[0].folder
     assert first.manifest.base is not None
     manifest = Manifest(
         kind="adapter",
         name=result.name,
         method=result.method.name,
-        plugin=_plugin(result),
+        plugin=plugin_of(result),
         config=config_document(result.config),
         base=changed(first.manifest.base, codec=codec_of_terms(members)),
         parents=plan.parents,
-        composition=_record(how, made),
+        composition=record(how, made),
         license=license,
         overrides=plan.overrides,
     ).shareable()
@@ -165,32 +165,46 @@ def _write(
     files[CARD_NAME] = card_file(manifest, files)
     written = write_adapter(out, manifest, files, replace=replace)
     return changed(
-        plan, path=out, digest=written.digest, rank=made.rank, sites=len(result.parts), parents=written.parents,
-        composition=written.composition or {},
+        plan, path=out, digest=written.digest, rank=0 if made.whole else made.rank, sites=len(result.parts),
+        parents=written.parents, composition=written.composition or {},
     )  # fmt: skip
 
 
 def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
-    """All members belong to the base of the first.
+    """All members belong to the base of the first, and add the same tokens to its vocabulary.
 
     Raises:
-        HubkitError: ``HK-BASE-MISMATCH``, ``HK-BASE-UNPROVEN``.
+        HubkitError: ``HK-BASE-MISMATCH``, ``HK-BASE-UNPROVEN``, ``HK-VOCABULARY``.
     """
     from hubkit.artifact.digest import BaseRecord
     from hubkit.verbs.terms import require_base
-    from hubkit.verbs.vocabulary import one_vocabulary
 
     first = members[0].folder
     if first.manifest.base is None:
         require_base(members[:1], BaseRecord(_nothing(), ()), allow)
     assert first.manifest.base is not None
     record = BaseRecord(first.manifest.base, first.base_tensors() or ())
-    vocabularies = [m.name for m in members if m.folder.manifest.vocabulary]
-    if len(vocabularies) > 1:
-        one_vocabulary(members)
-    if vocabularies:
-        raise HubkitError("HK-COMPOSE", "members that add tokens to the vocabulary cannot be summed", have=vocabularies)
-    return require_base(members[1:], record, allow)
+    used = require_base(members[1:], record, allow)
+    vocabularies = [m.folder.manifest.vocabulary for m in members]
+    if any(one != vocabularies[0] for one in vocabularies):
+        raise HubkitError(
+            "HK-VOCABULARY", "the members add other tokens to the vocabulary: one id would mean several things",
+            want="the same added tokens with the same ids in every member",
+            have=[f"{m.name}: {_counted(m.folder.manifest.vocabulary)}" for m in members],
+            fix="keep them apart, or train them with the same added tokens",
+        )  # fmt: skip
+    if vocabularies[0]:
+        have = [m.name for m in members]
+        raise HubkitError("HK-COMPOSE", "members that add tokens to the vocabulary cannot be summed", have=have)
+    return used
+
+
+def _counted(vocabulary: Mapping[str, Any] | None) -> str:
+    """The added vocabulary of one member, shortened, for a message."""
+    if not vocabulary:
+        return "none"
+    text = canonical(vocabulary).decode()
+    return text if len(text) <= 80 else f"{text[:60]}... ({sha256(text.encode())[:14]}..)"
 
 
 def _nothing() -> Any:
@@ -239,79 +253,3 @@ def _compare(members: list[Term], adapters: Mapping[str, Adapter], base: Base) -
 
     weights = [(m.name, m.weight) for m in members]
     return interference(base.sites.values(), weights, lambda member, site: adapters[member].delta(site))
-
-
-def _made(
-    members: list[Term], adapters: Mapping[str, Adapter], base: Base, how: ComposeOptions
-) -> tuple[Composition, ComposeOptions]:
-    """The new factors, and the options they were made with: the rank is the members' largest where none is given."""
-    from dataclasses import replace
-
-    from hubkit.tensors.composing import compose_deltas
-    from hubkit.tensors.parts import LowRank
-
-    if how.operator.prunes and not how.cuts:
-        parts = [part for adapter in adapters.values() for part in adapter.parts.values()]
-        ranks = [int(part.A.shape[0]) for part in parts if isinstance(part, LowRank)]
-        if not ranks:
-            raise HubkitError("HK-RANK", "no member has a rank to go by", want="a rank", fix="--rank 16", status=USAGE)
-        how = replace(how, rank=max(ranks))
-    weights = [(m.name, m.weight) for m in members]
-    of = lambda member, site: adapters[member].delta(site)  # noqa: E731
-    return compose_deltas(base.sites.values(), weights, of, how), how
-
-
-def _record(how: ComposeOptions, made: Composition) -> Mapping[str, Any]:
-    """The composition as the manifest tells it; energies to six digits, which every machine agrees on."""
-    record: dict[str, Any] = {"operator": how.operator.name, "rank": made.rank, "energy": round(made.energy, 6)}
-    if how.cuts:
-        record |= {"least_energy": round(made.least, 6), "least_energy_site": made.least_site}
-    if how.energy is not None:
-        record["energy_wanted"] = how.energy
-    if how.operator.prunes:
-        record |= {"density": how.density, "seed": how.seed}
-    return record
-
-
-def _adapter(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
-    from hubkit.artifact.forms import short_targets
-    from hubkit.tensors.adapter import Adapter
-
-    method = _method(adapters)
-    low_rank = method.info.low_rank
-    assert low_rank is not None
-    config = low_rank(tuple(short_targets(made.factors, base.sites)), made.rank)
-    values = {site: _factors(left, right, made.rank) for site, (left, right) in made.factors.items()}
-    result = Adapter.of_factors(name, method, config, base, values)
-    result.require_finite(name)
-    return result
-
-
-def _factors(left: Tensor, right: Tensor, rank: int) -> dict[str, Tensor]:
-    """A (rank, in) and B (out, rank), padded with zeros."""
-    from torch.nn.functional import pad
-
-    missing = rank - int(right.shape[0])
-    return {"A": pad(right, (0, 0, 0, missing)), "B": pad(left, (0, missing))}
-
-
-def _method(adapters: Mapping[str, Adapter]) -> Method:
-    """A method that can hold any low-rank change: a member's own, else any that is installed.
-
-    Raises:
-        HubkitError: ``HK-COMPOSE``.
-    """
-    from hubkit.methods.host import host
-
-    for name in [*(a.method.name for a in adapters.values()), host().default()]:
-        method = host().load(name)
-        if method.info.low_rank is not None:
-            return method
-    raise HubkitError("HK-COMPOSE", "no installed method can hold a low-rank change as it is")
-
-
-def _plugin(adapter: Adapter) -> Plugin:
-    from hubkit.methods.host import host
-
-    offer = host().load(adapter.method.name).offer
-    return Plugin(offer.distribution, offer.version)

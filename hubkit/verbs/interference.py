@@ -53,6 +53,7 @@ def _sections(found: Interference) -> Iterator[Section]:
     yield Section(
         "How the advice is found",
         [
+            "These are rules of thumb; the first that holds decides. "
             "Figures are means over sites, weighted by the product of the two norms. They are computed from the "
             "weights alone and say nothing of any task: measure what matters to you before you ship.",
         ],

@@ -94,3 +94,11 @@ def test_a_dense_delta(shape: tuple[int, int], decay: float) -> None:
     assert torch.equal(made.right, again.right)
     whole = truncate_dense(matrix, min(shape), torch.Generator())
     assert torch.linalg.norm(whole.left @ whole.right - matrix) <= EXACT * torch.linalg.norm(matrix)
+
+
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96)])
+def test_a_dense_sum_is_the_best(shape: tuple[int, int]) -> None:
+    matrix = random(*shape, seed=3)
+    want, _ = best(matrix, 8)
+    made = truncate_dense(matrix, 8, torch.Generator(), whole=96)
+    assert torch.linalg.norm(made.left.double() @ made.right.double() - want) <= EXACT * torch.linalg.norm(want)

@@ -144,15 +144,12 @@ def rescaling(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_dense_member(rescaling: Path, three: list[Path], tiny_llama: Path, tmp_path: Path) -> None:
-    """It needs the base's weights and a rank; then it is one member among others."""
+    """It needs the base's weights; then it is one member among others, with a rank or without."""
     terms = f"{three[0]} + 0.5*{rescaling}"
     refused("HK-BASE-NEEDED", compose, terms, tmp_path / "out", rank=4)
-    error = refused("HK-COMPOSE", compose, terms, tmp_path / "out", base=str(tiny_llama))
-    assert "--rank" in error.fix
-    assert error.have == ["r"]
-    refused("HK-RANK", compose, str(rescaling), tmp_path / "out", base=str(tiny_llama), method="ties", density=0.5)
     assert not (tmp_path / "out").exists()
     compose(terms, tmp_path / "out", base=str(tiny_llama), rank=4)
+    whole = compose(terms, tmp_path / "whole", base=str(tiny_llama))
     have, low = deltas(tmp_path / "out", tiny_llama), deltas(three[0], tiny_llama)
     site = "model.layers.0.mlp.down_proj"
     read = read_adapter(open_adapter(rescaling), Base.from_folder(tiny_llama))
@@ -160,11 +157,28 @@ def test_a_dense_member(rescaling: Path, three: list[Path], tiny_llama: Path, tm
     assert dense is not None
     assert dense.dense is not None
     near(have[site], best(low[site] + 0.5 * dense.dense, 4))
+    near(deltas(tmp_path / "whole", tiny_llama)[site], low[site] + 0.5 * dense.dense, 1e-6)
+    assert (whole.rank, dict(whole.composition)) == (0, {"operator": "sum", "energy": 1})
     done = compose(terms, None, base=str(tiny_llama), report=tmp_path / "r.html")
     assert done.interference is not None
     assert {at.site for at in done.interference.pairs[0].sites} == {
         s for s in low if s.endswith(("k_proj", "down_proj"))
     }
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "dare-ties", "magnitude"])
+def test_whole_tensors_are_pruned_as_they_are(method: str, rescaling: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """A density of 1 keeps all; a smaller one keeps entries of the member, each as the operator says."""
+    one = {"base": str(tiny_llama), "method": method}
+    compose(str(rescaling), tmp_path / "all", density=1.0, **one)  # type: ignore[arg-type]
+    done = compose(str(rescaling), tmp_path / "some", density=0.5, seed=3, **one)  # type: ignore[arg-type]
+    assert (done.rank, done.composition["density"]) == (0, 0.5)
+    full, read = deltas(tmp_path / "all", tiny_llama), deltas(tmp_path / "some", tiny_llama)
+    for site, matrix in deltas(rescaling, tiny_llama).items():
+        near(full[site], matrix, 1e-6)
+        kept = read[site] != 0
+        assert 0.3 <= float(kept.double().mean()) <= 0.7
+        near(read[site][kept], matrix[kept] / (0.5 if "dare" in method else 1.0), 1e-6)
 
 
 def test_a_bias_and_a_method_that_cannot_merge(
