@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_record
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.terms import Terms, adapters, mix_of, open_terms, require_base, require_mix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,13 +55,13 @@ def attach(
     require_mix(mix)
     if live is model:
         require_uncompiled(live)
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
+    taken = model.adapters if isinstance(model, Attached) else ()
+    members = open_terms(terms, registry=registry, offline=offline, progress=progress, taken=taken)
     record = base_record(base, registry=registry) if base else fingerprint_model(live, tokenizer)
     require_base(members, record, allow_base_mismatch)
     sites = model.sites if isinstance(model, Attached) else Base.from_model(live)
-    members = _renamed(members, model.adapters if isinstance(model, Attached) else {})
     chosen, dtype = mix_of(members, mix), "master" if trainable else "base"
-    read = {m.name: read_adapter(m.folder, sites, name=m.name, dtype=dtype) for m in members}
+    read = {m.name: read_adapter(m.folder, sites, name=m.name, dtype=dtype) for m in adapters(members)}
     attached = model if isinstance(model, Attached) else Attached(model, sites)
     try:
         for name, adapter in read.items():
@@ -74,16 +74,3 @@ def attach(
             attached.detach()
         raise
     return attached
-
-
-def _renamed(members: list[Term], taken: dict[str, Any]) -> list[Term]:
-    """Names that are still free: an adapter may be attached again, beside itself."""
-    from dataclasses import replace
-
-    made: list[Term] = []
-    for member in members:
-        name, number = member.name, 2
-        while name in taken or name in {m.name for m in made}:
-            name, number = f"{member.name}-{number}", number + 1
-        made.append(replace(member, name=name))
-    return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, base_source, base_with_record
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,11 +86,11 @@ def generate(
         overrides = require_base(members, record, allow_base_mismatch)
     else:
         source = base_source(named, revision, **where)
-    codecs = [m.folder.manifest.base.codec for m in members if m.folder.manifest.base is not None]
+    codecs = [m.folder.manifest.base.codec for m in adapters(members) if m.folder.manifest.base is not None]
     model: nn.Module = load_base(source.path, dtype, next(filter(None, codecs), None))
     if members:
         attached = Attached(model)
-        for member in members:
+        for member in adapters(members):
             attached.add(member.name, read_adapter(member.folder, attached.sites, name=member.name, dtype="base"))
         attached.set_mix(mix_of(members, mix))
         model = attached
