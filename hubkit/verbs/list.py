@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubkit.artifact.folder import WEIGHTS_NAME
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import HubkitError
 from hubkit.registry.reference import is_repo, open_registry
@@ -24,7 +25,7 @@ class Listed:
 
     Args:
         reference: what `pull` takes: a repository at its commit (store) or a repository (registry).
-        kind: ``adapter`` or ``base`` in the store; None for a repository not yet looked into.
+        kind: ``adapter``, ``base`` or ``mix: <its tree>`` in the store; None for a repository not yet looked into.
         versions: names that mean it: branches, tags and ranges asked for (store), version tags (registry).
         digest: of what is stored.
         size: bytes of what is stored.
@@ -64,8 +65,8 @@ def _stored(prefix: str) -> tuple[Listed, ...]:
 
 
 def _kind(entry: StoredEntry) -> str:
-    """What the manifest says where there is one; else how it was pulled."""
-    if not (entry.path / MANIFEST_NAME).is_file():
+    """How it was pulled; of a mix, which has no tensors, its tree."""
+    if (entry.path / WEIGHTS_NAME).is_file() or not (entry.path / MANIFEST_NAME).is_file():
         return entry.kind
     try:
         manifest = Manifest.read(entry.path)

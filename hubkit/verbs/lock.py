@@ -136,10 +136,6 @@ class _Resolver:
             commit = self._commit(one, reference)
             reference = replace(reference, revision=commit)
             manifest = self._manifest(reference)
-        if manifest.kind == "mix":
-            what, fix = f"{one.name!r} is a mix, which a lock cannot pin", "name its adapters one by one in the recipe"
-            have = str(manifest.mixed().tree)
-            raise HubkitError("HK-NOT-ADAPTER", what, where=one.source, want="adapter", have=have, fix=fix)
         self._prove(one.name, one.source, reference, manifest, record)
         data = manifest.to_bytes()
         files = sorted((*manifest.files, FileEntry(MANIFEST_NAME, len(data), sha256(data))), key=lambda file: file.path)

@@ -304,6 +304,15 @@ def test_nothing_is_written_when_it_is_refused(here: Path, tiny_llama: Path, tmp
     assert Manifest.read(here / "m").overrides == ("allow-base-mismatch",)
 
 
+def test_different_tokens_are_refused(here: Path) -> None:
+    for name, tokens in (("a", {"<x>": 320}), ("c", {"<y>": 320})):
+        rewrite(here / name, lambda document, tokens=tokens: document.update(vocabulary=tokens))  # type: ignore[misc]
+    assert refused("HK-VOCABULARY", mix, "./a + ./c", "m").have == ["./a", "./c"]
+    mix("./a + ./b", "m")
+    assert Manifest.read(here / "m").vocabulary == {"<x>": 320}
+    assert refused("HK-VOCABULARY", mix, "./m + ./c", "n").have == ["./m", "./c"]
+
+
 def test_one_adapter_under_two_names_is_one_member(here: Path) -> None:
     shutil.copytree(here / "a", here / "copy")
     done = mix("./a - 0.5*./copy + ./a", "m")
@@ -326,11 +335,29 @@ def test_mixes_inside_mixes_have_an_end(here: Path) -> None:
 
 def test_where_an_adapter_is_needed(here: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mix("./a + ./c", "m")
-    (here / "hubkit.toml").write_text(f'[base]\nsource = "{tiny_llama}"\n[adapters.m]\nsource = "./m"\n')
     before = names(here)
-    for line in (("export", "./m", "-o", "x"), ("lock",), ("pack", "./m", "--base", tiny_llama)):
+    for line in (("export", "./m", "-o", "x"), ("pack", "./m", "--base", tiny_llama)):
         assert say(capsys, *line).refusal() == "HK-NOT-ADAPTER"
     assert names(here) == before
+
+
+def test_locked_and_deployed(here: Path, tiny_llama: Path) -> None:
+    """The merged engine folds the tree in, beside other adapters; PEFT has no trees; a changed member is found."""
+    from transformers import AutoModelForCausalLM
+
+    mix(NESTED, "m")
+    (here / "base").symlink_to(tiny_llama)
+    adapters = '[adapters.m]\nsource = "./m"\nweight = 0.5\n[adapters.a]\nsource = "./a"\n'
+    (here / "hubkit.toml").write_text(f'[base]\nsource = "./base"\n{adapters}')
+    locked = hubkit.lock().lock
+    assert locked.adapters[0].digest == Manifest.read(here / "m").digest
+    hubkit.deploy("run", engine="merged")
+    want = logits(attach(load_base(tiny_llama), "0.5*./m + ./a"))
+    near(logits(AutoModelForCausalLM.from_pretrained("run/model").eval()), want)
+    assert "m: it is a mix, not an adapter" in refused("HK-ENGINE", hubkit.deploy, "x", engine="peft").have
+    make_adapter(here / "c", tiny_llama, seed=9)
+    refused("HK-MIX-MEMBER", hubkit.deploy, "x", engine="merged")
+    assert not (here / "x").exists()
 
 
 def test_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
