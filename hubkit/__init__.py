@@ -12,8 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 VERBS = (
-    "compose", "deploy", "export", "generate", "inspect", "list", "lock", "merge", "methods", "pack", "pull", "push",
-    "serve", "train", "verify",
+    "compose", "deploy", "export", "generate", "inspect", "list", "lock", "merge", "methods", "mix", "pack", "pull",
+    "push", "serve", "train", "verify",
 )  # fmt: skip
 _NAMES = {verb: f"hubkit.verbs.{verb}" for verb in VERBS} | {
     "HubkitError": "hubkit.errors",

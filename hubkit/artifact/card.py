@@ -99,6 +99,8 @@ def _block(manifest: Manifest, repository: str) -> Iterator[str]:
         if values:
             yield from ["", f"### {title}", ""]
             yield from _table(("", ""), [(_code(name), _code(value)) for name, value in _flat(values)])
+    if manifest.kind == "mix":
+        yield from ["", "### How they act together", "", _code(manifest.mixed().tree)]
     if manifest.parents:
         yield from ["", "### Made from", ""]
         rows = [(_code(shareable(one.reference)), _code(one.weight), _code(one.digest)) for one in manifest.parents]

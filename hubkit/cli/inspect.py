@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, registry_option, size, table
+from hubkit.documents.mix import Tree
 from hubkit.verbs.inspect import Inspected, inspect
 
 
@@ -39,11 +41,27 @@ def _render(one: Inspected) -> str:
     if manifest.composition:
         rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.composition.items())]
         parts += ["", table(rows, head=("COMPOSITION", ""))]
-    if manifest.parents:
+    if manifest.kind == "mix":
+        mix = manifest.mixed()
+        members = [(name, member.reference, member.digest) for name, member in mix.members.items()]
+        parts += ["", *_drawn(mix.tree), "", table(members, head=("MEMBER", "FOUND AT", "DIGEST"))]
+    elif manifest.parents:
         made = [(f"{one.weight:g}", one.reference, one.digest) for one in manifest.parents]
         parts += ["", table(made, head=("WEIGHT", "MADE FROM", "DIGEST"))]
     files = [(entry.path, size(entry.size), entry.sha256) for entry in manifest.files]
-    return "\n".join([*parts, "", table(files, head=("FILE", "SIZE", "DIGEST"))])
+    return "\n".join([*parts, "", table(files, head=("FILE", "SIZE", "DIGEST"))] if files else parts)
+
+
+def _drawn(tree: Tree, above: str = "") -> Iterator[str]:
+    """The tree, one member a line: ``stack``, below it ``0.5 * sum``, below that its members."""
+    if not above:
+        yield tree.kind
+    for number, (member, weight) in enumerate(tree.members, 1):
+        last = number == len(tree.members)
+        factor = "" if weight == 1.0 else f"{weight:g} * "
+        yield f"{above}{'└─' if last else '├─'} {factor}{member if isinstance(member, str) else member.kind}"
+        if isinstance(member, Tree):
+            yield from _drawn(member, above + ("   " if last else "│  "))
 
 
 def _facts(one: Inspected) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ def command(reference: str, base: bool, offline: bool, registry: str | None) -> 
     """Fetch an adapter, or a base, into the local store.
 
     REFERENCE is org/name, org/name@v1.2.0, org/name@^1.2, org/name@<commit>, org/name@rev:folder,
-    hf://org/name@rev, https://host/org/name@rev or file:///dir/org/name@rev.
+    hf://org/name@rev, https://host/org/name@rev or file:///dir/org/name@rev. A mix comes with its members.
 
     Every file is checked against its digest before it appears in the store ($HUBKIT_HOME, else ~/.cache/hubkit),
     which is read-only. What is stored already is not downloaded again. Nothing that is pulled is ever executed.
@@ -39,6 +39,7 @@ def _render(done: Pulled) -> str:
     return "\n".join(
         [
             f"pulled  {done.reference} ({size(done.size)}, {how})",
+            *(f"member  {one}" for one in done.members),
             f"path    {done.path}",
             f"commit  {done.commit}",
             f"digest  {done.digest}",

@@ -23,6 +23,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Combine": {
         "compose": "Write several adapters as one: their exact weighted sum.",
+        "mix": "Write down how several adapters act together, to share and run.",
         "merge": "Fold adapters into their base and write a new checkpoint.",
         "export": "Write an adapter in another tool's format.",
     },

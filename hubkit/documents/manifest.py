@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from hubkit.documents.files import read
+from hubkit.documents.mix import MixDocument, read_mix, require_bounded
 from hubkit.documents.schema import MAX_BYTES, canonical, check, is_canonical, parse, refuse_secrets, sha256
 from hubkit.errors import HubkitError
 
@@ -173,6 +174,8 @@ class Manifest:
         Raises:
             HubkitError: ``HK-SCHEMA``, ``HK-NEWER``.
         """
+        if document.get("kind") == "mix":
+            require_bounded(document.get("mix"), where)
         check(document, "manifest", where)
         values = _split(cls, document)
         del values["extra"]["schema"]
@@ -183,7 +186,19 @@ class Manifest:
         values["parents"] = tuple(map(Parent.from_document, values.get("parents", ())))
         values["overrides"] = tuple(values.get("overrides", ()))
         _check_files(values["files"], where)
+        if values["kind"] == "mix":
+            read_mix(values["mix"], where)
         return cls(**values)
+
+    def mixed(self, where: str = MANIFEST_NAME) -> MixDocument:
+        """The members and the tree of a manifest of kind ``mix``.
+
+        Raises:
+            HubkitError: ``HK-NOT-MIX`` for another kind.
+        """
+        if self.kind != "mix" or self.mix is None:
+            raise HubkitError("HK-NOT-MIX", f"{self.name!r} is no mix", where=where, want="mix", have=self.kind)
+        return read_mix(self.mix, where)
 
     def to_document(self) -> dict[str, Any]:
         """The JSON object: ``schema`` first, None and empty fields left out, unknown fields written back."""

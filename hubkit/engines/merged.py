@@ -16,23 +16,21 @@ class MergedEngine:
     def refusals(self, plan: Plan) -> list[str]:
         from hubkit.methods.reading import method_of
 
-        reasons = not_adapters(plan)
-        for member in plan.members if not reasons else ():
-            reason = method_of(member.folder)[0].unmergeable
-            reasons += [f"{member.name}: {reason}"] if reason else []
+        reasons = not_adapters(plan, mixes=True)
+        for name, folder in plan.folders().items() if not reasons else ():
+            reason = method_of(folder)[0].unmergeable
+            reasons += [f"{name}: {reason}"] if reason else []
         return reasons
 
     def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
         from hubkit.tensors.base import Base
         from hubkit.tensors.merging import plan_merge, write_merged
-        from hubkit.tensors.mix import make_mix
         from hubkit.tensors.shards import open_shards
 
         model = out / "model"
         copy_base(plan, model, weights=not plan.members)
         if plan.members:
-            mix = make_mix(plan.mix, {member.name: member.weight for member in plan.members})
-            merge = plan_merge(Base.from_folder(plan.base), mix, plan.adapters())
+            merge = plan_merge(Base.from_folder(plan.base), plan.whole(), plan.adapters())
             write_merged(merge, open_shards(plan.base), model)
         return write_runner(out)
 

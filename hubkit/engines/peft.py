@@ -20,7 +20,7 @@ class PeftEngine:
         reasons += [
             f"{m.name}: PEFT does not know the method {m.folder.manifest.method!r}"
             for m in plan.members
-            if PEFT_CONFIG not in {entry.path for entry in m.folder.manifest.files}
+            if m.tree is None and PEFT_CONFIG not in {entry.path for entry in m.folder.manifest.files}
         ]
         from hubkit.tensors.quant import CODEC
 

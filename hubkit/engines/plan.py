@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hubkit.artifact.folder import AdapterFolder
+from hubkit.documents.mix import Tree
 
 if TYPE_CHECKING:
     from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.mix import Mix
 
 
 @dataclass(frozen=True)
 class Member:
-    """One adapter of a deployment: its name in the recipe, its folder, its weight in the mix."""
+    """One adapter or mix of a deployment.
+
+    Args:
+        name: in the recipe.
+        folder: the artifact.
+        weight: in the recipe's mix.
+        tree: of a mix: how its adapters act together.
+        adapters: of a mix: those adapters by their names in the tree, which no other member has.
+    """
 
     name: str
     folder: AdapterFolder
     weight: float
+    tree: Tree | None = None
+    adapters: Mapping[str, AdapterFolder] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,25 @@ class Plan:
 
     @property
     def codec(self) -> str | None:
-        """How the base is quantized for members that were trained so, and with them for all; None where it is not."""
-        bases = [member.folder.manifest.base for member in self.members]
+        """How the base is quantized for adapters that were trained so, and with them for all; None where it is not."""
+        bases = [folder.manifest.base for folder in self.folders().values()]
         return next((base.codec for base in bases if base is not None and base.codec), None)
 
+    def folders(self) -> Mapping[str, AdapterFolder]:
+        """Every adapter, those in mixes too, by name."""
+        found: dict[str, AdapterFolder] = {}
+        for member in self.members:
+            found |= {member.name: member.folder} if member.tree is None else member.adapters
+        return found
+
+    def whole(self) -> Mix:
+        """The mix of all members, as one tree of adapters."""
+        from hubkit.tensors.mix import from_tree, make_mix
+
+        return make_mix(self.mix, [(from_tree(m.tree or m.name), m.weight) for m in self.members])
+
     def adapters(self) -> Mapping[str, Adapter]:
-        """The members in memory, as stored, at the sites of the base (headers only).
+        """The adapters in memory, as stored, at the sites of the base (headers only).
 
         Raises:
             HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
@@ -55,7 +80,7 @@ class Plan:
         from hubkit.tensors.base import Base
 
         base = Base.from_folder(self.base)
-        return {member.name: read_adapter(member.folder, base, name=member.name) for member in self.members}
+        return {name: read_adapter(folder, base, name=name) for name, folder in self.folders().items()}
 
 
 class Engine(Protocol):
@@ -73,12 +98,16 @@ class Engine(Protocol):
         ...
 
 
-def not_adapters(plan: Plan) -> list[str]:
-    """Members that are no adapters with tensors of their own, or that add tokens: no engine here runs those."""
+def not_adapters(plan: Plan, mixes: bool = False) -> list[str]:
+    """Members that are no adapters with tensors of their own, or that add tokens: no engine here runs those.
+
+    Args:
+        mixes: the engine takes mixes all the same.
+    """
     reasons = [
         f"{m.name}: it is a {m.folder.manifest.kind}, not an adapter"
         for m in plan.members
-        if m.folder.manifest.kind != "adapter"
+        if m.folder.manifest.kind != "adapter" and not (mixes and m.tree is not None)
     ]
     return reasons + [
         f"{m.name}: it adds tokens to the vocabulary" for m in plan.members if m.folder.manifest.vocabulary

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
+from hubkit.documents.mix import Tree
 from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.delta import Delta
 
@@ -164,8 +165,15 @@ def to_document(mix: Mix) -> dict[str, Any]:
     return {key: [{**to_document(member), "weight": weight} for member, weight in mix.members]}
 
 
-def make_mix(kind: str, weights: Mapping[str, float] | Sequence[tuple[str, float]]) -> Mix:
-    """The flat mix of a recipe, lock or command: `kind` is ``sum`` or ``stack``, `weights` in order.
+def from_tree(tree: Tree | str) -> Mix:
+    """The mix that a manifest's tree describes."""
+    if isinstance(tree, str):
+        return tree
+    return make_mix(tree.kind, [(from_tree(member), weight) for member, weight in tree.members])
+
+
+def make_mix(kind: str, weights: Mapping[str, float] | Sequence[tuple[Mix, float]]) -> Mix:
+    """The mix of a recipe, lock or command: `kind` is ``sum`` or ``stack``, `weights` in order.
 
     Raises:
         HubkitError: ``HK-MIX`` for another kind.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hubkit.artifact.added_tokens import require_ids
 from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_record
-from hubkit.verbs.terms import Term, Terms, codec_of_terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.verbs.vocabulary import one_vocabulary
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def attach(
     require_mix(mix)
     if live is model:
         require_uncompiled(live)
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
+    taken = model.adapters if isinstance(model, Attached) else ()
+    members = open_terms(terms, registry=registry, offline=offline, progress=progress, taken=taken)
     tokens = one_vocabulary(members)
     if tokens and tokenizer is not None:
         require_ids(members[0].name, tokens, tokenizer.get_vocab(), "tokenizer")
@@ -69,9 +70,8 @@ def attach(
     codec = codec_of_terms(members)
     if codec is not None:
         sites.quantize(codec)  # asks for it: the first adapter that is attached has it done
-    members = _renamed(members, model.adapters if isinstance(model, Attached) else {})
     chosen, dtype = mix_of(members, mix), "master" if trainable else "base"
-    read = {m.name: read_adapter(m.folder, sites, name=m.name, dtype=dtype) for m in members}
+    read = {m.name: read_adapter(m.folder, sites, name=m.name, dtype=dtype) for m in adapters(members)}
     attached = model if isinstance(model, Attached) else Attached(model, sites)
     try:
         for name, adapter in read.items():
@@ -84,16 +84,3 @@ def attach(
             attached.detach()
         raise
     return attached
-
-
-def _renamed(members: list[Term], taken: dict[str, Any]) -> list[Term]:
-    """Names that are still free: an adapter may be attached again, beside itself."""
-    from dataclasses import replace
-
-    made: list[Term] = []
-    for member in members:
-        name, number = member.name, 2
-        while name in taken or name in {m.name for m in made}:
-            name, number = f"{member.name}-{number}", number + 1
-        made.append(replace(member, name=name))
-    return made

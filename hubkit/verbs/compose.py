@@ -20,7 +20,7 @@ from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, chosen_name
-from hubkit.verbs.terms import Term, Terms, codec_of_terms, open_terms
+from hubkit.verbs.terms import Term, Terms, as_sum, codec_of_terms, open_terms
 
 if TYPE_CHECKING:
     from hubkit.tensors.adapter import Adapter
@@ -110,7 +110,7 @@ def compose(
         raise HubkitError("HK-USAGE", "nothing is to be written", want="--out, --report or both", status=USAGE)
     page = None if report is None else require_page(Path(report), replace)
     name = None if out is None else chosen_name(name, Path(out))
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
+    members = as_sum(open_terms(terms, registry=registry, offline=offline, progress=progress), method)
     overrides = _one_base(members, allow_base_mismatch)
     sites, used = _base(members, base, revision, allow_base_mismatch, registry, offline, progress)
     overrides = tuple(dict.fromkeys((*overrides, *used)))

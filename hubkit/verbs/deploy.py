@@ -23,6 +23,7 @@ from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.verbs.lock import at
+from hubkit.verbs.members import open_mix
 from hubkit.verbs.sources import Progress, adapter_source, base_source
 
 if TYPE_CHECKING:
@@ -125,13 +126,20 @@ def _plan(pinned: Lock, folder: Path, registry: str | None, offline: bool, progr
 
     base = _base_folder(pinned, folder, registry, offline, progress)
     _require_locked("base", pinned.base.source, base, pinned.base.files)
-    members = []
+    members: list[Member] = []
     for one in pinned.adapters:
-        path = _adapter_folder(one, folder, registry, offline, progress)
-        adapter = open_adapter(path)
+        reference = _adapter_reference(one, folder)
+        source = adapter_source(str(reference), registry=registry, offline=offline, progress=progress)
+        adapter = open_adapter(source.path)
         if adapter.manifest.digest != one.digest:
             raise _drift(one.name, one.source, [f"{MANIFEST_NAME}: {adapter.manifest.digest}, not {one.digest}"])
-        members.append(Member(one.name, adapter, one.weight))
+        member = Member(one.name, adapter, one.weight)
+        if adapter.manifest.kind == "mix":
+            taken = {name for known in members for name in known.adapters} | {known.name for known in pinned.adapters}
+            mix = open_mix(adapter, reference, registry=registry, offline=offline, progress=progress, taken=taken)
+            inside = {found.name: found.folder for found in mix.adapters}
+            member = dataclasses.replace(member, tree=mix.tree, adapters=inside)
+        members.append(member)
     return Plan(base, tuple(file.path for file in pinned.base.files), tuple(members), pinned.mix)
 
 
@@ -142,13 +150,9 @@ def _base_folder(pinned: Lock, folder: Path, registry: str | None, offline: bool
     return base_source(str(reference), registry=registry, offline=offline, progress=progress).path
 
 
-def _adapter_folder(
-    one: LockedAdapter, folder: Path, registry: str | None, offline: bool, progress: Progress | None
-) -> Path:
+def _adapter_reference(one: LockedAdapter, folder: Path) -> Reference:
     reference = at(folder, parse_reference(one.source))
-    if reference.path is None:
-        reference = _pinned(reference, one.revision)
-    return adapter_source(str(reference), registry=registry, offline=offline, progress=progress).path
+    return _pinned(reference, one.revision) if reference.path is None else reference
 
 
 def _pinned(reference: Reference, commit: str | None) -> Reference:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, base_source, base_with_record
-from hubkit.verbs.terms import Term, Terms, codec_of_terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.verbs.vocabulary import one_vocabulary, tokenizer_with
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def generate(
     front = 0
     if members:
         attached = Attached(model)
-        for member in members:
+        for member in adapters(members):
             attached.add(member.name, read_adapter(member.folder, attached.sites, name=member.name, dtype="base"))
         attached.set_mix(mix_of(members, mix))
         front = front_length(part for adapter in attached.adapters.values() for part in adapter.parts.values())

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hubkit.artifact.folder import WEIGHTS_NAME
+from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.errors import HubkitError
 from hubkit.registry.reference import is_repo, open_registry
 from hubkit.registry.versions import sorted_versions
+
+if TYPE_CHECKING:
+    from hubkit.registry.store import StoredEntry
 
 FEW = 20
 """Up to so many repositories are listed with their versions: that is one request each."""
@@ -18,7 +25,7 @@ class Listed:
 
     Args:
         reference: what `pull` takes: a repository at its commit (store) or a repository (registry).
-        kind: ``adapter`` or ``base`` in the store; None for a repository not yet looked into.
+        kind: ``adapter``, ``base`` or ``mix: <its tree>`` in the store; None for a repository not yet looked into.
         versions: names that mean it: branches, tags and ranges asked for (store), version tags (registry).
         digest: of what is stored.
         size: bytes of what is stored.
@@ -51,10 +58,21 @@ def _stored(prefix: str) -> tuple[Listed, ...]:
     from hubkit.registry.store import Store
 
     return tuple(
-        Listed(entry.reference, entry.kind, entry.names, entry.digest, entry.size, entry.path)
+        Listed(entry.reference, _kind(entry), entry.names, entry.digest, entry.size, entry.path)
         for entry in Store().list()
         if entry.repo.startswith(prefix)
     )
+
+
+def _kind(entry: StoredEntry) -> str:
+    """How it was pulled; of a mix, which has no tensors, its tree."""
+    if (entry.path / WEIGHTS_NAME).is_file() or not (entry.path / MANIFEST_NAME).is_file():
+        return entry.kind
+    try:
+        manifest = Manifest.read(entry.path)
+    except HubkitError:
+        return entry.kind  # somebody has been in the store: `verify` says so
+    return f"mix: {manifest.mixed().tree}" if manifest.kind == "mix" else entry.kind
 
 
 def _remote(prefix: str, registry: str | None) -> tuple[Listed, ...]:

@@ -14,7 +14,7 @@ from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.errors import HubkitError
 from hubkit.verbs.sources import Progress, base_with_record, chosen_name
-from hubkit.verbs.terms import Term, Terms, mix_of, open_terms, require_base, require_mix
+from hubkit.verbs.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
 from hubkit.verbs.vocabulary import tokenizer_files
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ def _plan(members: list[Term], mix: str, shards: Shards) -> MergePlan:
     from hubkit.tensors.merging import plan_merge
 
     base = Base.from_headers(shards.headers, shards.config, str(shards.path), shards.read)
-    adapters = {m.name: read_adapter(m.folder, base, name=m.name) for m in members}
-    return plan_merge(base, mix_of(members, mix), adapters)
+    read = {m.name: read_adapter(m.folder, base, name=m.name) for m in adapters(members)}
+    return plan_merge(base, mix_of(members, mix), read)
 
 
 def _require_replaceable(out: Path, replace: bool) -> None:

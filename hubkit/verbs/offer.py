@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.sources import Progress, base_record
-from hubkit.verbs.terms import open_terms, require_base
+from hubkit.verbs.terms import open_terms, require_adapter, require_base
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ def offer(
 
         members = open_terms({reference: 1.0}, **where)
         require_base(members, record(), allow_base_mismatch)
-        return read_adapter(members[0].folder, attached.sites, name=name, dtype="base")
+        return read_adapter(require_adapter(members[0].folder), attached.sites, name=name, dtype="base")
 
     for name, reference in adapters.items():
         attached.offer(name, functools.partial(load, name, reference))

@@ -30,6 +30,7 @@ from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import USAGE, HubkitError
 from hubkit.verbs.adopt import adopt
+from hubkit.verbs.members import moved
 from hubkit.verbs.sources import Progress, base_with_record, chosen_name
 
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
@@ -120,6 +121,8 @@ def pack(
             have=list(left_out), fix="hubkit pack DIR --out NEW-DIR leaves them where they are",
         )  # fmt: skip
     dest = Path(out) if out is not None else folder
+    if manifest.kind == "mix" and manifest.mix is not None and out is not None:
+        manifest = replace(manifest, mix=moved(manifest.mix, folder, dest))
     files[CARD_NAME] = _card(folder, manifest, files)
     replacing = out is None or replace_out
     check_adapter(dest, manifest, files, replace=replacing)

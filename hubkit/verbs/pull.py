@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubkit.documents.manifest import MANIFEST_NAME
+from hubkit.artifact.folder import open_adapter
+from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
-from hubkit.registry.reference import is_repo
-from hubkit.verbs.sources import Progress, adapter_source, base_reference, base_source, read_manifest
+from hubkit.registry.reference import is_repo, parse_reference
+from hubkit.verbs.members import MixAdapter, open_mix
+from hubkit.verbs.sources import Progress, Source, adapter_source, base_reference, base_source, read_manifest
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Pulled:
         revision: the branch or tag that led to the commit.
         size: bytes of all files.
         fetched: bytes that were downloaded now; 0 when everything was there.
+        members: of a mix: its adapters, which were pulled with it.
     """
 
     reference: str
@@ -32,6 +35,7 @@ class Pulled:
     revision: str | None
     size: int
     fetched: int
+    members: tuple[str, ...] = ()
 
 
 def pull(
@@ -53,6 +57,7 @@ def pull(
 
     Raises:
         HubkitError: ``HK-REFERENCE``; every refusal of `hubkit.registry.store.Store.pull`; nothing is left then.
+            ``HK-MIX-MEMBER`` for a member of a mix that cannot be had or is another than the one that was mixed.
     """
     find = base_source if base else adapter_source
     if base and not offline:
@@ -61,15 +66,26 @@ def pull(
     if found.stored is None:
         what = "this is a folder, there is nothing to pull"
         raise HubkitError("HK-REFERENCE", what, want="org/name", have=reference, status=USAGE)
+    members = () if base else _members(found, registry, offline, progress)
     return Pulled(
         reference=found.reference,
         path=found.path,
         commit=found.stored.commit,
         digest=found.stored.digest,
         revision=found.stored.revision,
-        size=sum(file.size for file in found.stored.files),
-        fetched=found.stored.fetched,
+        size=sum(file.size for file in found.stored.files) + sum(one.size for one in members),
+        fetched=found.stored.fetched + sum(one.fetched for one in members),
+        members=tuple(one.reference for one in members),
     )
+
+
+def _members(found: Source, registry: str | None, offline: bool, progress: Progress | None) -> tuple[MixAdapter, ...]:
+    """The adapters of a mix, pulled; nothing for what is no mix."""
+    if not (found.path / MANIFEST_NAME).is_file() or Manifest.read(found.path).kind != "mix":
+        return ()
+    origin = parse_reference(found.reference)
+    mix = open_mix(open_adapter(found.path), origin, registry=registry, offline=offline, progress=progress)
+    return mix.adapters
 
 
 def _base_of(text: str, registry: str | None) -> str:

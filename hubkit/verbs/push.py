@@ -22,6 +22,7 @@ from hubkit.errors import USAGE, HubkitError
 from hubkit.registry.api import Refs, Registry, RemoteFile
 from hubkit.registry.reference import open_registry, parse_reference
 from hubkit.registry.versions import sorted_versions, tag_version
+from hubkit.verbs.members import require_published
 from hubkit.verbs.verify import require_finite
 
 ATTEMPTS = 3
@@ -84,6 +85,7 @@ def push(
 
     Raises:
         HubkitError: what opening the folder raises; ``HK-NAME``, ``HK-PICKLE``, ``HK-FORBIDDEN-FILE``, ``HK-NAN``;
+            ``HK-MIX-MEMBER`` for a mix with a member that others could not get;
             ``HK-VERSION-EXISTS`` when the version is published with other content; ``HK-STALE`` when others keep
             committing; ``HK-FILES`` when the registry holds other bytes than were sent; what the registry raises.
     """
@@ -92,6 +94,8 @@ def push(
     if target.repo is None or target.revision or target.folder:
         raise HubkitError("HK-REFERENCE", "push needs a repository", want="org/name", have=repo, status=USAGE)
     content = _content(adapter)
+    if adapter.manifest.kind == "mix":
+        require_published(adapter, target, registry)
     place = open_registry(target, registry)
     for _ in range(ATTEMPTS - 1):
         with suppress(_Stale):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
+from hubkit.documents.mix import Tree, weights
 from hubkit.errors import USAGE, HubkitError
+from hubkit.registry.reference import parse_reference
+from hubkit.verbs.members import open_mix, unused
 from hubkit.verbs.sources import Progress, adapter_source
 
 if TYPE_CHECKING:
@@ -23,19 +26,23 @@ Terms = str | Sequence[str] | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Term:
-    """One adapter in a sum or stack.
+    """One adapter or mix in a sum or stack.
 
     Args:
         name: unique among the terms; made from the reference.
         reference: as resolved: the folder, or the repository at its commit.
         weight: its factor.
         folder: the adapter, opened and checked.
+        tree: of a mix: how its adapters act together, by their names.
+        members: of a mix: those adapters.
     """
 
     name: str
     reference: str
     weight: float
     folder: AdapterFolder
+    tree: Tree | None = None
+    members: tuple[Term, ...] = ()
 
 
 def parse_terms(terms: Terms) -> list[tuple[str, float]]:
@@ -55,7 +62,7 @@ def parse_terms(terms: Terms) -> list[tuple[str, float]]:
     weights = [_number(weight) for _, weight in found]
     bad = [f"{weight}*{name}" for (name, weight), number in zip(found, weights, strict=True) if number is None]
     if bad or not found:
-        raise _not_terms(bad or ["nothing"])
+        raise not_terms(bad or ["nothing"])
     return [(name, number) for (name, _), number in zip(found, weights, strict=True) if number is not None]
 
 
@@ -71,19 +78,19 @@ def _scan(words: Sequence[str]) -> list[tuple[str, str]]:
             sign = own  # stands alone, before its term
             continue
         if not name or (sign == "-" and own):
-            raise _not_terms([piece])
+            raise not_terms([piece])
         minus = "-" if "-" in (sign, own) else ""
         found.append((name, minus + (match["weight"] or "1")))
         sign = ""
     if sign:
-        raise _not_terms([sign])
+        raise not_terms([sign])
     return found
 
 
 def _pieces(word: str) -> list[str]:
     match = _WEIGHT.match(word)
     assert match is not None
-    if re.search(r"\s", word[match.end() :].strip()) and Path(word[match.end() :]).is_dir():
+    if re.search(r"\s", word[match.end() :].strip()) and os.path.isdir(word[match.end() :]):
         return [word]
     return re.sub(r"\s*\*\s*", "*", word).split()
 
@@ -96,30 +103,72 @@ def _number(text: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _not_terms(have: list[str]) -> HubkitError:
+def not_terms(have: list[str]) -> HubkitError:
+    """The refusal of text that is no sum."""
     want = "[WEIGHT*]REFERENCE + ..., e.g. ./a + -0.5*./b"
     return HubkitError("HK-TERMS", "these are not terms of a sum", want=want, have=have, status=USAGE)
 
 
 def open_terms(
-    terms: Terms, *, registry: str | None = None, offline: bool = False, progress: Progress | None = None
+    terms: Terms,
+    *,
+    registry: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    taken: Iterable[str] = (),
 ) -> list[Term]:
-    """The adapters of a sum or stack, pulled where needed, each opened and checked.
+    """The adapters of a sum or stack, pulled where needed, each opened and checked; of mixes all that is in them.
+
+    Args:
+        taken: names that are in use: no adapter gets one of them.
 
     Raises:
-        HubkitError: ``HK-TERMS``, ``HK-REFERENCE``, ``HK-NOT-ADAPTER`` for a merged checkpoint; what pulling and
-            opening raise.
+        HubkitError: ``HK-TERMS``, ``HK-REFERENCE``, ``HK-NOT-ADAPTER`` for a merged checkpoint, ``HK-MIX-MEMBER``; what
+            pulling and opening raise.
     """
     made: list[Term] = []
+    used = set(taken)
     for reference, weight in parse_terms(terms):
         source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
-        folder = require_adapter(open_adapter(source.path))
-        taken = {term.name for term in made}
-        name = folder.manifest.name
-        number = 2
-        while name in taken:
-            name, number = f"{folder.manifest.name}-{number}", number + 1
-        made.append(Term(name, source.reference, weight, folder))
+        folder = open_adapter(source.path)
+        if folder.manifest.kind == "mix":
+            origin = parse_reference(source.reference)
+            found = open_mix(folder, origin, registry=registry, offline=offline, progress=progress, taken=used)
+            inner = tuple(Term(one.name, one.reference, 1.0, one.folder) for one in found.adapters)
+            name = unused(folder.manifest.name, {term.name for term in made})
+            made.append(Term(name, source.reference, weight, folder, found.tree, inner))
+        else:
+            name = unused(require_adapter(folder).manifest.name, used)
+            made.append(Term(name, source.reference, weight, folder))
+        used |= {one.name for one in adapters(made[-1:])}
+    return made
+
+
+def adapters(terms: Iterable[Term]) -> list[Term]:
+    """The terms that are adapters, and those in the mixes among them."""
+    return [one for term in terms for one in ((term,) if term.tree is None else term.members)]
+
+
+def as_sum(terms: Iterable[Term], operator: str = "sum") -> list[Term]:
+    """The same sum as a sum of adapters alone: each with the product of the weights above it.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE`` for a mix with a stack in it: what a member adds may depend on those below; and for
+            any mix under an operator that would treat its adapters as if they had been named one by one.
+    """
+    from dataclasses import replace
+
+    made: list[Term] = []
+    for term in terms:
+        stacked = term.tree is not None and "stack" in term.tree.kinds()
+        if stacked or (term.tree is not None and operator != "sum"):
+            why = "is a stack, which is no sum" if stacked else f"is several adapters, and {operator!r} is not linear"
+            raise HubkitError(
+                "HK-COMPOSE", f"the mix {term.name!r} {why}", where=term.reference, have=str(term.tree),
+                fix="hubkit merge writes a mix into its base, hubkit generate runs it",
+            )  # fmt: skip
+        factors = {} if term.tree is None else weights(term.tree)
+        made += [replace(one, weight=term.weight * factors.get(one.name, 1.0)) for one in adapters([term])]
     return made
 
 
@@ -130,11 +179,15 @@ def require_adapter(folder: AdapterFolder) -> AdapterFolder:
         HubkitError: ``HK-NOT-ADAPTER``.
     """
     manifest = folder.manifest
+    fixes = {
+        "model": "a merged checkpoint is a base: name it with --base",
+        "mix": "make one adapter of it: hubkit compose    or a checkpoint: hubkit merge",
+    }
     if manifest.kind != "adapter":
         raise HubkitError(
             "HK-NOT-ADAPTER", f"{manifest.name!r} is a {manifest.kind}, not an adapter",
             where=f"{folder.path / MANIFEST_NAME}#/kind", want="adapter", have=manifest.kind,
-            fix="a merged checkpoint is a base: name it with --base" if manifest.kind == "model" else "",
+            fix=fixes[manifest.kind],
         )  # fmt: skip
     return folder
 
@@ -147,19 +200,21 @@ def require_mix(kind: str) -> None:
 
 
 def mix_of(terms: Iterable[Term], kind: str) -> Mix:
-    """The terms as a ``sum`` or a ``stack``.
+    """The terms as a ``sum`` or a ``stack``, mixes as the trees they are; one mix alone is its own tree.
 
     Raises:
         HubkitError: ``HK-MIX`` for another word.
     """
-    from hubkit.tensors.mix import make_mix
+    from hubkit.tensors.mix import from_tree, make_mix
 
-    return make_mix(kind, [(term.name, term.weight) for term in terms])
+    found = [(term.name if term.tree is None else from_tree(term.tree), term.weight) for term in terms]
+    alone = found[0] if len(found) == 1 else None
+    return make_mix(kind, found) if alone is None or isinstance(alone[0], str) or alone[1] != 1.0 else alone[0]
 
 
 def codec_of_terms(terms: Iterable[Term]) -> str | None:
     """How the base is quantized for the terms that were trained so, and with them for all; None where it is not."""
-    bases = [term.folder.manifest.base for term in terms]
+    bases = [term.folder.manifest.base for term in adapters(terms)]
     return next((base.codec for base in bases if base is not None and base.codec), None)
 
 
@@ -172,7 +227,7 @@ def require_base(terms: Iterable[Term], record: BaseRecord, allow: bool) -> tupl
     from hubkit.artifact.base_match import proven, require_same_base
 
     used: list[str] = []
-    for term in terms:
+    for term in adapters(terms):
         manifest = term.folder.manifest
         if manifest.base is None:
             raise HubkitError(

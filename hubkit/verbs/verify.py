@@ -16,6 +16,8 @@ from hubkit.artifact.names import check_allowed, check_names
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
 from hubkit.errors import UNDECIDED, HubkitError
+from hubkit.registry.reference import parse_reference
+from hubkit.verbs.members import OpenedMix, open_mix
 from hubkit.verbs.sources import Progress, adapter_source, base_record, base_reference
 
 if TYPE_CHECKING:
@@ -77,14 +79,21 @@ def verify(
     Raises:
         HubkitError: what opening raises; ``HK-FILES`` with every difference; ``HK-NAME``, ``HK-PICKLE``,
             ``HK-FORBIDDEN-FILE``, ``HK-SAFETENSORS``; ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``; ``HK-BASE-MISMATCH``;
-            with status 3 ``HK-BASE-UNPROVEN`` where the base cannot be looked at, and ``HK-METHOD-UNKNOWN``.
+            ``HK-MIX-MEMBER`` for a member of a mix; with status 3 ``HK-BASE-UNPROVEN`` where the base cannot be looked
+            at, ``HK-METHOD-UNKNOWN``, and ``HK-MIX-MEMBER`` where a member cannot.
     """
     source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
     adapter = open_adapter(source.path, verify=False)
     checks = [_files(adapter)]
+    mix = _opened(adapter, source.reference, registry, offline, progress) if adapter.manifest.kind == "mix" else None
+    if mix is not None:
+        checks.append(_members(mix))
     record, shown = _base(adapter, base, registry, offline)
     used = _same_base(adapter, source.reference, record, allow_base_mismatch)
+    for one in mix.adapters if mix is not None else ():
+        used += _same_base(one.folder, one.reference, record, allow_base_mismatch)
     checks.append(Check("base", _proof(adapter, record, used)))
+    checks += [_tensors(one.folder, record, shown, one.name) for one in (mix.adapters if mix is not None else ())]
     if WEIGHTS_NAME in {entry.path for entry in adapter.manifest.files} and adapter.manifest.method:
         checks.append(_tensors(adapter, record, shown))
     return Verified(
@@ -134,8 +143,31 @@ def _files(adapter: AdapterFolder) -> Check:
         what = f"the files of {manifest.name!r} are not those of its manifest"
         fix = "pull it again; after a wanted change: hubkit pack"
         raise HubkitError("HK-FILES", what, where=f"{folder / MANIFEST_NAME}#/files", have=wrong, fix=fix)
+    if manifest.kind == "mix" and not manifest.files:
+        return Check("files", "the manifest is whole; a mix has no other files")
     size = sum(entry.size for entry in manifest.files)
     return Check("files", f"{len(manifest.files)} files, {size} bytes: every one is what the manifest says")
+
+
+def _opened(
+    adapter: AdapterFolder, reference: str, registry: str | None, offline: bool, progress: Progress | None
+) -> OpenedMix:
+    """The mix with its adapters; where one cannot be looked at, nothing is decided."""
+    try:
+        origin = parse_reference(reference)
+        return open_mix(adapter, origin, registry=registry, offline=offline, progress=progress)
+    except HubkitError as error:
+        if isinstance(error.__cause__, HubkitError) and error.__cause__.code in UNREACHABLE:
+            error.status = UNDECIDED
+        raise
+
+
+def _members(mix: OpenedMix) -> Check:
+    """Each adapter has the digest it was mixed with (`open_mix`), and its bytes are those of its manifest."""
+    for one in mix.adapters:
+        _files(one.folder)
+    count = f"{len(mix.adapters)} adapter{'s' if len(mix.adapters) > 1 else ''}"
+    return Check("members", f"{count} in {mix.tree}: every one, to the byte, is the one that was mixed")
 
 
 def _base(adapter: AdapterFolder, base: str | None, registry: str | None, offline: bool) -> tuple[BaseRecord, str]:
@@ -195,7 +227,7 @@ def _proof(adapter: AdapterFolder, record: BaseRecord, used: list[str]) -> str:
     return f"its {len(have.files)} weight files are those it was trained on"
 
 
-def _tensors(adapter: AdapterFolder, record: BaseRecord, shown: str) -> Check:
+def _tensors(adapter: AdapterFolder, record: BaseRecord, shown: str, name: str = "tensors") -> Check:
     """Each tensor has its place and shape at the base's sites, none is missing, all values are finite."""
     from hubkit.methods.reading import base_of_tensors, read_adapter
     from hubkit.tensors.base import Base
@@ -208,6 +240,4 @@ def _tensors(adapter: AdapterFolder, record: BaseRecord, shown: str) -> Check:
         if error.code == "HK-METHOD-UNKNOWN":
             error.status = UNDECIDED  # without the method nobody can say what its tensors should be
         raise
-    return Check(
-        "tensors", f"{len(made.parameters())} tensors at {len(made.parts)} sites: all there, all fit, all finite"
-    )
+    return Check(name, f"{len(made.parameters())} tensors at {len(made.parts)} sites: all there, all fit, all finite")

@@ -12,7 +12,7 @@ from hubkit.artifact.base_tokenizer import TOKENIZER
 from hubkit.artifact.folder import AdapterFolder
 from hubkit.documents.manifest import Manifest
 from hubkit.errors import HubkitError
-from hubkit.verbs.terms import Term
+from hubkit.verbs.terms import Term, adapters
 
 
 def added_tokens(manifest: Manifest) -> dict[str, int]:
@@ -84,7 +84,7 @@ def one_vocabulary(members: Iterable[Term]) -> dict[str, int]:
     """
     from hubkit.tensors.vocabulary import require_one_vocabulary
 
-    added = {member.name: added_tokens(member.folder.manifest) for member in members}
+    added = {member.name: added_tokens(member.folder.manifest) for member in adapters(members)}
     require_one_vocabulary(added)
     return next((tokens for tokens in added.values() if tokens), {})
 
@@ -95,7 +95,7 @@ def tokenizer_files(members: Iterable[Term], base: Path) -> dict[str, Path]:
     Raises:
         HubkitError: ``HK-VOCABULARY``, ``HK-TOKENIZER``.
     """
-    members = list(members)
+    members = adapters(members)
     tokens = one_vocabulary(members)
     owner = next((m for m in members if m.folder.manifest.vocabulary), None)
     if owner is None:

@@ -63,7 +63,7 @@ MANIFESTS = _with_unknown(
     st.fixed_dictionaries(
         {
             "schema": st.just("hubkit/manifest/1"),
-            "kind": st.sampled_from(["adapter", "mix", "model"]),
+            "kind": st.sampled_from(["adapter", "model"]),
             "name": NAMES,
             "version": st.just("1.0.0-rc.1+b"),
             "method": TEXT.filter(bool),
