@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hubkit.errors import HubkitError
+from hubkit.tensors.compiled import decoder_for
 
 CODEC = "nf4/64/double"
 """What this module writes, as manifests name it: 4-bit type, block size, and how absmax is stored."""
@@ -135,9 +136,17 @@ def dequantize(packed: Packed, dtype: torch.dtype | None = None) -> Tensor:
     Args:
         dtype: of the result; the packed weight's own by default. Products are float32, rounded once.
     """
+    decoder = decoder_for(packed, dtype or packed.dtype)
+    if decoder is None:
+        return decoded_by_torch(packed, dtype or packed.dtype)
+    return decoder(packed, dtype or packed.dtype)
+
+
+def decoded_by_torch(packed: Packed, dtype: torch.dtype) -> Tensor:
+    """`dequantize` on any device, in torch alone."""
     scales, count, device = absmax_of(packed), math.prod(packed.shape), packed.codes.device
     codes = packed.codes.view(torch.uint8).view(-1)
-    result = torch.empty(2 * codes.numel(), dtype=dtype or packed.dtype, device=device)
+    result = torch.empty(2 * codes.numel(), dtype=dtype, device=device)
     whole, chunk = count - count % packed.block, _chunk(device)
     pairs = _pairs(packed.levels)
     buffer = torch.empty(min(chunk, whole) // 2, dtype=torch.int64, device=device)

@@ -21,6 +21,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 LONGEST = 128
 """Tokens of a row up to which the plain products are faster; at 256 torch's kernel has caught up."""
+MOST_KEYS = 192
+"""Keys of such a row: those of its tokens, and what stands in front of them. Scores grow with these by half at most; at
+256 torch's kernel has caught up here, too."""
 _NAME = "scaled_dot_product_attention"
 
 
@@ -103,7 +106,7 @@ def _is_short(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gr
         return False
     if mask is not None and (mask.requires_grad or mask.dim() > 4):
         return False
-    return tokens > 1 and max(tokens, key.shape[2]) <= LONGEST
+    return 1 < tokens <= LONGEST and key.shape[2] <= MOST_KEYS
 
 
 class _Attention(torch.autograd.Function):

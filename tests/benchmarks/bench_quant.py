@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from harness import compare, report
 
-from hubkit.tensors.quant import dequantize, quantize
+from hubkit.tensors.quant import decoded_by_torch, dequantize, quantize
 
 
 def speeds(size: int, figures: tuple[float, float, float]) -> None:
@@ -36,6 +36,12 @@ def main() -> None:
         figures = compare(lambda: dequantize(packed), lambda: functional.dequantize_4bit(codes, state), 15)  # noqa: B023
         report(f"decode to bfloat16, theirs {'double' if double else 'single'}", figures, target)
         speeds(values.nbytes, figures)
+    codes, state = functional.quantize_4bit(values, quant_type="nf4", compress_statistics=True)
+    figures = compare(
+        lambda: decoded_by_torch(packed, torch.bfloat16), lambda: functional.dequantize_4bit(codes, state), 15
+    )
+    report("  the same in torch alone, theirs double", figures, 1 / 0.45)
+    speeds(values.nbytes, figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hubkit.training.attention import LONGEST, short_attention
+from hubkit.training.attention import LONGEST, MOST_KEYS, short_attention
 
 HALF = nn.Linear(2, 2).to(torch.bfloat16)
 
@@ -39,6 +39,16 @@ def test_it_is_taken_for_short_rows_in_half_precision(
 ) -> None:
     assert node(dtype, longest, enabled, **arguments).startswith("<torch.autograd.function._AttentionBackward") is taken
     assert "_AttentionBackward" not in node(dtype, longest, False, **arguments)
+
+
+@pytest.mark.parametrize(("keys", "taken"), [(LONGEST + 20, True), (MOST_KEYS, True), (MOST_KEYS + 1, False)])
+def test_keys_in_front_of_the_text_are_few_enough(keys: int, taken: bool) -> None:
+    q = torch.ones(1, 2, LONGEST, 4, dtype=torch.bfloat16, requires_grad=True)
+    k = torch.ones(1, 2, keys, 4, dtype=torch.bfloat16)
+    mask = torch.ones(LONGEST, keys, dtype=torch.bool).tril(keys - LONGEST)
+    with short_attention(HALF):
+        found = str(F.scaled_dot_product_attention(q, k, k, mask).grad_fn)
+    assert ("_AttentionBackward" in found) is taken
 
 
 def masks() -> dict[str, dict[str, Any]]:

@@ -1,0 +1,152 @@
+"""Decoding packed weights with a few lines of C, where a C compiler is found: the same bits, about ten times as fast.
+
+torch has no lookup of bytes: its fastest gather decodes 1.5 GB/s on two cores, a register of sixteen values gives 12.
+`nf4.c` is compiled at the first use (a second or two) and kept below hubkit's folder. It is used only once it has
+decoded a sample to the very bits of torch's route; wherever anything is missing, torch decodes. ``HUBKIT_COMPILE=0``
+switches it off.
+
+Cores are shared with torch: the library takes its OpenMP from the process, in which torch has loaded one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hubkit.artifact.digest_cache import home
+
+if TYPE_CHECKING:
+    from hubkit.tensors.quant import Packed
+
+SWITCH = "HUBKIT_COMPILE"
+"""Environment variable: ``0`` leaves everything to torch."""
+SMALLEST = 1 << 14
+"""Values from which it is worth while: below, torch is done as soon."""
+_SOURCE = Path(__file__).with_name("nf4.c")
+_FLAGS = ("-O3", "-fPIC", "-ffp-contract=off")
+_PARALLEL = (("-fopenmp",), ())
+_POINTERS = ("codes", "absmax", "nested_absmax", "nested_map", "levels", "out")
+_lock = threading.Lock()
+
+
+class _Weight(ctypes.Structure):
+    """`Weight` of nf4.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in ("count", "block", "nested_block")),
+        ("offset", ctypes.c_float),
+        ("half", ctypes.c_int32),
+    )
+
+
+class Decoder:
+    """A compiled library."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._decode = self._library.hubkit_decode
+        self._decode.argtypes, self._decode.restype = (ctypes.POINTER(_Weight), ctypes.c_int32), None
+
+    def __call__(self, packed: Packed, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`, bfloat16 or float32."""
+        out = torch.empty(packed.shape, dtype=dtype)
+        given = (packed.codes, packed.absmax, packed.nested_absmax, packed.nested_map, packed.levels)
+        tensors = [None if t is None else t.contiguous() for t in given]  # named, so that copies live until the end
+        weight = _Weight(
+            *(None if t is None else t.data_ptr() for t in tensors), out.data_ptr(), out.numel(), packed.block,
+            packed.nested_block, packed.offset, dtype == torch.bfloat16,
+        )  # fmt: skip
+        self._decode(ctypes.byref(weight), torch.get_num_threads())
+        return out
+
+
+def decoder_for(packed: Packed, dtype: torch.dtype) -> Decoder | None:
+    """What decodes `packed` to `dtype`; None where torch has to."""
+    count = 2 * packed.codes.numel()
+    if count < SMALLEST or dtype not in (torch.bfloat16, torch.float32) or torch.compiler.is_compiling():
+        return None
+    tensors = [packed.codes, packed.absmax, packed.levels, packed.nested_absmax, packed.nested_map]
+    if any(t is not None and (type(t) is not Tensor or t.device.type != "cpu") for t in tensors):
+        return None
+    return None if os.environ.get(SWITCH) == "0" else _decoder()
+
+
+def _decoder() -> Decoder | None:
+    with _lock:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> Decoder | None:
+    """The library of this process, built if need be; None where that fails, for whatever reason."""
+    folder = home()
+    if folder is None or os.name != "posix" or sys.byteorder != "little":
+        return None
+    try:
+        decoder = Decoder(_built(folder / "compiled"))
+    except (OSError, AttributeError, subprocess.SubprocessError):
+        return None
+    return decoder if _agrees(decoder) else None
+
+
+def _built(folder: Path) -> Path:
+    """The library, in `folder`, compiled if it is not there.
+
+    Raises:
+        OSError: without a compiler, or where nothing can be written.
+        subprocess.SubprocessError: when it does not compile.
+    """
+    source = _SOURCE.read_bytes()
+    facts = "\n".join([*_FLAGS, platform.system(), platform.machine(), torch.__version__, str(os.getuid())])
+    path = folder / f"nf4-{hashlib.sha256(source + facts.encode()).hexdigest()[:16]}.so"
+    if path.exists():
+        if path.stat().st_uid != os.getuid():
+            raise PermissionError(f"{path} is another user's")  # code of somebody else is not run
+        return path
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or "gcc"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        made, linked = Path(work, "nf4.o"), Path(work, "nf4.so")
+        for parallel in _PARALLEL:
+            done = _run([*compiler, *_FLAGS, *parallel, "-c", str(_SOURCE), "-o", str(made)], parallel == ())
+            # without -fopenmp here: a second OpenMP beside torch's would mean twice the threads
+            if done and _run([*compiler, "-shared", str(made), "-o", str(linked)], parallel == ()) and _loads(linked):
+                break
+        os.replace(linked, path)
+    return path
+
+
+def _run(command: list[str], required: bool) -> bool:
+    return subprocess.run(command, capture_output=True, timeout=60, check=required).returncode == 0
+
+
+def _loads(path: Path) -> bool:
+    try:
+        ctypes.CDLL(str(path))
+    except OSError:  # there is no OpenMP in this process
+        return False
+    return True
+
+
+def _agrees(decoder: Decoder) -> bool:
+    """Whether it decodes a sample, whose last block is short, as torch does."""
+    from hubkit.tensors.quant import decoded_by_torch, quantize
+
+    packed = quantize(torch.randn(257, 65, generator=torch.Generator().manual_seed(0)))
+    kinds = (torch.bfloat16, torch.float32)
+    return all(torch.equal(decoder(packed, dtype), decoded_by_torch(packed, dtype)) for dtype in kinds)
