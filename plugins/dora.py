@@ -241,8 +241,8 @@ def describe() -> MethodInfo:
         config=DoraConfig,
         paper="https://arxiv.org/abs/2402.09353",
         peft=PEFT,
-        recipe={"learning_rate": 2e-4, "weight_decay": 0.0},
-        sources="as for LoRA: QLoRA (https://arxiv.org/abs/2305.14314) §4 and A.2",
+        recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
+        sources="",
         learning_rates=lambda config, site, role: 1.0 if role == "A" else config.lora_plus_ratio,
     )
 
