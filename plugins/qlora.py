@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from hubkit.plugins.lora import PEFT, LoraConfig, LoraPart
+from hubkit.plugins.lora import PEFT, RECIPE, SOURCES, LoraConfig, LoraPart, learning_rate
 from torch import Tensor, nn
 
 from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Part, Site, foreign_files, hookimpl
@@ -25,17 +26,13 @@ CODEC = "nf4/64/double"
 
 @dataclass(frozen=True)
 class QloraConfig(LoraConfig):
-    """Configuration of QLoRA: LoRA's, with the defaults of the paper.
+    """Configuration of QLoRA: LoRA's.
 
     Args:
-        rank: r; the paper's 64.
-        alpha: numerator of the scale; the paper's 16.
-        dropout: the paper's 0.1 for models up to 13B (0.05 above).
+        init: values of a fresh A: kaiming (uniform, as the reference code) or gaussian (N(0, 1/r²)); B is zero.
     """
 
-    rank: int = 64
-    alpha: float = 16.0
-    dropout: float = 0.1
+    init: Literal["kaiming", "gaussian"] = "kaiming"
 
 
 @hookimpl
@@ -46,9 +43,11 @@ def describe() -> MethodInfo:
         config=QloraConfig,
         paper="https://arxiv.org/abs/2305.14314",
         peft=PEFT,
-        recipe={"learning_rate": 2e-4, "schedule": "constant", "warmup": 0.0, "clip": 0.3, "weight_decay": 0.0},
-        sources="§4 and B.2: all linear layers, r 64, alpha 16, constant 2e-4 up to 13B (1e-4 above), norm 0.3",
+        recipe=RECIPE,
+        sources=f"as for LoRA: {SOURCES}; the paper, for 7B and more: r 64 with alpha 16, of which it finds r without"
+        " influence when all layers are adapted (§4), constant 2e-4, gradient norm 0.3, dropout 0.1 up to 13B (B.2)",
         kinds=("linear", "embedding"),
+        learning_rates=learning_rate,
     )
 
 

@@ -85,7 +85,8 @@ def describe() -> MethodInfo:
         config=SelectiveConfig,
         paper="https://arxiv.org/abs/2106.10199",
         recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
-        sources="BitFit A.2: 1e-4 to 1e-3 for biases; whole weights want a rate as in full fine-tuning",
+        sources="BitFit (https://arxiv.org/abs/2106.10199) A.2: 1e-4 to 1e-3 for biases; measured on the norms of a"
+        " 135M Llama; whole weights want a rate as in full fine-tuning",
         kinds=KINDS,
         learning_rates=lambda config, site, role: layer_rate(site.name, config.layer_decay, config.depth),
     )

@@ -9,7 +9,7 @@ import torch
 from variants import refused
 
 from hubkit.methods.foreign import own_files
-from hubkit.methods.suite import MethodSuite, batch, tiny_model
+from hubkit.methods.suite import VOCABULARY, MethodSuite, batch, tiny_model
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.attach import Attached
 from hubkit.tensors.base import Base
@@ -58,6 +58,22 @@ class TestPrefix(MethodSuite):
             optimizer.step()
             optimizer.zero_grad()
         assert losses == sorted(losses, reverse=True)
+
+    def test_a_fresh_prefix_is_what_the_base_makes_of_tokens(self) -> None:
+        model = tiny_model("llama")
+        base = Base.from_model(model)
+        (prefix,) = self.adapter(base, {}).parameters().values()
+        every = torch.arange(VOCABULARY)[:, None]
+        known = model(every, use_cache=True).past_key_values.layers[0].values.flatten(1)  # read no position, no other
+        values = prefix.view(20, 2, 2, -1)[:, 0, 1]
+        assert all((known - row).abs().amax(1).min() < 1e-6 for row in values)
+        assert torch.equal(prefix, *self.adapter(base, {}).parameters().values())
+
+    def test_other_starts(self) -> None:
+        base = Base.from_model(tiny_model("llama"))
+        for init, std in (("zero", 0.0), ("small", 0.02), ("gaussian", 1.0)):
+            (prefix,) = self.adapter(base, {"num_virtual_tokens": 60, "init": init}).parameters().values()
+            assert float(prefix.detach().std()) == pytest.approx(std, rel=0.1)
 
     def test_starting_from_a_text_is_that_text_in_front(self, tiny_llama: Path, tiny_gpt2: Path) -> None:
         for folder in (tiny_llama, tiny_gpt2):

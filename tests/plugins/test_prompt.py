@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from variants import refused
 
@@ -25,6 +26,8 @@ class TestPrompt(MethodSuite):
         (prompt,) = self.adapter(base, {}).parameters().values()
         rows = base.sites["model.embed_tokens"].weight().t()
         assert all((rows == row).all(1).any() for row in prompt)
+        (random,) = self.adapter(base, {"num_virtual_tokens": 60, "init": "gaussian"}).parameters().values()
+        assert float(random.detach().std()) == pytest.approx(1.0, rel=0.1)
 
     def test_starting_from_a_text_is_that_text_in_front(self, tiny_llama: Path, tiny_gpt2: Path) -> None:
         for folder in (tiny_llama, tiny_gpt2):

@@ -482,4 +482,4 @@ def test_a_base_of_another_depth_than_its_config() -> None:
     model = model_of("llama")
     model.model.layers = nn.ModuleList(list(model.model.layers)[:1])
     attached = Attached(model)
-    refused("HK-ARCH", attached.add, "a", fresh("prefix", attached.sites))
+    refused("HK-ARCH", attached.add, "a", fresh("prefix", attached.sites, init="zero"))
