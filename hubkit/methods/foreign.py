@@ -84,7 +84,8 @@ def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 def _task(base: Base) -> str:
     """What PEFT calls the base's task."""
-    return next((task for ending, task in TASKS.items() if any(ending in name for name in base.classes)), "CAUSAL_LM")
+    default = "FEATURE_EXTRACTION" if base.arch.encoder else "CAUSAL_LM"
+    return next((task for ending, task in TASKS.items() if any(ending in name for name in base.classes)), default)
 
 
 def _named(adapter: Adapter, field: str) -> set[str]:

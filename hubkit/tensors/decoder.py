@@ -134,7 +134,7 @@ def keys_values(base: Base, ids: Tensor) -> Tensor:
     if base.model is None:
         raise HubkitError(
             "HK-BASE-NEEDED", "keys and values of a text need the base in memory", where=base.source,
-            fix="make the adapter on a loaded model, or leave the text out",
+            fix="make the adapter on a loaded model, or choose another init",
         )  # fmt: skip
     run = run_encoder_once if base.arch.encoder else run_once
     rows = run(base.model, base, {"input_ids": ids[None].to(base.site("tokens").device)})

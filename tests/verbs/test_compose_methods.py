@@ -241,7 +241,7 @@ def test_added_vocabularies(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_summed(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (make_adapter(tmp_path / n, tiny_llama, seed=i) for i, n in enumerate("ab"))
-    prefix = member(tmp_path / "prefix", tiny_llama, "prefix", num_virtual_tokens=3)
+    prefix = member(tmp_path / "prefix", tiny_llama, "prefix", num_virtual_tokens=3, init="small")
     bottleneck = member(tmp_path / "bottleneck", tiny_llama, "adapters")
     full = member(tmp_path / "full", tiny_llama, FULL)
     dora = member(tmp_path / "dora", tiny_llama, DORA)

@@ -54,7 +54,9 @@ def test_full_is_stored_added_and_merged(kind: str, tmp_path: Path, request: pyt
 
     attached.set_mix(Sum({"full": 0.5, "other": 1.0}))
     torch.testing.assert_close(logits(load_base(tmp_path / "merged")), logits(attached), rtol=1e-4, atol=1e-5)
-    refused("HK-COMPOSE", compose, f"{out} + {other}", tmp_path / "composed")
+    compose(f"0.5*{out} + {other}", tmp_path / "composed")
+    merge(str(base), str(tmp_path / "composed"), tmp_path / "again")
+    torch.testing.assert_close(logits(load_base(tmp_path / "again")), logits(attached), rtol=1e-4, atol=1e-5)
     refused("HK-EXPORT", export, str(out), tmp_path / "exported")
 
 
