@@ -219,7 +219,11 @@ class Attached(Holder):
         return self.model
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        if (rows := self._active().rows) is not None:
+            rows.look()
+        if torch.is_grad_enabled():
             stand_in(self._checkpointing, self._active, self.under)
 
     def _active(self) -> Plan:

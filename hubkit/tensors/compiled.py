@@ -2,24 +2,13 @@
 
 torch has no lookup of bytes: its fastest gather decodes 1.5 GB/s on two cores, a register of sixteen values gives 12.
 `nf4.c` is compiled at the first use (a second or two) and kept below hubkit's folder. It is used only once it has
-decoded a sample to the very bits of torch's route; wherever anything is missing, torch decodes. ``HUBKIT_COMPILE=0``
-switches it off.
-
-Cores are shared with torch: the library takes its OpenMP from the process, in which torch has loaded one.
+decoded a sample to the very bits of torch's route; wherever anything is missing, torch decodes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,18 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hubkit.artifact.digest_cache import home
+from hubkit.tensors.native import built, wanted
 
 if TYPE_CHECKING:
     from hubkit.tensors.quant import Packed
 
-SWITCH = "HUBKIT_COMPILE"
-"""Environment variable: ``0`` leaves everything to torch."""
 SMALLEST = 1 << 14
 """Values from which it is worth while: below, torch is done as soon."""
 _SOURCE = Path(__file__).with_name("nf4.c")
-_FLAGS = ("-O3", "-fPIC", "-ffp-contract=off")
-_PARALLEL = (("-fopenmp",), ())
 _POINTERS = ("codes", "absmax", "nested_absmax", "nested_map", "levels", "out")
 _lock = threading.Lock()
 
@@ -57,9 +42,8 @@ class _Weight(ctypes.Structure):
 class Decoder:
     """A compiled library."""
 
-    def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
-        self._decode = self._library.hubkit_decode
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._decode = library.hubkit_decode
         self._decode.argtypes, self._decode.restype = (ctypes.POINTER(_Weight), ctypes.c_int32), None
 
     def __call__(self, packed: Packed, dtype: torch.dtype) -> Tensor:
@@ -83,7 +67,7 @@ def decoder_for(packed: Packed, dtype: torch.dtype) -> Decoder | None:
     tensors = [packed.codes, packed.absmax, packed.levels, packed.nested_absmax, packed.nested_map]
     if any(t is not None and (type(t) is not Tensor or t.device.type != "cpu") for t in tensors):
         return None
-    return None if os.environ.get(SWITCH) == "0" else _decoder()
+    return _decoder() if wanted() else None
 
 
 def _decoder() -> Decoder | None:
@@ -94,53 +78,12 @@ def _decoder() -> Decoder | None:
 @functools.cache
 def _loaded() -> Decoder | None:
     """The library of this process, built if need be; None where that fails, for whatever reason."""
-    folder = home()
-    if folder is None or os.name != "posix" or sys.byteorder != "little":
-        return None
+    library = built(_SOURCE)
     try:
-        decoder = Decoder(_built(folder / "compiled"))
-    except (OSError, AttributeError, subprocess.SubprocessError):
+        decoder = None if library is None else Decoder(library)
+    except AttributeError:
         return None
-    return decoder if _agrees(decoder) else None
-
-
-def _built(folder: Path) -> Path:
-    """The library, in `folder`, compiled if it is not there.
-
-    Raises:
-        OSError: without a compiler, or where nothing can be written.
-        subprocess.SubprocessError: when it does not compile.
-    """
-    source = _SOURCE.read_bytes()
-    facts = "\n".join([*_FLAGS, platform.system(), platform.machine(), torch.__version__, str(os.getuid())])
-    path = folder / f"nf4-{hashlib.sha256(source + facts.encode()).hexdigest()[:16]}.so"
-    if path.exists():
-        if path.stat().st_uid != os.getuid():
-            raise PermissionError(f"{path} is another user's")  # code of somebody else is not run
-        return path
-    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or "gcc"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        made, linked = Path(work, "nf4.o"), Path(work, "nf4.so")
-        for parallel in _PARALLEL:
-            done = _run([*compiler, *_FLAGS, *parallel, "-c", str(_SOURCE), "-o", str(made)], parallel == ())
-            # without -fopenmp here: a second OpenMP beside torch's would mean twice the threads
-            if done and _run([*compiler, "-shared", str(made), "-o", str(linked)], parallel == ()) and _loads(linked):
-                break
-        os.replace(linked, path)
-    return path
-
-
-def _run(command: list[str], required: bool) -> bool:
-    return subprocess.run(command, capture_output=True, timeout=60, check=required).returncode == 0
-
-
-def _loads(path: Path) -> bool:
-    try:
-        ctypes.CDLL(str(path))
-    except OSError:  # there is no OpenMP in this process
-        return False
-    return True
+    return decoder if decoder is not None and _agrees(decoder) else None
 
 
 def _agrees(decoder: Decoder) -> bool:

@@ -66,6 +66,13 @@ class Holder(nn.Module):
         """Makes `plan` the active one of this thread, inside a ``with``."""
         raise NotImplementedError
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Holder:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for plan in (self._plan, *self._routes.values()):
+            if plan.rows is not None:
+                plan.rows.forget()
+        return self
+
     def add(self, name: str, adapter: Adapter) -> None:
         """Attaches `adapter` under `name`, in training or eval mode as this module is; it acts once a mix names it.
 

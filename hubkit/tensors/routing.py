@@ -109,7 +109,7 @@ def _require_rows(sites: set[str], base: Base) -> None:
 
 
 def _grouped(group: RowGroup, name: str) -> At:
-    return lambda module, x, y: group.act(name, module, *group.rows.spread(x, y))
+    return lambda module, x, y: group.act(name, module, x, y)
 
 
 def _in_turn(first: At | None, acts: Mapping[int, At], rows: Rows) -> At:

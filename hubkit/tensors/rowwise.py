@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubkit.tensors.delta import accumulation_dtype
-from hubkit.tensors.lowrank import Group, SiteParts, add_low_rank, is_few, owns_output
+from hubkit.tensors.lowrank import FEW, Group, SiteParts, add_low_rank, is_few, owns_output
+from hubkit.tensors.rowkernel import RowKernel, tiled
 from hubkit.tensors.rows import Rows
 from hubkit.tensors.shared import SharedInput
-
-_needs_grad, _version = attrgetter("requires_grad"), attrgetter("_version")
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,21 @@ class Gathered:
     ups: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Packed:
+    """The factors of every mix, in bf16.
+
+    Args:
+        key: what they were made of.
+        down: (mixes, ΣR, in).
+        ups: site -> where its part of ΣR begins, `tiled` (mixes, R, out), what multiplies it (mixes,).
+    """
+
+    key: object
+    down: Tensor
+    ups: Mapping[str, tuple[int, Tensor, Tensor]]
+
+
 class RowGroup:
     """Sites that are called with the same input, and the low-rank parts that each mix has there.
 
@@ -51,10 +64,11 @@ class RowGroup:
         self.ranks = [max(parts.rank for parts in here.values()) for here in sites.values()]
         self._parts = [part for here in sites.values() for one in here.values() for part, _ in one.parts]
         self._looks_up = any(part.is_lookup for part in self._parts)
-        self._values = [value for part in self._parts for value in part._parameters.values() if value is not None]
-        self._unversioned = any(value.is_inference() for value in self._values)
+        self._drops = any(part.dropout > 0 for part in self._parts)
+        rows.values += [value for part in self._parts for value in part._parameters.values() if value is not None]
         self._shared = SharedInput()
         self._ready: dict[Any, Gathered] = {}
+        self._packed: Packed | None = None
 
     def act(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """`y` with what the parts at site `name` add to their rows.
@@ -63,10 +77,24 @@ class RowGroup:
             x: (rows, ..., in).
             y: (rows, ..., out).
         """
-        if self._looks_up or any(part.drops for part in self._parts):
+        if y.shape[0] == 1:
+            x, y = self.rows.spread(x, y)
+        kernel = self.rows.kernel
+        if (
+            kernel is not None
+            and x.numel() <= FEW * x.shape[-1]
+            and x.dtype is y.dtype is torch.bfloat16
+            and not torch.is_grad_enabled()
+            and not (self._looks_up or self._drops)
+            and x.is_cpu
+            and x.is_contiguous()
+            and owns_output(module, y)
+        ):
+            return self._by_kernel(kernel, name, x, y)
+        if self._looks_up or (self._drops and any(part.drops for part in self._parts)):
             return self._one_by_one(name, module, x, y)
-        of = self.rows.of(y.shape[0])
         few = is_few(x)
+        of = self.rows.of(y.shape[0])
         known = self._shared.take(name, x, few)
         if known is None:
             gathered = self._gathered(of, x, torch.float32 if few else x.dtype)
@@ -76,6 +104,42 @@ class RowGroup:
         else:
             mine, gathered = known
         return _added(module, y, mine, gathered.ups[name], few)
+
+    def _by_kernel(self, kernel: RowKernel, name: str, x: Tensor, y: Tensor) -> Tensor:
+        packed, state = self._packed, self.rows.state
+        if packed is None or packed.key is not state:
+            packed = self._packed = self._pack(state)
+        places = self.rows.places(y.shape[0], x.numel() // x.shape[-1])
+        known = self._shared.take(name, x, "kernel")
+        if known is None:
+            low = kernel.down(x.view(-1, x.shape[-1]), packed.down, places)
+            self._shared.keep(name, x, "kernel", dict.fromkeys(self.sites, low), None)
+        else:
+            low = known[0]
+        first, up, scale = packed.ups[name]
+        kernel.add(y.view(-1, y.shape[-1]), low, first, up, scale, places)
+        return y
+
+    def _pack(self, key: object) -> Packed:
+        """The factors of every mix, one behind the other."""
+        count = 1 + max(number for number in self.rows.mixes if number is not None)  # also those that are not here
+        ups: dict[str, tuple[int, Tensor, Tensor]] = {}
+        downs: list[Tensor] = []
+        first = 0
+        for (name, here), rank in zip(self.sites.items(), self.ranks, strict=True):
+            some = next(iter(here.values())).parts[0][0]
+            (out, _), inner = some.B.shape, some.A.shape[1]
+            down = torch.zeros(count, rank, inner, dtype=torch.bfloat16)
+            up, scales = torch.zeros(count, rank, out, dtype=torch.bfloat16), torch.zeros(count)
+            for number, parts in here.items():
+                lower, (upper, scale) = parts.down(), parts.up(torch.bfloat16)
+                down[number, : lower.shape[0]] = lower
+                up[number, : upper.shape[1]] = upper.t()
+                scales[number] = scale
+            downs.append(down)
+            ups[name] = first, tiled(up), scales
+            first += rank
+        return Packed(key, downs[0] if len(downs) == 1 else torch.cat(downs, 1), ups)
 
     def _one_by_one(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Mix by mix: where rows are looked up, or each adapter drops its own components."""
@@ -88,15 +152,14 @@ class RowGroup:
         return torch.cat(made).index_select(0, order)
 
     def _gathered(self, of: Sequence[int | None], x: Tensor, dtype: torch.dtype) -> Gathered:
-        if any(map(_needs_grad, self._values)):
-            self._ready.clear()  # fused optimizers change values and leave versions as they were
+        state = self.rows.state
+        if state is None:
+            self._ready.clear()
             return self._gather(None, of, x, dtype)
-        versions = None if self._unversioned else list(map(_version, self._values))
-        key = versions, list(map(Tensor.data_ptr, self._values))
         at = len(of), dtype, x.device
         ready = self._ready.get(at)
-        if ready is None or ready.key != key:
-            ready = self._gather(key, of, x, dtype)
+        if ready is None or ready.key is not state:
+            ready = self._gather(state, of, x, dtype)
             self._ready = {at: ready}  # one batch at a time: the factors of every row are not small
         return ready
 
@@ -134,7 +197,8 @@ def _added(module: nn.Module, y: Tensor, low: Tensor, up: Tensor, few: bool) -> 
     """`y` (rows, ..., out) plus low (rows, n, R) times up (rows, R, out)."""
     if few:
         change = torch.bmm(low, up).view(y.shape)
-        return y.add_(change) if owns_output(module, y) else y + change.to(y.dtype)
+        change = change.to(y.dtype)
+        return y.add_(change) if owns_output(module, y) else y + change
     if low.dtype == y.dtype and not torch.is_grad_enabled() and owns_output(module, y):
         y.view(y.shape[0], -1, y.shape[-1]).baddbmm_(low, up)
         return y

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubkit.tensors import compiled
+from hubkit.tensors import compiled, native
 from hubkit.tensors.quant import LEVELS, Packed, decoded_by_torch, dequantize, quantize
 
 CC = shutil.which("cc") or shutil.which("gcc")
@@ -25,7 +25,7 @@ SHAPES = ((2, 16384), (257, 65), (1, 20001), (129, 254))
 def fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home for all tests of this file: what one of them compiled, the others load."""
     monkeypatch.setenv("HUBKIT_HOME", str(tmp_path_factory.getbasetemp() / "compiled-home"))
-    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    monkeypatch.delenv(native.SWITCH, raising=False)
     compiled._loaded.cache_clear()
     yield
     compiled._loaded.cache_clear()
@@ -113,7 +113,7 @@ def test_without_compiler_or_home_or_wish_torch_decodes(tmp_path: Path, monkeypa
             compiled._loaded.cache_clear()
             assert compiled.decoder_for(weight, torch.float32) is None
     compiled._loaded.cache_clear()
-    monkeypatch.setenv(compiled.SWITCH, "0")
+    monkeypatch.setenv(native.SWITCH, "0")
     assert compiled.decoder_for(weight, torch.float32) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +19,9 @@ from hubkit.methods.suite import randomize
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.attach import Attached
 from hubkit.tensors.mix import Mix, Route, Stack, Sum, by_row, leaves, names, to_document
+from hubkit.tensors.native import SWITCH
 
+CC = shutil.which("cc") or shutil.which("gcc")
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "a": ("lora", {"targets": "all-linear", "rank": 3}),
     "b": ("lora", {"targets": "all-linear", "rank": 5, "rslora": True}),
@@ -140,16 +143,29 @@ def test_generate_follows_the_route(kind: str, route: str, how: dict[str, Any]) 
         assert torch.equal(have[index * each : (index + 1) * each], want), mix
 
 
-def test_half_precision_rows_in_a_step_of_decoding() -> None:
-    """Few rows take fp32 products: within bf16's own rounding of the exact ones."""
-    attached = attached_zoo(only=("a", "b"))
-    route: list[Mix | None] = ["a", None, "b", Sum({"a": 0.5, "b": 2.0})]
-    rows = ids(4, 1)
-    with torch.no_grad():
-        want = attached(rows, route=route).logits
-        attached.to(torch.bfloat16)
-        have = attached(rows, route=route).logits.float()
-    assert (have - want).abs().max() <= 2**-5 * want.abs().max()
+@pytest.mark.parametrize("compiled", ["1", "0"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_half_precision_rows_in_a_step_of_decoding(kind: str, compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows take a way of their own, with and without compiled code: bf16's own rounding away from the exact one.
+
+    One adapter acts at some sites only; one row has none; three tokens of each row are still few.
+    """
+    monkeypatch.setenv(SWITCH, compiled)
+    attached = attached_zoo(kind, only=("a", "b", "few"))
+    for parameter in attached.parts.parameters():
+        parameter.requires_grad_(False).mul_(0.3)
+    route: list[Mix | None] = ["a", None, "few", "b", Sum({"a": 0.5, "b": 2.0}), "few"]
+    attached.set_mix(Route(route))
+    for tokens in (1, 3):
+        rows = ids(6, tokens)
+        with torch.no_grad():
+            want = attached.float()(rows).logits
+            attached.to(torch.bfloat16)
+            have = attached(rows).logits.float()
+            alone = attached(rows[:1].expand(6, -1), route=["a"] * 6).logits[0].float()
+            assert (attached._active().rows.kernel is not None) == (compiled == "1" and CC is not None)  # type: ignore[union-attr]
+        assert (have - want).abs().max() <= 2**-5 * want.abs().max()
+        assert (have[0] - alone).abs().max() <= 2**-5 * want.abs().max()
 
 
 def test_a_route_inside_a_mix_and_a_mix_inside_a_route() -> None:
@@ -258,6 +274,7 @@ def test_a_changed_factor_is_seen_by_the_next_call() -> None:
         parameter.requires_grad_(False)
     rows, route = ids(2, 5), ["a", "b"]
     with torch.no_grad():
+        attached(rows, route=route)
         attached(rows, route=route)
         for parameter in attached.adapters["a"].parameters().values():
             parameter.mul_(2)
