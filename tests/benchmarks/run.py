@@ -10,6 +10,7 @@ import bench_family
 import bench_lora
 import bench_memory
 import bench_prefix
+import bench_route
 import bench_startup
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,6 +26,7 @@ def main() -> None:
     bench_family.main(base)
     bench_prefix.main(base, ["step", "loop", "prompt"])
     bench_memory.main(base)
+    bench_route.main(base, ["swap", "many", "decode", "prefill", "peft"])
     bench_compose.main(base, list(bench_compose.TARGETS))
 
 

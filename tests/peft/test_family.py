@@ -55,3 +55,40 @@ def test_peft_computes_the_same(case: str, smol: Path, tmp_path: Path, record_pr
     record_property("largest", largest)
     assert (mine - plain).abs().max() > 0.1, "an adapter that does something"
     assert difference <= FP32 * largest
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_qlora_on_bitsandbytes_own_layers(smol: Path, tmp_path: Path, record_property: Any) -> None:
+    """The base in 4 bits by bitsandbytes, the adapter through PEFT: the logits are hubkit's, to the rounding of fp32.
+
+    In training mode, because in eval mode bitsandbytes rearranges the weights for a kernel of its own, in bf16.
+    """
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    ids = torch.randint(0, 49152, (2, 48), generator=torch.Generator().manual_seed(0))
+    ours = Attached(load_base(smol, "float32", "nf4/64/double"))
+    method = host().load("qlora")
+    adapter = Adapter.fresh("a", method, parse_config(method.info.config, {}, "x"), ours.sites, 0)
+    moved = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapter.trainables().values():
+            parameter += 0.003 * torch.randn(parameter.shape, generator=moved)
+        plain = ours(ids).logits
+    adapter.to_compute_dtype()
+    ours.add("a", adapter)
+    ours.set_mix("a")
+    mine = ours(ids).logits.detach()
+    for file, data in method.export(adapter, "peft").items():
+        (tmp_path / file).write_bytes(data)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
+    )
+    model = AutoModelForCausalLM.from_pretrained(smol, quantization_config=how, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(model, str(tmp_path)).train()(input_ids=ids).logits.detach()
+    difference, largest = float((mine - theirs).abs().max()), float(theirs.abs().max())
+    record_property("difference", difference)
+    record_property("largest", largest)
+    assert (mine - plain).abs().max() > 0.1
+    assert difference <= FP32 * largest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,6 @@ def test_its_wheel_is_installed_in_a_fresh_environment_and_its_tests_pass(tmp_pa
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "17 passed" in done.stdout
+    assert re.search(r"\b[1-9]\d+ passed", done.stdout)
     listed = subprocess.run([python, "-m", "hubkit", "methods"], env=environment, capture_output=True, text=True)
     assert "my_gain" in listed.stdout
