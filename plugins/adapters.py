@@ -202,10 +202,11 @@ def describe() -> MethodInfo:
         paper="https://arxiv.org/abs/1902.00751",
         unmergeable=UNMERGEABLE,
         adapterhub=ADAPTERHUB,
-        recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
-        sources="measured on a 135M Llama, 30 steps: held-out loss 2.07 before, 1.25 at 1e-3, 1.26 at 3e-3, 1.34 at"
-        " 1e-4; within the range that Houlsby et al. sweep, https://arxiv.org/abs/1902.00751; parallel with a"
-        " scaling of 4 needs less",
+        recipe={"learning_rate": 2e-3, "weight_decay": 0.0},
+        sources="measured on a 135M Llama, 48 steps: held-out loss 2.07 before, 1.19 at 2e-3, 1.20 at 1e-3; 30 steps:"
+        " 1.25 at 1e-3, 1.26 at 3e-3, 1.34 at 1e-4; within the range that Houlsby et al. sweep,"
+        " https://arxiv.org/abs/1902.00751; larger bases need less (3e-4 at 7B, https://arxiv.org/abs/2304.01933),"
+        " and so does parallel with a scaling of 4",
         kinds=("block",),
     )
 
