@@ -174,8 +174,12 @@ class Attached(Holder):
             options: of torch.compile.
 
         Raises:
-            HubkitError: ``HK-SLOTS`` where an adapter is attached that is more than low-rank parts at linear layers.
+            HubkitError: ``HK-SLOTS`` where an adapter is attached that is more than low-rank parts at linear layers;
+                ``HK-OPTIONS``.
         """
+        if slots < 1 or rank < 1:
+            have = f"{slots} slots of rank {rank}"
+            raise HubkitError("HK-OPTIONS", "out of range", want="slots >= 1, rank >= 1", have=have)
         self.require_unmerged()
         sites = [self.sites.sites[name] for name in self._handles]
         if self._virtual is not None or not sites or any(site.kind != "linear" for site in sites):

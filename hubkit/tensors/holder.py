@@ -150,6 +150,8 @@ class Holder(nn.Module):
 
     @memory.setter
     def memory(self, budget: int | None) -> None:
+        if budget is not None and budget < 1:
+            raise HubkitError("HK-OPTIONS", "out of range", want="at least 1 byte, or None", have=str(budget))
         self._pool.budget = budget
 
     def _require_free(self, name: str) -> None:

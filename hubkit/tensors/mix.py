@@ -27,13 +27,24 @@ class _Node:
 
     def __init__(self, members: Members) -> None:
         pairs = members.items() if isinstance(members, Mapping) else members
-        fixed = tuple((p[0], float(p[1])) if isinstance(p, tuple) else (p, 1.0) for p in pairs)
+        fixed = tuple(_pair(pair) for pair in pairs)
         if not fixed:
             raise HubkitError("HK-MIX", f"a {type(self).__name__.lower()} needs at least one member")
         for member, weight in fixed:
             if weight != weight or weight in (float("inf"), float("-inf")):
                 raise HubkitError("HK-MIX", f"the weight of {member!r} is not a finite number", have=str(weight))
         object.__setattr__(self, "members", fixed)
+
+
+def _pair(given: Any) -> tuple[Mix, float]:
+    """A member with its weight, 1 where none is given."""
+    member, weight = given if isinstance(given, tuple) and len(given) == 2 else (given, 1.0)
+    try:
+        if isinstance(member, str | Sum | Stack | Route):
+            return member, float(weight)
+    except (TypeError, ValueError):
+        pass
+    raise HubkitError("HK-MIX", "a member of a mix is a name or a mix, perhaps with a number", have=repr(given))
 
 
 class Sum(_Node):
@@ -51,7 +62,7 @@ class Route:
     rows: tuple[Mix | None, ...]
 
     def __init__(self, rows: Iterable[Mix | None]) -> None:
-        listed = (rows,) if isinstance(rows, str) else tuple(rows)
+        listed = tuple(rows) if isinstance(rows, Iterable) and not isinstance(rows, str) else (rows,)
         if not listed:
             raise HubkitError("HK-ROUTE", "a route needs an entry for every row of the batch", have="none")
         strange = [row for row in listed if not (row is None or isinstance(row, str | Sum | Stack | Route))]
@@ -120,7 +131,9 @@ def leaves(mix: Mix, weight: float = 1.0) -> Iterator[tuple[str, float]]:
 
 
 def require_known(mix: Mix, known: Iterable[str]) -> None:
-    """Raises ``HK-UNKNOWN-ADAPTER`` when the tree names an adapter that is not in `known`."""
+    """Raises ``HK-UNKNOWN-ADAPTER`` when the tree names an adapter that is not in `known`, ``HK-MIX`` for no tree."""
+    if not isinstance(mix, str | Sum | Stack | Route):
+        raise HubkitError("HK-MIX", "this is no mix", want="a name, Sum, Stack or Route", have=repr(mix))
     have = sorted(known)
     for name in names(mix):
         if name not in have:

@@ -191,15 +191,23 @@ def test_wrong_routes() -> None:
     rows = ids(2, 5)
     attached.set_mix("a")
     want = attached(rows).logits
-    for wrong in (["a"], ["a", "b", "a"], ["a"] * 4):
-        error = refused("HK-ROUTE", attached, rows, route=wrong)
-        assert (error.want, error.have) == (["2 entries, one per row"], [str(len(wrong))])
-        refused("HK-ROUTE", attached.generate, rows, route=wrong, max_new_tokens=1)
+    for other in (["a"], ["a", "b", "a"], ["a"] * 4):
+        error = refused("HK-ROUTE", attached, rows, route=other)
+        assert (error.want, error.have) == (["2 entries, one per row"], [str(len(other))])
+        refused("HK-ROUTE", attached.generate, rows, route=other, max_new_tokens=1)
     error = refused("HK-UNKNOWN-ADAPTER", attached, rows, route=["a", "c"])
     assert "a, b" in str(error.want)
     refused("HK-ROUTE", attached, rows, route=[])
     refused("HK-ROUTE", attached, rows, route=[1, 2])
-    refused("HK-ROUTE", attached, rows, route="a")
+    for wrong in ("a", 3, [{"a": 1.0}, None]):
+        refused("HK-ROUTE", attached, rows, route=wrong)
+    for no_mix in (3, ["a"], {"a": 1.0}):
+        refused("HK-MIX", attached.set_mix, no_mix)
+        refused("HK-MIX", Sum, [no_mix])
+    refused("HK-MIX", Sum, {"a": "x"})
+    refused("HK-MIX", Sum, [("a", 1, 2)])
+    refused("HK-OPTIONS", attached.compiled, 0)
+    refused("HK-OPTIONS", setattr, attached, "memory", 0)
     refused("HK-ROUTE", attached.set_mix, Sum([Route(["a"]), Route(["a", "b"])]))
     with attached.using(Route(["a", None])):
         refused("HK-ROUTE", attached.model, ids(4, 5))
