@@ -176,14 +176,12 @@ class Rescaled(torch.autograd.Function):
     ) -> Tensor:
         down, up, excess = a.to(x.dtype), b.to(x.dtype), _excess(m, norm).to(y.dtype)
         low = F.linear(x, down).reshape(-1, down.shape[0])
-        z = y.detach().view(-1, y.shape[-1])
-        if bias is not None:
-            z.sub_(bias)
-        z.addmm_(low, up.t(), alpha=scale)
+        # added to y as it is, the bias in it: (y - b) + b is not y in floating point, and a fresh part gives y itself
+        total = y.detach().view(-1, y.shape[-1]).addmm_(low, up.t(), alpha=scale)
+        z = total if bias is None else total - bias
         ctx.save_for_backward(x, low, down, up, z, excess, norm)
         ctx.scale, ctx.dtype = scale, a.dtype
-        out = torch.addcmul(z if bias is None else z + bias, z, excess)
-        return out.view(y.shape)
+        return torch.addcmul(total, z, excess).view(y.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FP32 = 1e-5
+FP32, FP64 = 1e-4, 1e-9
+"""What two orders of the same sums may differ by, relative to the largest value."""
 N = 5
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -46,6 +47,7 @@ def ids(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(3, 48, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def near(have: Tensor, want: Tensor, tolerance: float = FP32) -> None:
+def near(have: Tensor, want: Tensor, tolerance: float | None = None) -> None:
     assert have.shape == want.shape
+    tolerance = tolerance or (FP64 if want.dtype == torch.float64 else FP32)
     assert (have - want).detach().abs().max() <= tolerance * max(1.0, float(want.detach().abs().max()))

@@ -123,7 +123,9 @@ def apply_weight(weight: Tensor, delta: Delta, *, transposed: bool, dtype: torch
         left, right, dense = _t(right), _t(left), _t(dense)
     for start in range(0, weight.shape[0], rows):
         part = slice(start, min(start + rows, weight.shape[0]))
-        tile = weight[part].to(wide, copy=True)
+        # contiguous whatever the weight's own layout: a product's rounding depends on the layout it is accumulated in,
+        # and weights streamed from files are row-major where live ones may be transposed views
+        tile = weight[part].to(wide, copy=True, memory_format=torch.contiguous_format)
         if dense is not None:
             tile += dense[part]
         if left is not None and right is not None:

@@ -79,7 +79,8 @@ class Front:
             return F.pad(mask, (self.length, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
         seen = self._seen.expand(-1, mask.shape[1], mask.shape[2], -1)
         if mask.dtype != torch.bool:
-            seen = torch.where(seen, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
+            # made in the mask's own dtype: the least fp64 is no fp32
+            seen = mask.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(mask.dtype).min)
         return torch.cat([seen, mask.expand(seen.shape[0], -1, -1, -1)], -1)
 
     def part_from_graph(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from zoo import model_of
 
 from hubkit.errors import HubkitError
 from hubkit.methods.config import parse_config
@@ -211,3 +212,19 @@ def test_it_stands_on_what_is_below_it() -> None:
 def test_an_embedding_is_refused() -> None:
     with pytest.raises(HubkitError, match="HK-TARGET"):
         attached(tiny_model("llama"), targets=["embed_tokens"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_fresh_part_is_the_base_bit_for_bit_beside_any_bias(dtype: torch.dtype) -> None:
+    """Biases far larger and far smaller than the products: taking one off and adding it again would lose bits."""
+    for size in (1e-3, 1.0, 30.0):
+        model = model_of("qwen2")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("_proj.bias"):
+                    parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * size)
+        model.to(dtype)
+        want = model(batch()).logits
+        ours = attached(model, seed=None)
+        assert torch.equal(ours(batch()).logits, want)
+        assert torch.equal(ours(batch(), route=["a", None, "a"]).logits, want)

@@ -106,6 +106,24 @@ def test_the_size_of_the_tiles_does_not_matter(transposed: bool, form: int, monk
         assert torch.equal(apply_weight(stored, change, transposed=transposed), cut)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", [1, 2, 4])
+def test_the_layout_of_the_stored_weight_does_not_matter(dtype: torch.dtype, form: int) -> None:
+    """The same bits for a weight in rows, a transposed view, every second column, and one that is not aligned."""
+    weight = random(3, 96, 80).to(dtype)
+    low = Delta.low_rank(random(1, 96, 7).float(), random(2, 7, 80).float())
+    full = Delta.full(random(4, 96, 80).float())
+    change = {1: low, 2: full, 4: low.plus(full)}[form]
+    want = apply_weight(weight, change, transposed=False)
+    wider, shifted = torch.zeros(96, 160, dtype=dtype), torch.zeros(96 * 80 + 1, dtype=dtype)[1:].view(96, 80)
+    wider[:, ::2], shifted[:] = weight, weight
+    for same in (weight.t().contiguous().t(), wider[:, ::2], shifted):
+        assert torch.equal(same, weight)
+        assert torch.equal(apply_weight(same, change, transposed=False), want)
+        across = apply_weight(weight.t().contiguous(), change, transposed=True)
+        assert torch.equal(apply_weight(same.t(), change, transposed=True), across)
+
+
 def test_the_stored_weight_is_left_alone_and_one_cast_is_made() -> None:
     weight = torch.full((4, 4), 256.0, dtype=torch.bfloat16)
     change = Delta.full(torch.full((4, 4), 0.75)).plus(Delta.full(torch.full((4, 4), 0.75)))

@@ -73,7 +73,7 @@ def test_a_deployment_for_peft_carries_the_codec(
     assert deploy(out, check=True).checked
     have = logits(runs(out))
     want = logits(attach(load_base(base), {str(project / "chat"): weight}, base=str(base)))
-    torch.testing.assert_close(have, want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(have, want, atol=1e-4, rtol=0)
     assert (logits(load_base(out / "base")) - logits(load_base(base))).abs().max() > 1e-2
     stored, decoded = (load_file(folder / "model.safetensors") for folder in (base, out / "base"))
     assert {n: (t.shape, t.dtype) for n, t in stored.items()} == {n: (t.shape, t.dtype) for n, t in decoded.items()}
@@ -116,7 +116,7 @@ def test_a_sum_has_the_codec_of_any_member(tiny_llama: Path, tmp_path: Path) -> 
         assert base is not None
         assert base.codec == CODEC
         have = logits(attach(load_base(tiny_llama), str(tmp_path / str(number)), base=str(tiny_llama)))
-        torch.testing.assert_close(have, want, atol=1e-5, rtol=0)
+        torch.testing.assert_close(have, want, atol=1e-4, rtol=0)
 
 
 def test_exported_and_composed_on_a_base_in_4_bits(packed: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_exported_and_composed_on_a_base_in_4_bits(packed: Path, tiny_llama: Pat
     compose({str(one): 1.0, str(two): -0.5}, tmp_path / "both", base=str(packed))
     want = logits(attach(load_base(packed), {str(one): 1.0, str(two): -0.5}, base=str(packed)))
     have = logits(attach(load_base(packed), str(tmp_path / "both"), base=str(packed)))
-    torch.testing.assert_close(have, want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(have, want, atol=1e-4, rtol=0)
 
 
 def test_a_base_with_a_missing_statistic(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

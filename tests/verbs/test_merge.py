@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from making import make_adapter
 from variants import OTHERS, logits, names, other_weights, refused, resharded, say, small_disk, tree
+from zoo import near
 
 from hubkit.artifact.digest import fingerprint_folder
 from hubkit.artifact.folder import open_adapter
@@ -17,13 +17,6 @@ from hubkit.documents.manifest import Manifest
 from hubkit.tensors.live import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.merge import merge
-
-FP32 = 1e-5
-"""Largest difference of two fp32 logits, relative to the largest logit, that are computed in different orders."""
-
-
-def near(have: Any, want: Any) -> None:
-    assert (have - want).abs().max() <= FP32 * max(1.0, float(want.abs().max()))
 
 
 @pytest.fixture

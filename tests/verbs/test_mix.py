@@ -13,6 +13,7 @@ import pytest
 import torch
 from making import make_adapter
 from variants import logits, names, other_weights, refused, say, tree
+from zoo import near
 
 import hubkit
 from hubkit.documents.manifest import Manifest
@@ -24,13 +25,7 @@ from hubkit.verbs.attach import attach
 from hubkit.verbs.mix import mix
 from hubkit.verbs.push import push
 
-FP32 = 1e-5
-"""Largest difference of two fp32 logits, relative to the largest logit, that are computed in different orders."""
 NESTED = "stack(./a, 0.5*sum(./b, -1*./c))"
-
-
-def near(have: Any, want: Any) -> None:
-    assert (have - want).abs().max() <= FP32 * max(1.0, float(want.abs().max()))
 
 
 @pytest.fixture
