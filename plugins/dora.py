@@ -6,6 +6,9 @@ with B = 0 and m = ‖W‖ at the start. The norm is held constant in the backwa
 product as large as the weight: with W Aᵀ (out, r) and A Aᵀ (r, r),
 
     ‖Wᵢ + s Bᵢ A‖² = ‖Wᵢ‖² + s Bᵢ · (2 (W Aᵀ)ᵢ + s (A Aᵀ) Bᵢ)
+
+Rows where that cancels are summed themselves. A GPU sums all rows so: to ask it for a few would be to wait for it, and
+there the product costs less than the waiting.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from hubkit.methods.api import (
 
 CANCELLED = 0.25
 """Share of ‖Wᵢ‖² below which ‖Wᵢ + s Bᵢ A‖² is taken from that row itself: the sum above has lost digits there."""
+TILE = 1 << 25
+"""Elements of W + s B A that a GPU has in memory at once: 128 MiB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,8 @@ def row_norm(weight: Tensor, squares: Tensor, a: Tensor, b: Tensor, scale: float
         a: A, (r, in), and b: B, (out, r), in W's dtype.
     """
     wide = squares.dtype
+    if weight.device.type != "cpu":
+        return _row_squares(weight, b.to(wide) * scale, a.to(wide)).sqrt()
     crossed, up, down = (weight @ a.t()).to(wide), b.to(wide), a.to(wide)
     total = squares + scale * (up * (2 * crossed + scale * (up @ (down @ down.t())))).sum(1)
     cancelled = total < CANCELLED * squares
@@ -148,10 +155,22 @@ def row_norm(weight: Tensor, squares: Tensor, a: Tensor, b: Tensor, scale: float
     return total.sqrt()
 
 
-def _row_squares(weight: Tensor) -> Tensor:
+def _row_squares(weight: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
+    """‖Wᵢ + leftᵢ right‖², (out,), in the dtype of accumulation; left (out, r) and right (r, in), or neither.
+
+    On a GPU by tiles of rows, the same with and without factors: a fresh adapter's m is its norm to the bit.
+    """
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    norm: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide)
-    return norm.square()
+    if weight.device.type == "cpu" and left is None:
+        norm: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide)
+        return norm.square()
+    found = []
+    for start in range(0, weight.shape[0], rows := max(1, TILE // weight.shape[1])):
+        tile = weight[start : start + rows].to(wide)
+        if left is not None and right is not None:
+            tile = torch.addmm(tile, left[start : start + rows], right)
+        found.append(torch.linalg.vector_norm(tile, dim=1).square())
+    return torch.cat(found)
 
 
 def _excess(m: Tensor, norm: Tensor) -> Tensor:

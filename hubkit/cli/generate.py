@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from hubkit.cli.group import declare
-from hubkit.cli.output import emit, json_option, registry_option
+from hubkit.cli.output import emit, json_option, note, registry_option
 from hubkit.cli.progress import Progress
-from hubkit.cli.terms import mismatch_option, mix_option, offline_option
+from hubkit.cli.terms import device_option, mismatch_option, mix_option, offline_option
 from hubkit.verbs.generate import Generated, generate
 
 
@@ -20,7 +20,8 @@ from hubkit.verbs.generate import Generated, generate
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
 @click.option("--raw", is_flag=True, help="The prompt as it is, without the chat template.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="In which the base computes.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="In which the base computes.")
+@device_option
 @click.option("--revision", metavar="REV", help="Of the base.")
 @mismatch_option
 @offline_option
@@ -36,6 +37,7 @@ def command(
     seed: int,
     raw: bool,
     dtype: str | None,
+    device: str,
     revision: str | None,
     allow_base_mismatch: bool,
     offline: bool,
@@ -57,6 +59,8 @@ def command(
             seed=seed,
             raw=raw,
             dtype=dtype,
+            device=device,
+            report=lambda device: note(f"answering on {device}"),
             revision=revision,
             registry=registry,
             offline=offline,

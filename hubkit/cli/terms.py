@@ -34,3 +34,9 @@ def mismatch_option(function: Function) -> Function:
 def offline_option(function: Function) -> Function:
     """Decorator: ``--offline``."""
     return click.option("--offline", is_flag=True, help="Use only what was pulled before.")(function)
+
+
+def device_option(function: Function) -> Function:
+    """Decorator: ``--device``, passed as `device`."""
+    text = "Where to compute: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps."
+    return click.option("--device", metavar="DEVICE", default="auto", show_default=True, help=text)(function)

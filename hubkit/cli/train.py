@@ -11,7 +11,7 @@ from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, note, registry_option
 from hubkit.cli.progress import Progress
 from hubkit.cli.settings import settings
-from hubkit.cli.terms import offline_option
+from hubkit.cli.terms import device_option, offline_option
 from hubkit.cli.training import Drawing
 from hubkit.verbs.train import Trained, train
 
@@ -43,7 +43,8 @@ from hubkit.verbs.train import Trained, train
 @click.option("--clip", type=float, help="Largest norm of the gradient; 0: none.  [default: 1]")
 @click.option("--max-length", type=int, help="Tokens per row.  [default: the base's context]")
 @click.option("--truncate", is_flag=True, default=None, help="Cut longer rows instead of refusing them.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="In which the base computes.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="In which the base computes.")
+@device_option
 @click.option("--checkpointing", is_flag=True, default=None, help="Less memory, about a third more time.")
 @click.option("--validation", type=float, help="Share of the rows held out.  [default: 0]")
 @click.option("--validation-data", type=click.Path(path_type=Path), help="Rows to validate on, instead of a share.")

@@ -29,9 +29,9 @@ class Drawing:
             self._progress = Progress("train", event.steps, "steps")
             self._progress.done = event.step
             rows = f"{event.rows} rows" + (f", {event.validation_rows} held out" if event.validation_rows else "")
-            note(f"training {event.parameters:,} parameters on {rows}, {event.steps} steps")
+            note(f"training {event.parameters:,} parameters on {rows}, {event.steps} steps, on {event.device}")
             for change in event.machine_changes:
-                note(f"resumed on another machine, the bytes may differ: {change}")
+                note(f"resumed elsewhere, the bytes may differ: {change}")
         elif isinstance(event, Stepped) and self._progress is not None:
             speed, left = f"{event.tokens_per_second:.0f} tokens/s", f"{_clock(event.seconds_left)} left"
             self._progress.advance(event.step - self._progress.done, f"loss {event.loss:.3f}  {speed}  {left}")

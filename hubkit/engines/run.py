@@ -1,7 +1,7 @@
 """Answer a prompt with what is in this folder: ``python run.py "What is the capital of France?"``.
 
-Written by hubkit deploy; needs torch, transformers and, for adapters beside their base, peft; not hubkit. The names,
-order and weights of the adapters are in hubkit.lock.
+Written by hubkit deploy; needs torch, transformers and, for adapters beside their base, peft; not hubkit. It runs on a
+GPU where there is one; ``--device cpu`` keeps it off. The names, order and weights of the adapters are in hubkit.lock.
 """
 
 from __future__ import annotations
@@ -15,13 +15,22 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def load() -> tuple[Any, Any]:
-    """(model, tokenizer): ``model/`` as it is, or ``base/`` with the adapters of ``adapters/``."""
+def device_named(word: str) -> str:
+    """The device that `word` names: ``auto`` is CUDA, then MPS, then the CPU."""
+    import torch
+
+    if word != "auto":
+        return word
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load(device: str = "auto") -> tuple[Any, Any]:
+    """(model, tokenizer): ``model/`` as it is, or ``base/`` with the adapters of ``adapters/``, on `device`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     whole = (HERE / "model").is_dir()
     folder = HERE / ("model" if whole else "base")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).to(device_named(device))
     members = [] if whole else json.loads((HERE / "hubkit.lock").read_text("utf-8"))["adapters"]
     if members:
         model = attach(model, {member["name"]: member["weight"] for member in members})
@@ -54,7 +63,7 @@ def answer(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")
+    inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt").to(model.device)
     made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
@@ -63,8 +72,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--device", default="auto", help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps")
     arguments = parser.parse_args()
-    model, tokenizer = load()
+    model, tokenizer = load(arguments.device)
+    sys.stderr.write(f"answering on {model.device}\n")
     sys.stdout.write(answer(model, tokenizer, arguments.prompt, arguments.max_new_tokens) + "\n")
 
 

@@ -225,6 +225,8 @@ class Attached(Holder):
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling():
             return
+        if self._place() != self._placed:
+            self.follow()
         if (rows := self._active().rows) is not None:
             rows.look()
         if torch.is_grad_enabled():

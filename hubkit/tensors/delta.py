@@ -116,9 +116,10 @@ def apply_weight(weight: Tensor, delta: Delta, *, transposed: bool, dtype: torch
         dtype: dtype of the result; the stored one by default. One cast, at the end.
     """
     wide = accumulation_dtype(weight.dtype)
-    result = torch.empty(weight.shape, dtype=dtype or weight.dtype)
+    result = torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
     rows = max(1, TILE_ELEMENTS // max(1, weight.shape[1]))
-    left, right, dense = (None if t is None else t.to(wide) for t in (delta.left, delta.right, delta.dense))
+    given = (delta.left, delta.right, delta.dense)
+    left, right, dense = (None if t is None else t.to(weight.device, wide) for t in given)
     if transposed:
         left, right, dense = _t(right), _t(left), _t(dense)
     for start in range(0, weight.shape[0], rows):
@@ -137,7 +138,7 @@ def apply_weight(weight: Tensor, delta: Delta, *, transposed: bool, dtype: torch
 def apply_bias(bias: Tensor, delta: Delta, *, dtype: torch.dtype | None = None) -> Tensor:
     """`bias` plus the delta's bias, accumulated wide and cast once."""
     wide = accumulation_dtype(bias.dtype)
-    change = torch.zeros_like(bias, dtype=wide) if delta.bias is None else delta.bias.to(wide)
+    change = torch.zeros_like(bias, dtype=wide) if delta.bias is None else delta.bias.to(bias.device, wide)
     return (bias.to(wide) + change).to(dtype or bias.dtype)
 
 

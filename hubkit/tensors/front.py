@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hubkit.tensors.device import indices
 from hubkit.tensors.parts import Tokens
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class Front:
         """`mask` with that of what is in front, on the left."""
         if self._seen is None:
             return F.pad(mask, (self.length, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
-        seen = self._seen.expand(-1, mask.shape[1], mask.shape[2], -1)
+        seen = self._seen.to(mask.device).expand(-1, mask.shape[1], mask.shape[2], -1)
         if mask.dtype != torch.bool:
             # made in the mask's own dtype: the least fp64 is no fp32
             seen = mask.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(mask.dtype).min)
@@ -162,7 +163,7 @@ def front_of_rows(fronts: Mapping[int, Front], of: Sequence[int | None]) -> Fron
         layers.append((keys, values))
     lengths = [0 if number is None or number not in fronts else fronts[number].length for number in of]
     same = all(own == length for own in lengths)
-    return Front(layers, length, None if same else torch.tensor(lengths, device=some.layers[0][0].device))
+    return Front(layers, length, None if same else indices(tuple(lengths), some.layers[0][0].device))
 
 
 def keys_after(cache: Any, tokens: int, layer: int) -> int:

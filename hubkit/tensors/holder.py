@@ -53,6 +53,9 @@ class Holder(nn.Module):
         self._virtual: VirtualHooks | EncoderHooks | None = None
         self._vocabulary: VocabularyHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
+        weighty = [site for site in base.sites.values() if site.module is not None]
+        self._ends = [weighty[0], weighty[-1]] if weighty else []
+        self._placed = self._place()
 
     def _active(self) -> Plan:
         """The plan of the forward that is running."""
@@ -68,10 +71,31 @@ class Holder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Holder:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.slots is not None:
+            self.slots.apply(fn)
+        self._forget()
+        return self
+
+    def _forget(self) -> None:
+        """Has values looked at anew that were moved or cast."""
+        self._placed = self._place()
         for plan in (self._plan, *self._routes.values()):
             if plan.rows is not None:
                 plan.rows.forget()
-        return self
+
+    def _place(self) -> tuple[torch.device, ...]:
+        """Where the first and the last site are: it changes when somebody moves the base."""
+        return tuple(site.device for site in self._ends)
+
+    def follow(self) -> None:
+        """Takes every part where its site is, after the base alone was moved, or spread over several devices."""
+        with self._lock:
+            for adapter in self.adapters.values():
+                for name, part in adapter.parts.items():
+                    part.to(self.sites.site(name).device)
+            if self.slots is not None:
+                self.slots.follow(self.sites)
+            self._forget()
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Attaches `adapter` under `name`, in training or eval mode as this module is; it acts once a mix names it.
@@ -191,6 +215,13 @@ class Holder(nn.Module):
         ]
         if wrong:
             raise HubkitError("HK-SHAPE", f"adapter {name!r} belongs to a base of other sites or shapes", have=wrong)
+        absent = [s.name for s in adapter.sites.values() if self.sites.site(s.name).device.type == "meta"]
+        if absent and any(device.type != "meta" for device in self._place()):
+            raise HubkitError(
+                "HK-DEVICE", "some of the base's weights are offloaded: they are in memory only while their layer runs",
+                have=[f"{len(absent)} sites of adapter {name!r}", *absent[:3]],
+                fix="load the base with a device_map of devices alone, or quantized",
+            )  # fmt: skip
 
     def _take_in(self, name: str, adapter: Adapter) -> None:
         """Hooks at the adapter's sites, and its parts as modules of this one."""
@@ -254,7 +285,7 @@ class Holder(nn.Module):
                     "HK-BLOCK", f"{site.name} was called without its layer: there is no residual stream to see",
                     fix="call the model or the whole layer",
                 )  # fmt: skip
-            return chosen(module, x, y)
+            return chosen(module, _beside(x, y), y)
 
         if isinstance(site, Block):
             return BlockHooks(site, act)
@@ -267,6 +298,11 @@ class Holder(nn.Module):
             if self.slots is not None and torch.compiler.is_compiling():
                 return self.slots.act(name, x, y) if name in self.slots.down else None
             act = self._active().get(name)
-            return None if act is None else act(module, x, y)
+            return None if act is None else act(module, _beside(x, y), y)
 
         return hook
+
+
+def _beside(x: Tensor, y: Tensor) -> Tensor:
+    """`x` where `y` is: accelerate moves a module's input inside its call, so hooks see it on the device before."""
+    return x if x.device == y.device else x.to(y.device)

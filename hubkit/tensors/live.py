@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import weakref
 from collections.abc import Mapping
@@ -30,40 +31,51 @@ from hubkit.artifact.digest import (
 from hubkit.artifact.header import TensorInfo
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
+from hubkit.tensors.device import computing, device_named, require_dtype
 from hubkit.tensors.dtypes import DTYPE_NAMES
 from hubkit.tensors.merging import dtype_named
 from hubkit.tensors.quantload import is_packed, load_packed
 from hubkit.tensors.shards import tensor_bytes
 
 
-def load_base(path: Path | str, dtype: str | None = None, codec: str | None = None) -> nn.Module:
+def load_base(
+    path: Path | str, dtype: str | None = None, codec: str | None = None, device: str | torch.device = "auto"
+) -> nn.Module:
     """The language model in folder `path`, in eval mode, its parameters frozen.
 
-    A folder in 4 bits, as bitsandbytes writes it, is loaded as it is.
+    A folder in 4 bits, as bitsandbytes writes it, is loaded as it is. Tensors go straight to `device`, one by one: main
+    memory never holds the model as well.
 
     Args:
         dtype: ``float32``, ``bfloat16``...; None: as stored.
-        codec: ``nf4/64/double``: the linear layers but the output head are quantized while they are read.
+        codec: ``nf4/64/double``: the linear layers but the output head are quantized while they are read, on `device`.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``: see `hubkit.tensors.device`.
 
     Raises:
         HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``; ``HK-NAN`` for a weight
-            that cannot be quantized; ``HK-EXTRA`` without transformers.
+            that cannot be quantized; ``HK-DEVICE``, ``HK-DTYPE`` and ``HK-MEMORY`` where `device` is not there, does
+            not compute so, or is too small; ``HK-EXTRA`` without transformers, or without accelerate off the CPU.
     """
-    path = Path(path)
+    path, place = Path(path), device_named(device)
     if not (path / "config.json").is_file():
         raise HubkitError(
             "HK-BASE-MISSING", "the folder does not hold a base model", where=str(path), want="config.json",
             fix="hubkit pull --base ORG/NAME",
         )  # fmt: skip
-    wanted = dtype_named(dtype)
+    config = read_config(local(path))
+    wanted, stored = dtype_named(dtype), is_packed(config)
+    require_dtype(place, wanted or _stated_dtype(config))
     transformers = _transformers()
-    stored = is_packed(read_config(local(path)))
-    options = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
+    if place.type != "cpu":
+        _require_accelerate(place)
+        options["device_map"] = {"": place}
     try:
-        if codec or stored:
-            model = load_packed(path, transformers, None if stored else codec, options)
-        else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **options)
+        with computing(place, f"the base {path.name}", "--dtype bfloat16, or a quantized base"):
+            if codec or stored:
+                model = load_packed(path, transformers, None if stored else codec, options, place)
+            else:
+                model = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **options)
     except HubkitError:
         raise
     except Exception as e:  # on a config of another maker, transformers can raise anything
@@ -71,10 +83,26 @@ def load_base(path: Path | str, dtype: str | None = None, codec: str | None = No
             "HK-BASE-LOAD", "transformers cannot load the base as a causal language model", where=str(path),
             have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
         ) from e  # fmt: skip
+    require_dtype(place, next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
     model.eval().requires_grad_(False)
     if codec and not stored:
         _ORIGINS[model] = (_values(model), fingerprint_folder(path))
     return model
+
+
+def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype that a ``config.json`` says its weights have, where it says it in a word that torch knows."""
+    stated = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return stated if isinstance(stated, torch.dtype) else None
+
+
+def _require_accelerate(device: torch.device) -> None:
+    """transformers puts tensors on a device as it reads them only where accelerate is: ``HK-EXTRA``."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise HubkitError(
+            "HK-EXTRA", f"loading onto {device} needs accelerate, which is not installed",
+            fix="pip install 'hubkit-adapters[transformers]'",
+        )  # fmt: skip
 
 
 def load_tokenizer(path: Path | str) -> Any:

@@ -122,11 +122,12 @@ def quantize(weight: Tensor) -> Packed:
         _require_finite(absmax[-1:])
         rest = (rest / absmax[-1]).clamp(-1, 1)
         codes[whole // 2 :] = _codes(torch.nn.functional.pad(rest, (0, count % 2)))
-    offset = absmax.mean() if count else absmax.sum()
+    # on the CPU, whose order of summing is one: the mean is part of every value, and bits do not depend on the device
+    offset = absmax.cpu().mean().item() if count else 0.0
     indices, nested = _quantize_statistics(absmax - offset)
     return Packed(
         codes.unsqueeze(1), indices, torch.tensor(LEVELS, device=device), tuple(weight.shape), weight.dtype,
-        nested_absmax=nested, nested_map=dynamic_map().to(device, copy=True), offset=float(offset),
+        nested_absmax=nested, nested_map=dynamic_map().to(device, copy=True), offset=offset,
     )  # fmt: skip
 
 
@@ -161,6 +162,12 @@ def decoded_by_torch(packed: Packed, dtype: torch.dtype) -> Tensor:
         rest = _look_up(pairs, codes[whole // 2 :].long()).view(torch.float32)
         result[whole:] = rest.mul_(scales[-1])
     return result[:count].view(packed.shape)
+
+
+def moved(packed: Packed, device: torch.device) -> Packed:
+    """`packed` with its tensors on `device`."""
+    there: dict[str, Any] = {name: t.to(device) for name, t in vars(packed).items() if isinstance(t, Tensor)}
+    return replace(packed, **there)
 
 
 def absmax_of(packed: Packed) -> Tensor:

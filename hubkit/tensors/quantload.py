@@ -16,7 +16,7 @@ from torch import nn
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import Base
-from hubkit.tensors.quant import CODEC, Packed, quantize
+from hubkit.tensors.quant import CODEC, Packed, moved, quantize
 from hubkit.tensors.quantfiles import PackedHeaders
 from hubkit.tensors.quantlinear import QuantLinear, quantizable, shell
 from hubkit.tensors.shards import Shards, open_shards
@@ -31,13 +31,16 @@ def is_packed(config: Mapping[str, Any]) -> bool:
     return isinstance(facts, Mapping) and bool(facts.get("load_in_4bit") or facts.get("_load_in_4bit"))
 
 
-def load_packed(path: Path, transformers: Any, codec: str | None, options: Mapping[str, Any]) -> nn.Module:
+def load_packed(
+    path: Path, transformers: Any, codec: str | None, options: Mapping[str, Any], device: torch.device
+) -> nn.Module:
     """The language model in folder `path` with its linear layers packed.
 
     Args:
         transformers: the module.
         codec: how to quantize a base that is not; None where its files are packed already.
         options: of ``from_pretrained``.
+        device: where the layers are packed and lie; `options` say it to transformers.
 
     Raises:
         HubkitError: ``HK-CODEC``, ``HK-QUANT-STATE``, ``HK-NAN``; what opening the files raises.
@@ -56,7 +59,7 @@ def load_packed(path: Path, transformers: Any, codec: str | None, options: Mappi
     model = _hollow(kind, [site.name for site in sites]).from_pretrained(path, config=config, **options)
     model.__class__ = kind
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    filled = [_fill(model, site, shards, headers, dtype) for site in sites]
+    filled = [_fill(model, site, shards, headers, dtype, device) for site in sites]
     if filled:
         kept = [site.name for site in base.sites.values() if site.kind == "linear" and site not in sites]
         model.config.quantization_config = _settings(filled[0], dtype, kept)
@@ -88,7 +91,9 @@ def _hollow(kind: Any, names: Iterable[str]) -> Any:
     return Hollow
 
 
-def _fill(model: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, dtype: torch.dtype) -> Packed:
+def _fill(
+    model: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, dtype: torch.dtype, device: torch.device
+) -> Packed:
     layer = model.get_submodule(site.name)
     if not isinstance(layer, QuantLinear):
         raise HubkitError(
@@ -96,10 +101,10 @@ def _fill(model: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, 
             where=site.name, have=type(layer).__name__, fix="use the original base without quantizing it",
         )  # fmt: skip
     if site.packed:
-        packed = replace(headers.packed(site.tensor), dtype=dtype)
+        packed = moved(replace(headers.packed(site.tensor), dtype=dtype), device)
     else:
         try:
-            packed = quantize(site.weight().to(dtype))
+            packed = quantize(site.weight().to(device).to(dtype))
         except HubkitError as error:
             error.where = error.where or site.tensor
             raise

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubkit.tensors.delta import accumulation_dtype
+from hubkit.tensors.device import indices
 from hubkit.tensors.lowrank import FEW, Group, SiteParts, add_low_rank, is_few, owns_output
 from hubkit.tensors.rowkernel import RowKernel, tiled
 from hubkit.tensors.rows import Rows
@@ -165,19 +166,20 @@ class RowGroup:
 
     def _gather(self, key: Any, of: Sequence[int | None], x: Tensor, dtype: torch.dtype) -> Gathered:
         numbers = list(dict.fromkeys(of))
-        downs: dict[int | None, list[Tensor]] = {number: [] for number in numbers}
+        at = indices(tuple(map(numbers.index, of)), x.device)
+        downs: list[list[Tensor]] = [[] for _ in numbers]
         ups: dict[str, Tensor] = {}
         for (name, here), rank in zip(self.sites.items(), self.ranks, strict=True):
             some = next(iter(here.values())).parts[0][0]
-            up: dict[int | None, Tensor] = {}
-            for number in numbers:
+            up: list[Tensor] = []
+            for number, own in zip(numbers, downs, strict=True):
                 parts = here.get(number) if number is not None else None
                 down = some.A.new_zeros(0, some.A.shape[1]) if parts is None else parts.down()
-                downs[number].append(F.pad(down.to(dtype), (0, 0, 0, rank - down.shape[0])))
-                up[number] = _padded(parts, rank, some.B, dtype)
-            ups[name] = torch.stack([up[number] for number in of])
-        sides = {number: (own[0] if len(own) == 1 else torch.cat(own)).t() for number, own in downs.items()}
-        return Gathered(key, torch.stack([sides[number] for number in of]), ups)
+                own.append(F.pad(down.to(dtype), (0, 0, 0, rank - down.shape[0])))
+                up.append(_padded(parts, rank, some.B, dtype))
+            ups[name] = torch.stack(up).index_select(0, at)
+        sides = [(own[0] if len(own) == 1 else torch.cat(own)).t() for own in downs]
+        return Gathered(key, torch.stack(sides).index_select(0, at), ups)
 
 
 def _padded(parts: SiteParts | None, rank: int, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,6 +25,7 @@ from hubkit.tensors.site import Site
 
 if TYPE_CHECKING:
     from hubkit.tensors.attach import Attached
+    from hubkit.tensors.base import Base
 
 
 class Slots:
@@ -57,6 +58,17 @@ class Slots:
         down, up = self.down[name].index_select(0, index), self.up[name].index_select(0, index)
         low = torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), down.transpose(1, 2))
         return y + torch.bmm(low, up.transpose(1, 2)).view(y.shape)
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Moves or casts all factors, as `torch.nn.Module.to` does with parameters."""
+        for stack in (self.down, self.up):
+            stack.update({name: fn(tensor) for name, tensor in stack.items()})
+        self.index = self.index.to(self._device)
+
+    def follow(self, base: Base) -> None:
+        """Takes all factors where their sites are."""
+        for stack in (self.down, self.up):
+            stack.update({name: tensor.to(base.site(name).device) for name, tensor in stack.items()})
 
     @contextmanager
     def placed(self, adapters: Sequence[Adapter | None]) -> Iterator[Tensor]:

@@ -132,13 +132,18 @@ class VirtualHooks:
 
     def _moved(self, args: list[Any], kwargs: dict[str, Any], text: Tensor, front: Front) -> Tensor:
         """The positions of the text, further on by what is in front of each row."""
-        positions = self._positions.get(args, kwargs)
+        positions, last = self._positions.get(args, kwargs), None
         if positions is None:
             past = self._past.get(args, kwargs)
-            start = 0 if past is None else past.get_seq_length()
+            start = 0 if past is None else int(past.get_seq_length())
             positions = (torch.arange(text.shape[1], device=text.device) + start)[None]
-        moved: Tensor = positions + front.shift
-        if self._limit is not None and (last := int(moved.max())) >= self._limit:
+            last = start + text.shape[1] - 1 + front.length
+        shift = front.shift
+        moved: Tensor = positions + (shift if isinstance(shift, int) else shift.to(positions.device))
+        if self._limit is None:
+            return moved
+        last = int(moved.max()) if last is None else last  # only positions that were given have to be looked at
+        if last >= self._limit:
             raise HubkitError(
                 "HK-ROW-TOO-LONG", "virtual tokens and text do not fit the base's context",
                 want=f"at most {self._limit - front.length} tokens of text beside {front.length} virtual ones",

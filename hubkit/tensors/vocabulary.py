@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors import mix as mixes
 from hubkit.tensors.delta import Delta, accumulation_dtype
+from hubkit.tensors.device import indices
 from hubkit.tensors.parts import Part
 from hubkit.tensors.site import Site
 
@@ -134,11 +135,10 @@ class VocabularyPlan:
             known = [at for at, i in enumerate(part.ids) if i < old]
             rows = part.rows.to(wide)
             if known:
+                own = rows_of(virtual).index_select(0, indices(tuple(part.ids[at] for at in known), rows.device))
                 before = torch.zeros_like(rows).detach()
-                before[known] = rows_of(virtual)[[part.ids[at] for at in known]].to(wide)
-                rows = rows - before
-            where = torch.tensor([place[i] for i in part.ids], device=rows.device)
-            total = total.index_add(0, where, rows * weight)
+                rows = rows - before.index_copy_(0, indices(tuple(known), rows.device), own.to(wide))
+            total = total.index_add(0, indices(tuple(place[i] for i in part.ids), rows.device), rows * weight)
         return ids, total
 
     def longer(self, site: Site, weight: Tensor) -> Tensor:
@@ -172,10 +172,10 @@ def rows_delta(site: Site, parts: Mapping[str, Part], grad: bool) -> Delta | Non
     known = [at for at, i in enumerate(part.ids) if i < own.shape[0]]
     if not known:
         return None
-    ids = torch.tensor([part.ids[at] for at in known])
+    ids = indices(tuple(part.ids[at] for at in known), own.device)
     dense = torch.zeros(own.shape, dtype=own.dtype, device=own.device)
     rows = part.rows if grad else part.rows.detach()
-    dense = dense.index_copy(0, ids.to(own.device), rows[known].to(own) - own[ids])
+    dense = dense.index_copy(0, ids, rows.index_select(0, indices(tuple(known), rows.device)).to(own) - own[ids])
     return Delta.full(dense.t() if site.transposed else dense)
 
 
@@ -286,7 +286,7 @@ class VocabularyHooks:
         tokens: Tensor = getattr(known, _IDS, known)
         ids, change = plan.change(virtual)
         places = torch.full((plan.size,), len(ids), device=tokens.device)
-        places[torch.tensor(ids, device=tokens.device)] = torch.arange(len(ids), device=tokens.device)
+        places.index_copy_(0, indices(tuple(ids), tokens.device), torch.arange(len(ids), device=tokens.device))
         padded = torch.cat([change, change.new_zeros(1, change.shape[1])])
         added = forward_with(module, places[tokens], padded, None, padding_idx=None)
         beyond = (tokens >= size_of(self._table)[0])[..., None]
@@ -302,5 +302,5 @@ class VocabularyHooks:
         logits = F.linear(x, change.to(x.dtype)).to(y.dtype)
         count = sum(i < y.shape[-1] for i in ids)
         if count:
-            y = y.index_add(-1, torch.tensor(ids[:count], device=y.device), logits[..., :count])
+            y = y.index_add(-1, indices(tuple(ids[:count]), y.device), logits[..., :count])
         return torch.cat([y, logits[..., count:]], -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -80,15 +80,18 @@ def plan_evaluation(lengths: Sequence[int], batch_size: int) -> Iterator[list[in
 def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """`rows` as input_ids, attention_mask and labels, each (rows, longest), int64; padding is masked and no target.
 
-    The padding id is 0: behind the mask any id of the vocabulary computes the same.
+    The padding id is 0: behind the mask any id of the vocabulary computes the same. A batch goes to a CUDA device in
+    one piece, out of pinned memory, while the host goes on.
     """
     longest = max(len(row.ids) for row in rows)
 
-    def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
-        return torch.tensor([[*v, *[fill] * (longest - len(v))] for v in values], dtype=torch.int64).to(device)
+    def padded(values: Iterable[Sequence[int]], fill: int) -> list[list[int]]:
+        return [[*v, *[fill] * (longest - len(v))] for v in values]
 
-    return {
-        "input_ids": padded([row.ids for row in rows], 0),
-        "attention_mask": padded([[1] * len(row.ids) for row in rows], 0),
-        "labels": padded([row.labels for row in rows], IGNORED),
-    }
+    sides = [
+        padded((row.ids for row in rows), 0),
+        padded(([1] * len(row.ids) for row in rows), 0),
+        padded((row.labels for row in rows), IGNORED),
+    ]
+    batch = torch.tensor(sides, dtype=torch.int64, pin_memory=torch.device(device).type == "cuda")
+    return dict(zip(("input_ids", "attention_mask", "labels"), batch.to(device, non_blocking=True), strict=True))

@@ -1,7 +1,8 @@
 """The state of a run on disk: one safetensors file, replaced in one rename, so there is never half of one.
 
 Tensors: "param/<name>" (masters), "adamw.<quantity>/<name>" (moments and counts), "kept/<name>" (what is read and not
-trained), "best/<name>" (the best state so far). Everything else is one JSON text in the file's metadata
+trained), "best/<name>" (the best state so far), "scale/loss" (see `hubkit.training.scaling`). They are on no device: a
+run goes on wherever its parameters are. Everything else is one JSON text in the file's metadata
 under "hubkit". Random generators are not stored: every step seeds them from the run's seed and its own number, the
 order of the rows comes from seed and epoch.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from hubkit.documents.files import refusing
 from hubkit.errors import HubkitError
+from hubkit.tensors.device import described
 
 CHECKPOINT = "checkpoint.safetensors"
 PARTIAL = "checkpoint.partial"
@@ -69,16 +71,15 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
 
-def machine() -> dict[str, object]:
-    """What same bytes depend on besides the identity: the torch build and the number of threads."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+def machine(device: torch.device) -> dict[str, object]:
+    """What same bytes depend on besides the identity: the torch build, the number of threads, the device."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": described(device)}
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """What of the machine differs from when a checkpoint was made: no reason to refuse, but to say."""
-    return tuple(
-        f"{name}: then {then.get(name)}, now {now[name]}" for name in sorted(now) if then.get(name) != now[name]
-    )
+    common = sorted(now.keys() & then.keys())
+    return tuple(f"{name}: then {then[name]}, now {now[name]}" for name in common if then[name] != now[name])
 
 
 def layout(params: Mapping[str, Tensor]) -> str:

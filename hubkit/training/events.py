@@ -16,6 +16,7 @@ class Started:
         rows, validation_rows: number of rows.
         targets: targets in all training rows.
         parameters: numbers that are trained.
+        device: where it trains, in words.
         chunked_loss: whether the loss is computed in chunks.
         machine_changes: what same bytes depend on and differs from when the checkpoint was made.
     """
@@ -27,6 +28,7 @@ class Started:
     validation_rows: int
     targets: int
     parameters: int
+    device: str
     chunked_loss: bool
     machine_changes: tuple[str, ...] = ()
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from hubkit.documents.files import refusing
 from hubkit.errors import USAGE, HubkitError
+from hubkit.tensors.device import forked_rng
 from hubkit.training.encode import Row, require_targets
 from hubkit.training.options import TrainOptions
 
@@ -49,8 +50,7 @@ def training_state(model: nn.Module, device: torch.device, *, checkpointing: boo
         HubkitError: HK-OPTIONS when `checkpointing` is asked of a model that has none.
     """
     with ExitStack() as stack:
-        devices = [device] if device.type == "cuda" else []
-        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(forked_rng(device))
         modes = [(module, module.training) for module in model.modules()]
         stack.callback(_restore_modes, modes)
         for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
+from hubkit.tensors.device import computing, described
 from hubkit.training import checkpoint as checkpoints
 from hubkit.training.attention import short_attention
 from hubkit.training.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
@@ -143,7 +144,7 @@ class _Run:
         self.stepper.adopt(stored.tensors)
         best = {key.removeprefix("best/"): t for key, t in stored.tensors.items() if key.startswith("best/")}
         self.best = {name: tensor.to(self.stepper.device) for name, tensor in best.items()}
-        return checkpoints.changes(stored.machine, checkpoints.machine())
+        return checkpoints.changes(stored.machine, checkpoints.machine(self.stepper.device))
 
     def save(self) -> None:
         """Writes the checkpoint of the present state, unless it is on disk already."""
@@ -151,7 +152,8 @@ class _Run:
         if self.saved == now:
             return
         tensors = self.stepper.tensors() | {f"best/{name}": value for name, value in self.best.items()}
-        checkpoints.save(self.run_dir, Checkpoint(self.identity, checkpoints.machine(), self.progress, tensors))
+        machine = checkpoints.machine(self.stepper.device)
+        checkpoints.save(self.run_dir, Checkpoint(self.identity, machine, self.progress, tensors))
         self.saved = now
         self.report(Saved(self.progress.step))
 
@@ -166,6 +168,7 @@ class _Run:
                 validation_rows=len(self.held),
                 targets=sum(row.targets() for row in self.rows),
                 parameters=sum(param.numel() for param in self.stepper.params.values()),
+                device=described(self.stepper.device),
                 chunked_loss=chunked,
                 machine_changes=changes,
             )
@@ -198,7 +201,8 @@ class _Run:
         rate = o.learning_rate * rate_factor(o.schedule, progress.step, self.total, o.warmup)
         torch.manual_seed(derive_seed(o.seed, "dropout", progress.step))
         try:
-            done = self.stepper.step(batches, rate, cancelled)
+            with computing(self.stepper.device, f"step {progress.step + 1}", self._smaller()):
+                done = self.stepper.step(batches, rate, cancelled)
         except HubkitError as error:
             rows = ", ".join(row.where for batch in batches[:8] for row in batch[:8])
             error.where = error.where or f"step {progress.step + 1}" + (f" ({rows})" if rows else "")
@@ -215,6 +219,14 @@ class _Run:
         self.pace.append((time.perf_counter() - begun, tokens))
         self._report_step(loss, rate, norm, tokens, targets)
         return True
+
+    def _smaller(self) -> str:
+        """What to change where memory is short."""
+        kept = f"; --resume --checkpointing goes on from step {self.saved[0]}" if self.saved else ""
+        return (
+            "--checkpointing, a smaller --batch-size with more --accumulate, a shorter --max-length, a lower rank,"
+            f" a --method that quantizes the base (hubkit methods){kept}"
+        )
 
     def _plan(self, step: int) -> list[list[int]]:
         epoch, position = divmod(step, self.per_epoch)
@@ -253,7 +265,8 @@ class _Run:
 
     def _measure(self, cancelled: Callable[[], bool]) -> float | None:
         batches = plan_evaluation([len(row.ids) for row in self.held], self.options.batch_size)
-        return self.stepper.evaluate([[self.held[index] for index in batch] for batch in batches], cancelled)
+        with computing(self.stepper.device, "the validation rows", self._smaller()):
+            return self.stepper.evaluate([[self.held[index] for index in batch] for batch in batches], cancelled)
 
     def _evaluate(self, cancelled: Callable[[], bool]) -> bool:
         """The validation loss and what follows from it; False when it was cancelled."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,10 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hubkit.tensors.device import forked_rng
 from hubkit.training.encode import IGNORED
 
 CHUNK = 256
 """Rows of logits in memory at once: at a vocabulary of 49,152 in bfloat16, 25 MB and 50 MB."""
+
+LIFT = 2.0**14
+"""A power of two, so that no digit changes; a probability times it is far from float16's largest number."""
 
 TRIED = 16
 """Tokens on which a model's head is tried."""
@@ -56,14 +61,42 @@ class _Buffers:
         return torch.empty(shape, dtype=dtype, device=device)
 
 
+_COUNTED: ContextVar[tuple[Tensor, int] | None] = ContextVar("hubkit_targets_counted", default=None)
+
+
+@contextmanager
+def counted(labels: Tensor, targets: int) -> Iterator[None]:
+    """Inside, `labels` are known to hold so many targets: a device that runs ahead of the host need not be asked."""
+    token = _COUNTED.set((labels, targets))
+    try:
+        yield
+    finally:
+        _COUNTED.reset(token)
+
+
+def _positions(targets: Tensor, labels: Tensor) -> Tensor:
+    """Where a target is, in order. How many there are is the size of the result: off the CPU, finding out waits for all
+    work that is under way, so it is sorted instead where the number is known."""
+    known = _COUNTED.get()
+    if targets.device.type == "cpu" or known is None or known[0] is not labels:
+        return (targets != IGNORED).nonzero().squeeze(1)
+    return torch.argsort((targets == IGNORED).to(torch.uint8), stable=True)[: known[1]]
+
+
 class _HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of head(hidden) over the positions that have a target."""
+    """Mean cross-entropy of head(hidden) over the positions that have a target.
+
+    In float16 the gradient is made and kept `LIFT` times as large: it is ready before the loss is scaled, and its
+    smallest values would be zeros by then.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, buffers: _Buffers) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten().to(flat.device)
-        rows = (targets != IGNORED).nonzero().squeeze(1)
+        rows = _positions(targets, labels)
+        ctx.lift = LIFT if weight.dtype == torch.float16 else 1.0
+        share = ctx.lift / len(rows)
         picked, targets = flat.index_select(0, rows), targets.index_select(0, rows).unsqueeze(1)
         losses = torch.empty(len(rows), dtype=torch.float32, device=flat.device)
         grad = torch.empty_like(picked) if ctx.needs_input_grad[0] else None
@@ -76,7 +109,6 @@ class _HeadLoss(torch.autograd.Function):
             torch.log_softmax(exact, -1, out=exact)
             losses[part] = exact.gather(1, targets[part]).squeeze(1).neg_()
             if grad is not None:
-                share = 1.0 / len(rows)
                 exact.exp_().mul_(share)
                 exact.scatter_add_(1, targets[part], exact.new_full((exact.shape[0], 1), -share))
                 if exact is not logits:
@@ -92,7 +124,7 @@ class _HeadLoss(torch.autograd.Function):
         rows, grad = ctx.saved_tensors
         full = grad.new_zeros(ctx.shape).view(-1, ctx.shape[-1])
         # the factor (a micro-batch's share of the targets) stays float32: rounding it would bias the whole gradient
-        full.index_copy_(0, rows, (grad.float() * upstream).to(grad.dtype))
+        full.index_copy_(0, rows, (grad.float() * (upstream / ctx.lift)).to(grad.dtype))
         return full.view(ctx.shape), None, None, None
 
 
@@ -162,8 +194,7 @@ def find_head(model: nn.Module, batch: Mapping[str, Tensor]) -> nn.Linear | None
     ids = batch["input_ids"][:1, :TRIED]
     if ids.shape[1] < 2:
         return None
-    devices = [head.weight.device] if head.weight.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices), _reaching(head, shorten=False) as arrived:
+    with torch.no_grad(), forked_rng(head.weight.device), _reaching(head, shorten=False) as arrived:
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
         loss, logits = getattr(output, "loss", None), getattr(output, "logits", None)
         if len(arrived) != 1 or not isinstance(loss, Tensor) or not isinstance(logits, Tensor):

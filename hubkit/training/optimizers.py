@@ -18,17 +18,17 @@ PAGED = {"paged_adamw_32bit": "PagedAdamW32bit", "paged_adamw_8bit": "PagedAdamW
 """Option -> class of bitsandbytes."""
 
 
-def device_for(optimizer: str) -> str:
-    """The device that a run with `optimizer` trains on; asked before anything is loaded.
+def require_optimizer(optimizer: str, device: torch.device) -> None:
+    """Refuses an optimizer that cannot run on `device`, before anything is loaded.
 
     Raises:
-        HubkitError: ``HK-OPTIMIZER`` for a paged one without a CUDA device or without bitsandbytes.
+        HubkitError: ``HK-OPTIMIZER`` for a paged one off a CUDA device or without bitsandbytes.
     """
     if optimizer not in PAGED:
-        return "cpu"
+        return
     have, fix = "", ""
-    if not torch.cuda.is_available():
-        have, fix = "no CUDA device", "--optimizer adamw"
+    if device.type != "cuda":
+        have, fix = f"the device {device}", "--optimizer adamw"
     elif importlib.util.find_spec("bitsandbytes") is None:
         have, fix = "no bitsandbytes", "pip install 'hubkit-adapters[bitsandbytes]', or --optimizer adamw"
     if have:
@@ -36,7 +36,6 @@ def device_for(optimizer: str) -> str:
             "HK-OPTIMIZER", f"the optimizer {optimizer} cannot run here", want="a CUDA device and bitsandbytes",
             have=have, fix=fix,
         )  # fmt: skip
-    return "cuda"
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], weight_decay: float, device: torch.device) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from hubkit.errors import USAGE, HubkitError
 
 SCHEDULES = ("cosine", "linear", "constant")
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "float16", "float32")
 OPTIMIZERS = ("adamw", "paged_adamw_32bit", "paged_adamw_8bit")
 """By the names that transformers gives them; the paged ones keep their moments where a full GPU can move them out."""
 
@@ -35,7 +35,8 @@ class TrainOptions:
         max_length: tokens per row; None: the base's context.
         truncate: cut longer rows at their end instead of refusing them.
         seed: of the order of the rows, the validation split and dropout.
-        dtype: in which the base is loaded and computes; None: as stored. Adapter masters are float32 always.
+        dtype: in which the base is loaded and computes; None: as stored. Adapter masters are float32 always; in
+            float16 the loss is scaled, so that small gradients are not lost.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         validation: share of the rows held out, in [0, 1).
         patience: evaluations without improvement after which training stops and the best state is kept; None: never.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.training.batching import collate
 from hubkit.training.encode import Row
+from hubkit.training.loss import counted
 from hubkit.training.optimizers import adopt_moment, make_optimizer, moments
+from hubkit.training.scaling import LossScale
 
 TrainStep = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 
@@ -44,6 +46,7 @@ class Stepper:
         self.kept = kept or {}
         self.train_step = train_step
         self.device = next(iter(params.values())).device
+        self.scale = LossScale(model)
         self.optimizer = make_optimizer(optimizer, rate_groups(params, rates or {}), weight_decay, self.device)
 
     def step(
@@ -58,22 +61,47 @@ class Stepper:
         Raises:
             HubkitError: HK-NAN, HK-FROZEN, HK-PLUGIN; parameters and moments are untouched then.
         """
+        while True:
+            try:
+                total = self._backward(batches, cancelled)
+                if total is None:
+                    return None
+                loss, norm = self._measured(total)
+                if math.isfinite(loss) and not math.isfinite(norm) and self.scale.overflowed():
+                    continue
+                self._clip(loss, norm)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * group["factor"]
+                self.optimizer.step()
+                self.scale.held()
+                return loss, norm
+            finally:
+                self.optimizer.zero_grad()
+
+    def _backward(self, batches: Sequence[Sequence[Row]], cancelled: Callable[[], bool]) -> Tensor | None:
+        """Leaves the gradients, times the loss scale, in the parameters and returns the loss; nothing waits for the
+        device."""
         counts = [sum(row.targets() for row in batch) for batch in batches]
         total = torch.zeros((), device=self.device)
-        try:
-            for batch, count in zip(batches, counts, strict=True):
-                if cancelled():
-                    return None
-                loss: Any = self._loss(batch) * (count / sum(counts))
-                loss.backward()
-                total += loss.detach()
-            norm = self._clipped(float(total))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            self.optimizer.step()
-        finally:
-            self.optimizer.zero_grad()
-        return float(total), norm
+        for batch, count in zip(batches, counts, strict=True):
+            if cancelled():
+                return None
+            loss: Any = self._loss(batch) * (count / sum(counts))
+            (loss if self.scale.factor == 1.0 else loss * self.scale.factor).backward()
+            total += loss.detach().to(self.device)
+        return total
+
+    def _measured(self, total: Tensor) -> tuple[float, float]:
+        """The loss and the norm of the gradient: the one time in a step that the host waits for the device."""
+        grads = self._gradients()
+        if not grads:
+            raise self._frozen()
+        norm = torch.nn.utils.get_total_norm(grads)
+        loss, scaled = torch.stack([total, norm.to(total)]).tolist()
+        return loss, scaled / self.scale.factor
+
+    def _gradients(self) -> list[Tensor]:
+        return [param.grad for param in self.params.values() if param.grad is not None]
 
     def evaluate(self, batches: Sequence[Sequence[Row]], cancelled: Callable[[], bool]) -> float | None:
         """The mean loss over all targets of `batches`, dropout off; None when `cancelled`.
@@ -98,7 +126,9 @@ class Stepper:
         return total / targets
 
     def _loss(self, batch: Sequence[Row]) -> Tensor:
-        loss = self.train_step(self.model, collate(batch, self.device))
+        inputs = collate(batch, self.device)
+        with counted(inputs["labels"], sum(row.targets() for row in batch)):
+            loss = self.train_step(self.model, inputs)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             have = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise HubkitError("HK-PLUGIN", "train_step returned no loss", want="a tensor without dimensions", have=have)
@@ -111,22 +141,17 @@ class Stepper:
         have = f"{len(self.params)} trainable parameters out of its reach"
         return HubkitError("HK-FROZEN", what, want="a trainable parameter that the base's output passes", have=have)
 
-    def _clipped(self, loss: float) -> float:
-        """Checks loss and gradient, clips the latter, and returns its norm before."""
-        grads = [param.grad for param in self.params.values() if param.grad is not None]
-        if not grads:
-            raise self._frozen()
-        norm = float(torch.nn.utils.get_total_norm(grads))
+    def _clip(self, loss: float, norm: float) -> None:
+        """Checks loss and gradient; takes the loss scale out of the latter, and clips it."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(f"loss {loss}, gradient norm {norm}")
-        if self.clip and norm > self.clip:
-            for grad in grads:
-                grad.mul_(self.clip / norm)
-        return norm
+        factor = (self.clip / norm if self.clip and norm > self.clip else 1.0) / self.scale.factor
+        if factor != 1.0:
+            torch._foreach_mul_(self._gradients(), factor)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state: "param/<name>", AdamW's "adamw.<quantity>/<name>", and "kept/<name>"."""
-        found: dict[str, Tensor] = {f"kept/{name}": value for name, value in self.kept.items()}
+        """The state: "param/<name>", AdamW's "adamw.<quantity>/<name>", "kept/<name>", and "scale/loss"."""
+        found: dict[str, Tensor] = {f"kept/{name}": value for name, value in self.kept.items()} | self.scale.state()
         for name, param in self.params.items():
             found[f"param/{name}"] = param
             found |= {f"adamw.{key}/{name}": value for key, value in moments(self.optimizer, param).items()}
@@ -139,6 +164,8 @@ class Stepper:
                 kind, _, name = key.partition("/")
                 if kind == "param":
                     self.params[name].copy_(tensor)
+                elif kind == "scale":
+                    self.scale.adopt(tensor)
                 elif kind == "kept":
                     self.kept[name].copy_(tensor)
                 elif kind.startswith("adamw."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ class Generated:
         base: what answered.
         adapters: the adapters with their weights, in order.
         overrides: named overrides used.
+        device: where it was computed.
     """
 
     text: str
@@ -32,6 +34,7 @@ class Generated:
     base: str
     adapters: tuple[tuple[str, float], ...]
     overrides: tuple[str, ...]
+    device: str
 
 
 def generate(
@@ -45,10 +48,12 @@ def generate(
     seed: int = 0,
     raw: bool = False,
     dtype: str | None = None,
+    device: str = "auto",
     revision: str | None = None,
     registry: str | None = None,
     offline: bool = False,
     allow_base_mismatch: bool = False,
+    report: Callable[[str], None] = lambda device: None,
     progress: Progress | None = None,
 ) -> Generated:
     """Answers a prompt.
@@ -61,15 +66,19 @@ def generate(
         max_new_tokens: at most so many.
         temperature: 0: greedy; above: sampling, seeded by `seed`.
         dtype: in which the base computes; its own by default.
+        device: where it answers: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        report: called with the device in words, before anything is loaded.
 
     Raises:
         HubkitError: ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``, ``HK-MIX``, ``HK-OPTIONS``, ``HK-ROW-TOO-LONG``,
-            ``HK-TEMPLATE``, ``HK-VOCABULARY``; what pulling, opening and reading raise.
+            ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-TEMPLATE``, ``HK-VOCABULARY``; what pulling, opening and
+            reading raise.
     """
     import torch
 
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.attach import Attached
+    from hubkit.tensors.device import computing, described, device_named, forked_rng
     from hubkit.tensors.live import load_base
     from hubkit.tensors.parts import front_length
 
@@ -79,6 +88,7 @@ def generate(
             have=f"{max_new_tokens}, {temperature}", status=USAGE,
         )  # fmt: skip
     require_mix(mix)
+    place = device_named(device)
     members = open_terms(terms, registry=registry, offline=offline, progress=progress) if terms else []
     named, revision = _base(base, revision, members)
     where: dict[str, Any] = {"registry": registry, "offline": offline, "progress": progress}
@@ -89,7 +99,8 @@ def generate(
     else:
         source = base_source(named, revision, **where)
     tokens = one_vocabulary(members)
-    model: nn.Module = load_base(source.path, dtype, codec_of_terms(members))
+    report(described(place))
+    model: nn.Module = load_base(source.path, dtype, codec_of_terms(members), place)
     tokenizer = tokenizer_with(source.path, tokens, " + ".join(member.name for member in members))
     front = 0
     if members:
@@ -99,11 +110,12 @@ def generate(
         attached.set_mix(mix_of(members, mix))
         front = front_length(part for adapter in attached.adapters.values() for part in adapter.parts.values())
         model = attached
-    with torch.random.fork_rng():
+    smaller = "--max-new-tokens, a shorter prompt, or fewer adapters"
+    with forked_rng(place), computing(place, "the answer", smaller):
         torch.manual_seed(seed)
         text, count = _answer(model, tokenizer, prompt, raw, max_new_tokens, temperature, source.path, front)
     shown = tuple((member.reference, member.weight) for member in members)
-    return Generated(text, count, source.reference, shown, overrides)
+    return Generated(text, count, source.reference, shown, overrides, described(place))
 
 
 def _base(base: str | None, revision: str | None, members: list[Term]) -> tuple[str, str | None]:
@@ -148,10 +160,11 @@ def _answer(
             "HK-ROW-TOO-LONG", "prompt and answer do not fit the base's context", want=f"1 to {longest} tokens",
             have=f"{virtual}{length} of the prompt + {tokens} new", fix="--max-new-tokens, or a shorter prompt",
         )  # fmt: skip
+    device = next(model.parameters()).device
     choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     with torch.no_grad():
         made = model.generate(
-            **{k: v for k, v in inputs.items() if k != "token_type_ids"},
+            **{k: v.to(device) for k, v in inputs.items() if k != "token_type_ids"},
             max_new_tokens=tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             **choice,

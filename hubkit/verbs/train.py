@@ -16,6 +16,8 @@ from hubkit.verbs.sources import Progress, base_with_record, chosen_name
 from hubkit.verbs.vocabulary import added_tokens, prepared, tokenizer_with
 
 if TYPE_CHECKING:
+    import torch
+
     from hubkit.artifact.digest import BaseRecord
     from hubkit.methods.host import Method
     from hubkit.tensors.adapter import Adapter
@@ -61,6 +63,7 @@ def train(
     offline: bool = False,
     replace: bool = False,
     resume: bool = False,
+    device: str = "auto",
     report: Callable[[Event], None] = lambda event: None,
     progress: Progress | None = None,
     **options: Any,
@@ -83,23 +86,25 @@ def train(
         license: SPDX identifier, for manifest and model card.
         revision: of the base, where `base` is a repository that names none.
         replace: replace an adapter that is at `out`.
-        resume: go on from the checkpoint; without one, begin.
+        resume: go on from the checkpoint, made on this device or another; without one, begin.
+        device: where to train: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         report: called with each event of the run.
         progress: of the base's download.
         options: fields of `hubkit.training.options.TrainOptions`; the method's recipe fills what is not given.
 
     Raises:
         HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
-            ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``, ``HK-OPTIMIZER``, ``HK-NAN``,
-            ``HK-RESUME`` and what they call for.
+            ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``, ``HK-OPTIMIZER``,
+            ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and what they call for.
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
     from hubkit.methods.reading import codec_of, virtual_tokens
     from hubkit.tensors.base import Base
+    from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
-    from hubkit.training.optimizers import device_for
+    from hubkit.training.optimizers import require_optimizer
 
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
@@ -108,7 +113,8 @@ def train(
     chosen = host().load(method or host().default())
     settings = parse_config(chosen.info.config, config or {}, "--set")
     wanted = _options(chosen, options)
-    device = device_for(wanted.optimizer)
+    place = device_named(device)
+    require_optimizer(wanted.optimizer, place)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
     settings, vocabulary, tokens = prepared(settings, source.path)
@@ -121,7 +127,7 @@ def train(
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name, codec=codec, device=device,
+        resume=resume, name=name, codec=codec, device=place,
     )  # fmt: skip
     manifest = dataclasses.replace(draft, config=_document(adapter.config), training=_training(wanted, rows, metrics))
     digest = _write(out, adapter, manifest, record, metrics, replace, tokens)
@@ -214,17 +220,19 @@ def _fit(
     *,
     name: str,
     codec: str | None,
-    device: str,
+    device: torch.device,
     **run: Any,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.tensors.adapter import Adapter
     from hubkit.tensors.attach import Attached
+    from hubkit.tensors.device import computing
     from hubkit.tensors.live import load_base
     from hubkit.training.loop import fit
 
-    attached = Attached(load_base(base, options.dtype, codec).to(device))
-    adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
-    attached.add(name, adapter)
+    attached = Attached(load_base(base, options.dtype, codec, device))
+    with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
+        adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
+        attached.add(name, adapter)
     attached.set_mix(name)
     run |= {"rates": adapter.learning_rates(), "kept": adapter.kept()}
     metrics = fit(attached, adapter.trainables(), method.train_step, rows, validation, options, **run)

@@ -15,7 +15,7 @@ from hubkit.training.checkpoint import CHECKPOINT, PARTIAL, Checkpoint, Progress
 def stored() -> Checkpoint:
     progress = Progress(step=3, tokens=7, best_loss=0.1 + 0.2, recent=[(1 / 3, 4)], early=True)
     tensors = {"param/a": torch.randn(2, 3), "adamw.step/a": torch.tensor(3.0), "best/a": torch.randn(3).bfloat16()}
-    return Checkpoint({"seed": 1, "rows": "sha256:0"}, machine(), progress, tensors)
+    return Checkpoint({"seed": 1, "rows": "sha256:0"}, machine(torch.device("cpu")), progress, tensors)
 
 
 def test_what_is_stored_comes_back_exactly(tmp_path):

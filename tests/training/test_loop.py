@@ -380,3 +380,23 @@ def test_other_refusals(tmp_path):
     plain = nn.Linear(2, 2)
     options = replace(OPTIONS, checkpointing=True)
     refused("HK-OPTIONS", fit, plain, dict(plain.named_parameters()), train_step, ROWS, [], options, run_dir=tmp_path)
+
+
+def test_a_full_memory_in_a_step_is_refused_and_the_checkpoint_kept(tmp_path):
+    options = replace(OPTIONS, save_every=2)
+    _, want, _ = train(tmp_path / "whole", options)
+    count = 0
+
+    def hungry(model, batch):
+        nonlocal count
+        count += 1
+        if count == 4:
+            torch.empty(1 << 50)
+        return train_step(model, batch)
+
+    error = refused("HK-MEMORY", train, tmp_path / "full", options, step=hungry)
+    assert "step 4" in error.what
+    assert "GiB more" in str(error.want)
+    assert "--resume --checkpointing goes on from step 2" in error.fix
+    _, have, _ = train(tmp_path / "full", options, resume=True)
+    assert torch.equal(have, want)

@@ -14,7 +14,7 @@ from variants import refused, rows_file, say
 
 from hubkit.training.events import Stepped
 from hubkit.training.loop import fit
-from hubkit.training.optimizers import PAGED, device_for
+from hubkit.training.optimizers import PAGED, require_optimizer
 from hubkit.training.options import TrainOptions
 from hubkit.verbs.train import train
 
@@ -72,16 +72,16 @@ def test_where_it_cannot_run_is_said_before_anything_is_loaded(
     tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_for("adamw") == "cpu"
+    require_optimizer("adamw", torch.device("cpu"))
     for name in PAGED:  # neither the rows nor the base are there
         line = ("train", tmp_path / "none", tmp_path / "none.jsonl", "-o", tmp_path / "out", "--optimizer", name)
         said = say(capsys, *line)
         assert said.refusal() == "HK-OPTIMIZER"
-        assert "no CUDA device" in said.err
+        assert "the device cpu" in said.err
         assert "--optimizer adamw" in said.err
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "hubkit-adapters[bitsandbytes]" in refused("HK-OPTIMIZER", device_for, "paged_adamw_8bit").fix
+    error = refused("HK-OPTIMIZER", require_optimizer, "paged_adamw_8bit", torch.device("cuda", 0))
+    assert "hubkit-adapters[bitsandbytes]" in error.fix
     assert say(capsys, *line[:-1], "lion").refusal(2) == "HK-USAGE"
     options: dict[str, Any] = {"optimizer": "lion"}
     refused("HK-OPTIONS", train, str(tiny_llama), rows_file(tmp_path / "r.jsonl"), tmp_path / "out", **options)
