@@ -138,4 +138,4 @@ def keys_values(base: Base, ids: Tensor) -> Tensor:
         )  # fmt: skip
     run = run_encoder_once if base.arch.encoder else run_once
     rows = run(base.model, base, {"input_ids": ids[None].to(base.site("tokens").device)})
-    return torch.stack([torch.stack([keys[0], values[0]]) for keys, values in rows]).cpu()
+    return torch.stack([torch.stack([keys[0].cpu(), values[0].cpu()]) for keys, values in rows])

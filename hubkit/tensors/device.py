@@ -167,9 +167,9 @@ def _refusal(device: torch.device, error: Exception, doing: str, fix: str) -> Hu
 def _free(device: torch.device) -> str:
     """How much memory is free there, where that can be asked."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
+        left, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_allocated(device)
-        return f"{_size(free)} of {_size(total)} free, {_size(held)} in use by this process"
+        return f"{_size(left)} of {_size(total)} free, {_size(held)} in use by this process"
     if device.type == "mps":
         most, held = torch.mps.recommended_max_memory(), torch.mps.current_allocated_memory()
         return f"{_size(held)} of {_size(most)} in use by this process"

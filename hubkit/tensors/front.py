@@ -154,7 +154,7 @@ def front_of_rows(fronts: Mapping[int, Front], of: Sequence[int | None]) -> Fron
     layers: Layers = []
     for layer, like in enumerate(some.layers):
         padded = {
-            number: [F.pad(side, (0, 0, length - front.length, 0)) for side in front.layers[layer]]
+            number: [F.pad(side.to(like[0]), (0, 0, length - front.length, 0)) for side in front.layers[layer]]
             for number, front in fronts.items()
         }
         nothing = [side.new_zeros(1, side.shape[1], length, side.shape[3]) for side in like]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.compiled import decoder_for
+from hubkit.tensors import compiled, nf4_triton
 
 CODEC = "nf4/64/double"
 """What this module writes, as manifests name it: 4-bit type, block size, and how absmax is stored."""
@@ -137,10 +137,9 @@ def dequantize(packed: Packed, dtype: torch.dtype | None = None) -> Tensor:
     Args:
         dtype: of the result; the packed weight's own by default. Products are float32, rounded once.
     """
-    decoder = decoder_for(packed, dtype or packed.dtype)
-    if decoder is None:
-        return decoded_by_torch(packed, dtype or packed.dtype)
-    return decoder(packed, dtype or packed.dtype)
+    dtype = dtype or packed.dtype
+    decoder = compiled.decoder_for(packed, dtype) or nf4_triton.decoder_for(packed, dtype) or decoded_by_torch
+    return decoder(packed, dtype)
 
 
 def decoded_by_torch(packed: Packed, dtype: torch.dtype) -> Tensor:

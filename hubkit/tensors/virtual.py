@@ -263,7 +263,8 @@ class VirtualHooks:
 
 
 def _after(first: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.cat([first[0], then[0]], 2), torch.cat([first[1], then[1]], 2)
+    """Keys and values of one layer, joined where the first are: a prefix is on one device, layers may be on several."""
+    return torch.cat([first[0], then[0].to(first[0])], 2), torch.cat([first[1], then[1].to(first[1])], 2)
 
 
 def run_once(model: nn.Module, base: Base, inputs: Mapping[str, Tensor]) -> Layers:

@@ -59,7 +59,7 @@ class TokenRows(Part):
         table = rows_of(site)
         self.rows.copy_(table.to(self.rows.dtype).mean(0).expand_as(self.rows))
         known = [at for at, i in enumerate(self.ids) if i < table.shape[0]]
-        self.rows[known] = table[[self.ids[at] for at in known]].to(self.rows.dtype)
+        self.rows[known] = table[[self.ids[at] for at in known]].to(self.rows)
 
 
 def rows_of(site: Site) -> Tensor:
