@@ -19,6 +19,9 @@ from hubkit.registry.directory import DirectoryRegistry
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+TYPED = [README, *(path for path in GUIDES if "```console" in path.read_text("utf-8"))]
+"""Documents whose blocks are run."""
 PREPARATION = ("git ", "cd ", "make ", "pip ", "source ", ". ")
 """Lines of the README that set a machine up; the tests run on one that is."""
 END = "--end-of-command-"
@@ -30,14 +33,14 @@ def command_of(name: str) -> Command:
     return command
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def transcripts() -> list[tuple[str, list[str]]]:
+def transcripts(document: Path) -> list[tuple[str, list[str]]]:
     """(command, lines it is said to print) of every ``$ `` line of the console blocks, continuations joined."""
     found: list[tuple[str, list[str]]] = []
-    for line in "".join(blocks("console")).replace("\\\n", " ").splitlines():
+    for line in "".join(blocks(document, "console")).replace("\\\n", " ").splitlines():
         if line.startswith("$ "):
             found.append((line[2:].strip(), []))
         elif found:
@@ -85,16 +88,22 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for document in (README, ROOT / "ARCHITECTURE.md"):
+    for document in (README, ROOT / "ARCHITECTURE.md", *GUIDES):
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_readme_names_commands_that_exist() -> None:
-    typed = [line for line, _ in transcripts() if line.startswith("hubkit")]
-    assert typed, "the README shows the tour as one would type it, in console blocks"
+@pytest.mark.parametrize("document", TYPED, ids=lambda path: path.name)
+def test_documents_name_commands_that_exist(document: Path) -> None:
+    typed = [line for line, _ in transcripts(document) if line.startswith("hubkit")]
+    assert typed, "commands are shown as one would type them, in console blocks"
     for line in typed:
         parses(line)
+
+
+def test_the_readme_lists_every_guide() -> None:
+    text = README.read_text("utf-8")
+    assert [path.name for path in GUIDES if f"(docs/{path.name})" not in text] == []
 
 
 def test_the_readme_lists_every_command() -> None:
@@ -111,12 +120,13 @@ def alike(line: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.skipif(sys.platform == "win32", reason="the README is written for a POSIX shell")
-def test_the_readme_runs_as_typed(smol: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="the documents are written for a POSIX shell")
+@pytest.mark.parametrize("document", TYPED, ids=lambda path: path.name)
+def test_documents_run_as_typed(document: Path, smol: Path, tmp_path: Path) -> None:
     """All console blocks in order, in one shell in an empty folder; each documented line of output is printed.
     Then the Python blocks, in the folder that those left.
 
-    The Hub is a directory that holds the base under its name there; ``...`` in the README stands for anything.
+    The Hub is a directory that holds the base under its name there; ``...`` in a document stands for anything.
     """
     place = DirectoryRegistry(tmp_path / "hub")
     place.create("HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -126,7 +136,7 @@ def test_the_readme_runs_as_typed(smol: Path, tmp_path: Path) -> None:
     work.mkdir()
     (work / "examples").symlink_to(ROOT / "examples")
     (work / "SmolLM2-135M-Instruct").symlink_to(smol)
-    shown = [(line, output) for line, output in transcripts() if not line.startswith(PREPARATION)]
+    shown = [(line, output) for line, output in transcripts(document) if not line.startswith(PREPARATION)]
     script = "".join(f"{line}\necho {END}$?\necho {END} >&2\n" for line, _ in shown)
     environment = {
         **os.environ,
@@ -146,6 +156,6 @@ def test_the_readme_runs_as_typed(smol: Path, tmp_path: Path) -> None:
         assert (status != 0) == refused, f"{line}: exit status {status}\n{printed}"
         have = {alike(text) for text in printed.splitlines()}
         for text in (text for text in output if text.strip() and "..." not in text):
-            assert alike(text) in have, f"{line}: the README shows {text!r}; printed:\n{printed}"
-    for block in blocks("python"):
+            assert alike(text) in have, f"{line}: {document.name} shows {text!r}; printed:\n{printed}"
+    for block in blocks(document, "python"):
         subprocess.run([sys.executable, "-c", block], cwd=work, env=environment, check=True, timeout=600)
