@@ -22,7 +22,7 @@ _NAMES = {verb: f"hubkit.verbs.{verb}" for verb in VERBS} | {
     "Sum": "hubkit.tensors.mix",
     "attach": "hubkit.verbs.attach",
     "load_base": "hubkit.tensors.live",
-    "load_tokenizer": "hubkit.tensors.live",
+    "load_tokenizer": "hubkit.tensors.tokenizer",
     "offer": "hubkit.verbs.offer",
 }
 

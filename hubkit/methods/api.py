@@ -17,8 +17,8 @@ from hubkit.methods.lowrank import LowRankConfig
 from hubkit.methods.patterns import pattern_value
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.additive import additive_parts
-from hubkit.tensors.base import Base
-from hubkit.tensors.blocks import Block, choose_blocks
+from hubkit.tensors.base import Base, choose_blocks
+from hubkit.tensors.blocks import Block
 from hubkit.tensors.delta import Delta
 from hubkit.tensors.parts import KV, Edit, LowRank, Part, Tokens
 from hubkit.tensors.site import Site

@@ -76,7 +76,8 @@ def is_whole(part: Edit) -> bool:
 
 def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     """Module -> ids of the tokens whose rows the adapter holds there."""
-    from hubkit.tensors.vocabulary import SUFFIX, TokenRows
+    from hubkit.tensors.token_sites import SUFFIX
+    from hubkit.tensors.vocabulary import TokenRows
 
     held = {site.removesuffix(SUFFIX): part for site, part in adapter.parts.items() if isinstance(part, TokenRows)}
     return {site.rpartition(".")[2]: part.ids for site, part in held.items()}

@@ -9,17 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hubkit.artifact.digest import ties
 from hubkit.artifact.header import TensorInfo
-from hubkit.errors import HubkitError, nearest
-from hubkit.tensors.arch import Arch, arch_of
-from hubkit.tensors.blocks import block_sites
-from hubkit.tensors.decoder import Decoder, decoder_of, embed, embedding_table, keys_values, token_ids, virtual_sites
+from hubkit.errors import USAGE, HubkitError, nearest
+from hubkit.tensors.arch import Arch, arch_of, known_layers
+from hubkit.tensors.blocks import Block, block_sites
+from hubkit.tensors.decoder import Decoder, decoder_of, embedding_table, virtual_sites
 from hubkit.tensors.dtypes import torch_dtype
 from hubkit.tensors.expressions import expression
 from hubkit.tensors.layers import Layers, outside, within
@@ -27,7 +29,8 @@ from hubkit.tensors.quant import CODEC
 from hubkit.tensors.quantfiles import PackedHeaders
 from hubkit.tensors.quantlinear import QuantLinear, packed_facts, packed_of, quantizable
 from hubkit.tensors.site import Read, Site
-from hubkit.tensors.vocabulary import row_sites
+from hubkit.tensors.token_sites import row_sites
+from hubkit.tensors.tokenizer import load_tokenizer
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 NORMS = ("LayerNorm", "RMSNorm")
@@ -85,16 +88,50 @@ class Base:
         return self.sites[name] if name in self.sites else {**self.virtual, **self.rows}[name]
 
     def token_ids(self, text: str, length: int) -> Tensor:
-        """See `hubkit.tensors.decoder.token_ids`."""
-        return token_ids(self, text, length)
+        """The first `length` tokens of `text`, (length,), which is repeated where it has fewer.
+
+        Raises:
+            HubkitError: ``HK-TOKENIZER-NEEDED``, ``HK-TOKENIZER-LOAD``, ``HK-CONFIG`` for a text without a token.
+        """
+        tokenizer = self.tokenizer() if self.tokenizer is not None else None
+        if tokenizer is None:
+            raise HubkitError(
+                "HK-TOKENIZER-NEEDED", "values are to be taken from a text and the base has no tokenizer at hand",
+                where=self.source, fix="load the base from its folder, or leave the text out",
+            )  # fmt: skip
+        ids: list[int] = tokenizer(text)["input_ids"]
+        if not ids:
+            raise HubkitError("HK-CONFIG", "the text that values are to be taken from has no token", have=repr(text))
+        return torch.tensor((ids * -(-length // len(ids)))[:length])
 
     def embed(self, ids: Tensor) -> Tensor:
-        """See `hubkit.tensors.decoder.embed`."""
-        return embed(self, ids)
+        """The base's embeddings of token ids (n,), (n, hidden), on the CPU."""
+        table = self.site("tokens")
+        if table.module is not None:
+            found: Tensor = table.module(ids.to(table.device))
+            return found.detach().cpu()
+        return table.weight()[:, ids].t()
 
     def keys_values(self, ids: Tensor) -> Tensor:
-        """See `hubkit.tensors.decoder.keys_values`."""
-        return keys_values(self, ids)
+        """What the base's own attention makes of a text: keys and values, (layers, 2, kv_heads, n, head_dim).
+
+        Args:
+            ids: its tokens, (n,).
+
+        Raises:
+            HubkitError: ``HK-BASE-NEEDED`` where only files are at hand.
+        """
+        from hubkit.tensors.encoder import run_encoder_once
+        from hubkit.tensors.virtual import run_once
+
+        if self.model is None:
+            raise HubkitError(
+                "HK-BASE-NEEDED", "keys and values of a text need the base in memory", where=self.source,
+                fix="make the adapter on a loaded model, or choose another init",
+            )  # fmt: skip
+        run = run_encoder_once if self.arch.encoder else run_once
+        rows = run(self.model, self, {"input_ids": ids[None].to(self.site("tokens").device)})
+        return torch.stack([torch.stack([keys[0].cpu(), values[0].cpu()]) for keys, values in rows])
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
@@ -125,7 +162,7 @@ class Base:
             site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
             sites.append(replace(site, packed=packed is not None))
         folder = str(getattr(model, "name_or_path", ""))
-        reader = _tokenizer_of(Path(folder)) if folder and Path(folder, "tokenizer_config.json").is_file() else None
+        reader = partial(load_tokenizer, folder) if folder and Path(folder, "tokenizer_config.json").is_file() else None
         sites += block_sites(sites, arch, model)
         return cls(sites, arch, type(model).__name__, others, config=config, model=model, tokenizer=reader)
 
@@ -165,7 +202,7 @@ class Base:
 
         shards = open_shards(path)
         base = cls.from_headers(shards.headers, shards.config, str(path), shards.read)
-        base.tokenizer = _tokenizer_of(path)
+        base.tokenizer = partial(load_tokenizer, path)
         return base
 
     def match(
@@ -296,12 +333,6 @@ def _live_config(model: nn.Module) -> dict[str, Any]:
     return {} if config is None else dict(vars(config))
 
 
-def _tokenizer_of(folder: Path) -> Callable[[], Any]:
-    from hubkit.tensors.live import load_tokenizer
-
-    return lambda: load_tokenizer(folder)
-
-
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
@@ -310,6 +341,29 @@ def _kind(module: nn.Module) -> str:
     if type(module).__name__.endswith(NORMS) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
         return "norm"
     return ""
+
+
+def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) -> list[Block]:
+    """The blocks of `base` of the given roles in the given layers (none given: all), in order.
+
+    Raises:
+        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, or a layer that is not there.
+    """
+    blocks = [site for site in base.sites.values() if isinstance(site, Block)]
+    if not blocks:
+        raise HubkitError(
+            "HK-TARGET", "where the attention and feed-forward sub-layers of this architecture are is not known",
+            where=base.source, want=f"one of: {', '.join(known_layers())}",
+            have=base.arch.model_type or "no model_type", fix="another base, or a method that acts at weights",
+        )  # fmt: skip
+    count = max(block.layer for block in blocks) + 1
+    beyond = sorted({layer for layer in layers if not 0 <= layer < count})
+    if beyond:
+        raise HubkitError(
+            "HK-TARGET", f"the base has no layer {', '.join(map(str, beyond))}", where=base.source,
+            want=f"0 to {count - 1}", have=", ".join(map(str, beyond)), status=USAGE,
+        )  # fmt: skip
+    return [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
 
 
 def natural(name: str) -> list[tuple[int, str]]:

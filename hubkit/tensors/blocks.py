@@ -6,20 +6,15 @@ with the sub-layer's own dropout and norm behind it), and says what to add to y.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from hubkit.errors import USAGE, HubkitError
-from hubkit.tensors.arch import Arch, Sublayer, known_layers
+from hubkit.errors import HubkitError
+from hubkit.tensors.arch import Arch, Sublayer
 from hubkit.tensors.site import Site
-
-if TYPE_CHECKING:
-    from hubkit.tensors.base import Base
 
 
 @dataclass(frozen=True)
@@ -100,64 +95,3 @@ def _block(one: Sublayer, layer: str, number: int, projection: Site, model: nn.M
         role=one.role, path=layer, layer=number, residual=module(one.residual), argument=one.argument,
         norm=module(one.norm), projection=projection,
     )  # fmt: skip
-
-
-def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) -> list[Block]:
-    """The blocks of `base` of the given roles in the given layers (none given: all), in order.
-
-    Raises:
-        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, or a layer that is not there.
-    """
-    blocks = [site for site in base.sites.values() if isinstance(site, Block)]
-    if not blocks:
-        raise HubkitError(
-            "HK-TARGET", "where the attention and feed-forward sub-layers of this architecture are is not known",
-            where=base.source, want=f"one of: {', '.join(known_layers())}",
-            have=base.arch.model_type or "no model_type", fix="another base, or a method that acts at weights",
-        )  # fmt: skip
-    count = max(block.layer for block in blocks) + 1
-    beyond = sorted({layer for layer in layers if not 0 <= layer < count})
-    if beyond:
-        raise HubkitError(
-            "HK-TARGET", f"the base has no layer {', '.join(map(str, beyond))}", where=base.source,
-            want=f"0 to {count - 1}", have=", ".join(map(str, beyond)), status=USAGE,
-        )  # fmt: skip
-    return [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
-
-
-Act = Callable[[nn.Module, Tensor | None, Tensor], Tensor | None]
-
-
-class BlockHooks:
-    """The hooks of one block: the first keeps the residual stream, the second lets `act` change the output.
-
-    What is kept is let go when the output comes, and each thread keeps its own.
-
-    Args:
-        act: (module, x, y) -> the new output, or None to leave it. Where the sub-layer gives a tuple, y is its first;
-            x is None where the module was called by itself.
-    """
-
-    def __init__(self, block: Block, act: Act) -> None:
-        assert block.module is not None
-        assert block.residual is not None
-        kept, argument = threading.local(), block.argument
-
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kept.x = [*args, *kwargs.values()][argument]
-
-        def change(module: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
-            x, kept.x = getattr(kept, "x", None), None
-            new = act(module, x, y[0] if isinstance(y, tuple) else y)
-            return (new, *y[1:]) if isinstance(y, tuple) and new is not None else new
-
-        # functions, not methods: copying the model would copy `kept`, which cannot be copied
-        self._handles = (
-            block.residual.register_forward_pre_hook(keep, with_kwargs=True),
-            block.module.register_forward_hook(change),
-        )
-
-    def remove(self) -> None:
-        """Takes both off."""
-        for handle in self._handles:
-            handle.remove()

@@ -11,15 +11,12 @@ import ctypes
 import functools
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hubkit.tensors.native import built, wanted
-
-if TYPE_CHECKING:
-    from hubkit.tensors.quant import Packed
+from hubkit.tensors.quant import Packed, decoded_by_torch, quantize
 
 SMALLEST = 1 << 14
 """Values from which it is worth while: below, torch is done as soon."""
@@ -88,8 +85,6 @@ def _loaded() -> Decoder | None:
 
 def _agrees(decoder: Decoder) -> bool:
     """Whether it decodes a sample, whose last block is short, as torch does."""
-    from hubkit.tensors.quant import decoded_by_torch, quantize
-
     packed = quantize(torch.randn(257, 65, generator=torch.Generator().manual_seed(0)))
     kinds = (torch.bfloat16, torch.float32)
     return all(torch.equal(decoder(packed, dtype), decoded_by_torch(packed, dtype)) for dtype in kinds)

@@ -1,4 +1,4 @@
-"""The causal decoder, or the encoder, of a base as its configuration describes it, and what it makes of tokens.
+"""The causal decoder, or the encoder, of a base as its configuration describes it.
 
 The virtual sites lie here: ``kv``, in front of every attention's keys and values, and ``tokens``, in front of the
 input embeddings. They hold no weight of the base, so nothing that walks over its weights meets them.
@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from hubkit.artifact.config_identity import config_values
 from hubkit.errors import HubkitError
 from hubkit.tensors.arch import Arch, decoders, encoders
-
-if TYPE_CHECKING:
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.site import Site
+from hubkit.tensors.site import Site
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
@@ -90,52 +84,3 @@ def embedding_table(sites: Iterable[Site], arch: Arch) -> Site | None:
 def _rank(arch: Arch, name: str) -> int:
     last = name.rpartition(".")[2]
     return arch.embeddings.index(last) if last in arch.embeddings else len(arch.embeddings)
-
-
-def token_ids(base: Base, text: str, length: int) -> Tensor:
-    """The first `length` tokens of `text`, (length,), which is repeated where it has fewer.
-
-    Raises:
-        HubkitError: ``HK-TOKENIZER-NEEDED``, ``HK-TOKENIZER-LOAD``, ``HK-CONFIG`` for a text without a token.
-    """
-    tokenizer = base.tokenizer() if base.tokenizer is not None else None
-    if tokenizer is None:
-        raise HubkitError(
-            "HK-TOKENIZER-NEEDED", "values are to be taken from a text and the base has no tokenizer at hand",
-            where=base.source, fix="load the base from its folder, or leave the text out",
-        )  # fmt: skip
-    ids: list[int] = tokenizer(text)["input_ids"]
-    if not ids:
-        raise HubkitError("HK-CONFIG", "the text that values are to be taken from has no token", have=repr(text))
-    return torch.tensor((ids * -(-length // len(ids)))[:length])
-
-
-def embed(base: Base, ids: Tensor) -> Tensor:
-    """The base's embeddings of token ids (n,), (n, hidden)."""
-    table = base.site("tokens")
-    if table.module is not None:
-        found: Tensor = table.module(ids.to(table.device))
-        return found.detach().cpu()
-    return table.weight()[:, ids].t()
-
-
-def keys_values(base: Base, ids: Tensor) -> Tensor:
-    """What the base's own attention makes of a text: keys and values, (layers, 2, kv_heads, n, head_dim).
-
-    Args:
-        ids: its tokens, (n,).
-
-    Raises:
-        HubkitError: ``HK-BASE-NEEDED`` where only files are at hand.
-    """
-    from hubkit.tensors.encoder import run_encoder_once
-    from hubkit.tensors.virtual import run_once
-
-    if base.model is None:
-        raise HubkitError(
-            "HK-BASE-NEEDED", "keys and values of a text need the base in memory", where=base.source,
-            fix="make the adapter on a loaded model, or choose another init",
-        )  # fmt: skip
-    run = run_encoder_once if base.arch.encoder else run_once
-    rows = run(base.model, base, {"input_ids": ids[None].to(base.site("tokens").device)})
-    return torch.stack([torch.stack([keys[0].cpu(), values[0].cpu()]) for keys, values in rows])

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.base import Base
+from hubkit.tensors.dequant import dequantize
 from hubkit.tensors.dtypes import torch_dtype
-from hubkit.tensors.quant import dequantize, quantize
+from hubkit.tensors.quant import quantize
 from hubkit.tensors.shards import computed, copied, open_shards, write_file
 from hubkit.tensors.site import Site
 

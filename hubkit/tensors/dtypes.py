@@ -23,3 +23,15 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise HubkitError("HK-DTYPE", f"tensors of dtype {name} are not supported", want=", ".join(_DTYPES), have=name)
     return _DTYPES[name]
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """``float32``, ``bfloat16`` or ``float16`` (and ``float64``) as a torch dtype; None stays None.
+
+    Raises:
+        HubkitError: ``HK-DTYPE``.
+    """
+    known = {str(d).removeprefix("torch."): d for d in DTYPE_NAMES if d.is_floating_point and d.itemsize > 1}
+    if name is not None and name not in known:
+        raise HubkitError("HK-DTYPE", f"unknown dtype {name!r}", want=", ".join(sorted(known)), have=name)
+    return None if name is None else known[name]

@@ -9,21 +9,17 @@ are put in their places again, so any number of merges leaves the base as it was
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.merging import BESIDE, MergePlan, plan_merge
+from hubkit.tensors.merging import BESIDE, MergePlan
 from hubkit.tensors.parts import LowRank
 from hubkit.tensors.quantlinear import packed_of
-
-if TYPE_CHECKING:
-    from hubkit.tensors.attach import Attached
-    from hubkit.tensors.mix import Mix
-    from hubkit.tensors.site import Site
+from hubkit.tensors.site import Site
 
 
 class Folded:
@@ -33,20 +29,19 @@ class Folded:
     change. No other thread may run the model while it is merged or restored: it would meet weights of both kinds.
 
     Args:
-        attached: its hooks do nothing meanwhile; its mix cannot be changed.
-        mix: what to merge.
+        model: the live base.
+        plan: what is merged, at its own sites.
+        hold: told of this object once the weights are replaced, and of None once they are back.
 
     Raises:
-        HubkitError: ``HK-NOT-MERGEABLE`` with each member's reason, or for a quantized base; ``HK-NAN``. The model is
-            then as it was.
+        HubkitError: ``HK-NOT-MERGEABLE`` for a quantized base; ``HK-NAN``. The model is then as it was.
     """
 
     @torch.no_grad()
-    def __init__(self, attached: Attached, mix: Mix) -> None:
-        plan = plan_merge(attached.sites, mix, attached.adapters)
+    def __init__(self, model: nn.Module, plan: MergePlan, hold: Callable[[Folded | None], None]) -> None:
         _require_floats(plan)
         replaced, split = _weights(plan)
-        self._attached = attached
+        self._model, self._hold, self._merged = model, hold, True
         self._before = [(parameter, parameter.data) for parameter, _ in replaced]
         self._tied = [(module, module._parameters["weight"]) for module, _ in split]
         try:
@@ -54,16 +49,17 @@ class Folded:
                 module._parameters["weight"] = nn.Parameter(value, requires_grad=False)
             for parameter, value in replaced:
                 parameter.data = value
-            attached.folded = self
+            hold(self)
         except BaseException:
             self._restore()
             raise
 
     def undo(self) -> None:
         """Puts the base's own tensors back; doing it twice changes nothing."""
-        if self._attached.folded is self:
+        if self._merged:
             self._restore()
-            self._attached.folded = None
+            self._merged = False
+            self._hold(None)
 
     def _restore(self) -> None:
         for parameter, value in self._before:
@@ -72,7 +68,7 @@ class Folded:
             module._parameters["weight"] = own
 
     def __enter__(self) -> nn.Module:
-        return self._attached.model
+        return self._model
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -32,10 +32,10 @@ from hubkit.artifact.header import TensorInfo
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.device import computing, device_named, require_dtype
-from hubkit.tensors.dtypes import DTYPE_NAMES
-from hubkit.tensors.merging import dtype_named
+from hubkit.tensors.dtypes import DTYPE_NAMES, dtype_named
 from hubkit.tensors.quantload import is_packed, load_packed
 from hubkit.tensors.shards import tensor_bytes
+from hubkit.tensors.tokenizer import transformers_module
 
 
 def load_base(
@@ -65,7 +65,7 @@ def load_base(
     config = read_config(local(path))
     wanted, stored = dtype_named(dtype), is_packed(config)
     require_dtype(place, wanted or _stated_dtype(config))
-    transformers = _transformers()
+    transformers = transformers_module()
     options: dict[str, Any] = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
     if place.type != "cpu":
         _require_accelerate(place)
@@ -103,36 +103,6 @@ def _require_accelerate(device: torch.device) -> None:
             "HK-EXTRA", f"loading onto {device} needs accelerate, which is not installed",
             fix="pip install 'hubkit-adapters[transformers]'",
         )  # fmt: skip
-
-
-def load_tokenizer(path: Path | str) -> Any:
-    """The tokenizer in folder `path`.
-
-    Raises:
-        HubkitError: ``HK-TOKENIZER-LOAD``, ``HK-EXTRA``.
-    """
-    transformers = _transformers()
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as e:  # on files of another maker, tokenizer classes can raise anything
-        raise HubkitError(
-            "HK-TOKENIZER-LOAD", "transformers cannot load the tokenizer", where=str(path),
-            have=f"{type(e).__name__}: {e}",
-            fix="it needs tokenizer.json, or the files of its tokenizer class, and a sound config.json",
-        ) from e  # fmt: skip
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as e:
-        raise HubkitError(
-            "HK-EXTRA", "this needs transformers, which is not installed",
-            fix="pip install 'hubkit-adapters[transformers]'",
-        ) from e  # fmt: skip
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:

@@ -22,13 +22,14 @@ from hubkit.tensors import mix as mixes
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
 from hubkit.tensors.delta import Delta, apply_bias, apply_weight
-from hubkit.tensors.dtypes import DTYPE_NAMES, torch_dtype
+from hubkit.tensors.dtypes import torch_dtype
 from hubkit.tensors.mix import Mix
 from hubkit.tensors.parts import LowRank
 from hubkit.tensors.shards import Shards, Written, computed, copied, write_file
 from hubkit.tensors.site import Site
 from hubkit.tensors.tied import keeps_tie
-from hubkit.tensors.vocabulary import VocabularyPlan, has_rows, plan_vocabulary
+from hubkit.tensors.vocabulary import has_rows
+from hubkit.tensors.vocabulary_plan import VocabularyPlan, plan_vocabulary
 
 TIES = "tie_word_embeddings"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -243,15 +244,3 @@ def _config(config: Mapping[str, object], breaks_tie: bool, dtype: torch.dtype |
         key = "torch_dtype" if "torch_dtype" in document else "dtype"
         document[key] = str(dtype).removeprefix("torch.")
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def dtype_named(name: str | None) -> torch.dtype | None:
-    """``float32``, ``bfloat16`` or ``float16`` (and ``float64``) as a torch dtype; None stays None.
-
-    Raises:
-        HubkitError: ``HK-DTYPE``.
-    """
-    known = {str(d).removeprefix("torch."): d for d in DTYPE_NAMES if d.is_floating_point and d.itemsize > 1}
-    if name is not None and name not in known:
-        raise HubkitError("HK-DTYPE", f"unknown dtype {name!r}", want=", ".join(sorted(known)), have=name)
-    return None if name is None else known[name]

@@ -27,11 +27,10 @@ import torch
 from torch import Tensor
 
 from hubkit.tensors.native import wanted
+from hubkit.tensors.quant import LEVELS, Packed, decoded_by_torch, dynamic_map
 
 if TYPE_CHECKING:
     import triton.language as tl
-
-    from hubkit.tensors.quant import Packed
 else:
     tl = None  # until `_kernel` imports it: Triton looks names up among the globals of a kernel's module
 RUNS = 512
@@ -142,8 +141,6 @@ def _decode_tile(
 
 def _agrees(device: torch.device, dtype: torch.dtype, block: int, nested_block: int, even: bool) -> bool:
     """Whether `decoded` gives torch's bits for a sample: random codes, the last block short, subnormal values too."""
-    from hubkit.tensors.quant import LEVELS, Packed, decoded_by_torch, dynamic_map
-
     count, generator = 32 * (2 * block + 501) - (not even), torch.Generator().manual_seed(0)
     blocks = -(-count // block)
     codes = torch.randint(0, 256, (-(-count // 2), 1), dtype=torch.uint8, generator=generator)

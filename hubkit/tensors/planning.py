@@ -21,7 +21,7 @@ from hubkit.tensors.parts import Edit, LowRank
 from hubkit.tensors.rows import Rows
 from hubkit.tensors.site import Site
 from hubkit.tensors.virtualplan import Virtual, plan_virtual
-from hubkit.tensors.vocabulary import VocabularyPlan, plan_vocabulary
+from hubkit.tensors.vocabulary_plan import VocabularyPlan, plan_vocabulary
 
 At = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(module, its input, its output) -> the new output."""

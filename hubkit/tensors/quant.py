@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from hubkit.errors import HubkitError
-from hubkit.tensors import compiled, nf4_triton
 
 CODEC = "nf4/64/double"
 """What this module writes, as manifests name it: 4-bit type, block size, and how absmax is stored."""
@@ -131,19 +130,8 @@ def quantize(weight: Tensor) -> Packed:
     )  # fmt: skip
 
 
-def dequantize(packed: Packed, dtype: torch.dtype | None = None) -> Tensor:
-    """The weight that `packed` stands for.
-
-    Args:
-        dtype: of the result; the packed weight's own by default. Products are float32, rounded once.
-    """
-    dtype = dtype or packed.dtype
-    decoder = compiled.decoder_for(packed, dtype) or nf4_triton.decoder_for(packed, dtype) or decoded_by_torch
-    return decoder(packed, dtype)
-
-
 def decoded_by_torch(packed: Packed, dtype: torch.dtype) -> Tensor:
-    """`dequantize` on any device, in torch alone."""
+    """The weight that `packed` stands for, in torch alone, on any device; products are float32, rounded once."""
     scales, count, device = absmax_of(packed), math.prod(packed.shape), packed.codes.device
     codes = packed.codes.view(torch.uint8).view(-1)
     result = torch.empty(2 * codes.numel(), dtype=dtype, device=device)

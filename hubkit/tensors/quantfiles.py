@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hubkit.artifact.header import TensorInfo
 from hubkit.errors import HubkitError
-from hubkit.tensors.quant import STATE, Packed, dequantize, read_state, unpacked
+from hubkit.tensors.dequant import dequantize
+from hubkit.tensors.quant import STATE, Packed, read_state, unpacked
 
 Read = Callable[[str], Tensor]
 

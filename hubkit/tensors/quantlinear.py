@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.quant import Packed, dequantize, quantize, unpacked
+from hubkit.tensors.dequant import dequantize
+from hubkit.tensors.quant import Packed, quantize, unpacked
 
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 

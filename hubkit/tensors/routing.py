@@ -17,7 +17,7 @@ from hubkit.tensors.planning import Actions, At, Plan, actions_of, grouped, plan
 from hubkit.tensors.rows import Rows
 from hubkit.tensors.rowwise import RowGroup
 from hubkit.tensors.virtualplan import RowsVirtual, VirtualPlan, plan_virtual
-from hubkit.tensors.vocabulary import plan_vocabulary
+from hubkit.tensors.vocabulary_plan import plan_vocabulary
 
 
 def make_plan(mix: Mix | None, adapters: Mapping[str, Adapter], base: Base) -> Plan:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.delta import Delta, accumulation_dtype
-from hubkit.tensors.quant import dequantize
+from hubkit.tensors.dequant import dequantize
 from hubkit.tensors.quantlinear import packed_of
 
 Read = Callable[[str], Tensor]

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.adapter import Adapter
+from hubkit.tensors.base import Base
 from hubkit.tensors.delta import accumulation_dtype
 from hubkit.tensors.parts import LowRank
 from hubkit.tensors.planning import At, Plan
 from hubkit.tensors.rows import rows_of
 from hubkit.tensors.site import Site
-
-if TYPE_CHECKING:
-    from hubkit.tensors.attach import Attached
-    from hubkit.tensors.base import Base
 
 
 class Slots:
@@ -162,11 +159,17 @@ class Compiled:
     Args:
         slots: the factors.
         run: the compiled function: (the slot of each row, arguments of the model) -> its output.
-        attached: says which adapter a row has.
+        adapters_of: the adapter of each row, by a route or by the active mix: (route, number of rows).
+        under: makes a plan the active one, inside a ``with``.
+        newest: the slots of the newest compiled forward: hooks that are traced know no others.
     """
 
-    def __init__(self, slots: Slots, run: Callable[..., Any], attached: Attached) -> None:
-        self.slots, self._run, self._attached = slots, run, attached
+    def __init__(
+        self, slots: Slots, run: Callable[..., Any],
+        adapters_of: Callable[[Iterable[str | None] | None, int], list[Adapter | None]],
+        under: Callable[[Plan], AbstractContextManager[None]], newest: Callable[[], Slots | None],
+    ) -> None:  # fmt: skip
+        self.slots, self._run, self._adapters_of, self._under, self._newest = slots, run, adapters_of, under, newest
 
     def __call__(self, *args: Any, route: Iterable[str | None] | None = None, **kwargs: Any) -> Any:
         """The base's forward, compiled.
@@ -177,13 +180,13 @@ class Compiled:
         Raises:
             HubkitError: ``HK-ROUTE``, ``HK-UNKNOWN-ADAPTER``, ``HK-SLOTS``.
         """
-        if self._attached.slots is not self.slots:
+        if self._newest() is not self.slots:
             raise HubkitError("HK-SLOTS", "the base was detached or compiled anew", fix="attached.compiled(...) again")
         rows = rows_of(args, kwargs)
         if rows is None:
             raise HubkitError("HK-ROUTE", "a compiled call needs its rows", want="input_ids or inputs_embeds")
         with (
-            self.slots.placed(self._attached.of_rows(route, rows)) as index,
-            self._attached.under(SlotPlan(self.slots, index)),
+            self.slots.placed(self._adapters_of(route, rows)) as index,
+            self._under(SlotPlan(self.slots, index)),
         ):
             return self._run(index, *args, **kwargs)

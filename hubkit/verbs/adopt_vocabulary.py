@@ -44,7 +44,7 @@ def rows_alone(
             ``HK-KEYS`` for a changed copy of a base weight.
     """
     from hubkit.artifact.forms import to_key
-    from hubkit.tensors.vocabulary import ROWS, SUFFIX, size_of
+    from hubkit.tensors.token_sites import ROWS, SUFFIX, table_size
 
     stored, kept, made = dict(folder.stored), dict(parts), dict(values)
     tables = {n.removesuffix(SUFFIX): s for n, s in base.rows.items()}
@@ -52,7 +52,7 @@ def rows_alone(
     sizes: set[int] = set()
     for name, site in {**tables, **tied}.items():
         key = parts.get(name, {}).get("weight", "")
-        size = size_of(site)[0]
+        size = table_size(site)[0]
         if not key or (stored[key].shape[0] <= size and name in saved):
             continue
         rows = stored.pop(key)
@@ -62,7 +62,7 @@ def rows_alone(
         if rows.shape[0] > size and name in tables:
             stored[to_key(form, name + SUFFIX, ROWS, ROWS)] = rows[size:].clone()
             kept[name + SUFFIX] = {ROWS: to_key(form, name + SUFFIX, ROWS, ROWS)}
-    old = size_of(next(iter(tables.values())))[0] if tables else 0
+    old = table_size(next(iter(tables.values())))[0] if tables else 0
     if any(size > old for size in sizes):
         if len(sizes) > 1 or not all(name + SUFFIX in kept for name in tables):
             raise _refusal("embeddings and output head have different numbers of rows", sorted(map(str, sizes)), folder)
@@ -78,9 +78,9 @@ def _require_old_rows(rows: Tensor, site: Site, key: str, *, resized: bool) -> N
     """The base's own rows must be in a table that is not said to be trained."""
     import torch
 
-    from hubkit.tensors.vocabulary import rows_of, size_of
+    from hubkit.tensors.token_sites import table_size, token_table
 
-    size, own = size_of(site)[0], rows_of(site)
+    size, own = table_size(site)[0], token_table(site)
     if (
         rows.dim() == 2
         and rows.shape[1:] == own.shape[1:]
@@ -113,9 +113,9 @@ def _named(
     Where the rows of an untied head are not trained, they are the base's own.
     """
     from hubkit.artifact.forms import to_key
-    from hubkit.tensors.vocabulary import ROWS, SUFFIX, rows_of, size_of
+    from hubkit.tensors.token_sites import ROWS, SUFFIX, table_size, token_table
 
-    size = size_of(next(iter(tables.values())))[0] if tables else 0
+    size = table_size(next(iter(tables.values())))[0] if tables else 0
     names: dict[int, str] = {}
     if (folder.path / TOKENIZER).is_file() and (folder.base / TOKENIZER).is_file():
         mine, theirs = (vocabulary_of(read_tokenizer(place)) for place in (folder.base, folder.path))
@@ -128,7 +128,7 @@ def _named(
         if key in stored and stored[key].dim() == 2 and stored[key].shape[0] == len(ids):
             stored[key] = stored[key][order]
         elif key not in stored and max(ids) < size:
-            stored[key] = rows_of(site)[[ids[at] for at in order]].contiguous()
+            stored[key] = token_table(site)[[ids[at] for at in order]].contiguous()
             parts[name + SUFFIX] = {ROWS: key}
     return {"token_ids": [ids[at] for at in order], "add_tokens": [names[ids[at]] for at in order if ids[at] in names]}
 

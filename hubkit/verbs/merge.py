@@ -82,7 +82,7 @@ def merge(
             ``HK-VOCABULARY``, ``HK-MERGE-NOOP`` when nothing would change, ``HK-NAN``, ``HK-EXISTS``, ``HK-DISK``; what
             pulling and reading raise.
     """
-    from hubkit.tensors.merging import dtype_named
+    from hubkit.tensors.dtypes import dtype_named
     from hubkit.tensors.shards import open_shards
 
     out = Path(out)

@@ -61,7 +61,7 @@ def tokenizer_with(base: Path, tokens: Mapping[str, int], name: str) -> Any:
     Raises:
         HubkitError: ``HK-VOCABULARY`` when a token gets another id than it has; ``HK-TOKENIZER-LOAD``.
     """
-    from hubkit.tensors.live import load_tokenizer
+    from hubkit.tensors.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(base)
     if not tokens:

@@ -28,9 +28,10 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.attach import Attached
+from hubkit.tensors.dequant import dequantize
 from hubkit.tensors.device import described, device_named
 from hubkit.tensors.mix import Route
-from hubkit.tensors.quant import Packed, dequantize, quantize
+from hubkit.tensors.quant import Packed, quantize
 from hubkit.tensors.quantlinear import quantizable, shell
 
 RANK, VOCABULARY = 16, 32000

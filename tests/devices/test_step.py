@@ -169,9 +169,9 @@ def test_a_packed_base_on_the_meta_device(tiny_llama: Path) -> None:
 
 STEP = (
     *(f"hubkit/tensors/{name}.py" for name in (
-        "additive", "attach", "blocks", "encoder", "front", "holder", "lowrank", "parts", "planning", "quantlinear",
-        "recompute", "routing", "rows", "rowwise", "shared", "site", "slots", "tied", "virtual", "virtualplan",
-        "vocabulary", "whole",
+        "additive", "attach", "block_hooks", "encoder", "front", "lowrank", "parts", "planning", "quantlinear",
+        "recompute", "roster", "routing", "rows", "rowwise", "shared", "site", "slots", "tied", "virtual",
+        "virtualplan", "vocabulary", "vocabulary_hooks", "vocabulary_plan", "whole",
     )),
     "hubkit/training/stepper.py", "hubkit/training/loss.py",
     *(f"plugins/{path.name}" for path in (ROOT / "plugins").glob("*.py")),

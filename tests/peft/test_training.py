@@ -14,7 +14,8 @@ from hubkit.methods.foreign import own_files
 from hubkit.methods.host import host
 from hubkit.tensors.adapter import Adapter
 from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base, load_tokenizer
+from hubkit.tensors.live import load_base
+from hubkit.tensors.tokenizer import load_tokenizer
 from hubkit.training.batching import collate, plan_epoch
 from hubkit.training.data import Columns, read_rows
 from hubkit.training.encode import encode

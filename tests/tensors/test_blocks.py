@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
 from hubkit.tensors.arch import known_layers
-from hubkit.tensors.base import Base
-from hubkit.tensors.blocks import Block, BlockHooks, block_sites, choose_blocks
+from hubkit.tensors.base import Base, choose_blocks
+from hubkit.tensors.block_hooks import BlockHooks
+from hubkit.tensors.blocks import Block, block_sites
 from hubkit.tensors.shards import open_shards
 
 SIZES = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}

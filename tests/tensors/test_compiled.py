@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from hubkit.tensors import compiled, native
-from hubkit.tensors.quant import LEVELS, Packed, decoded_by_torch, dequantize, quantize
+from hubkit.tensors.dequant import dequantize
+from hubkit.tensors.quant import LEVELS, Packed, decoded_by_torch, quantize
 
 CC = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(CC is None, reason="no C compiler here")

@@ -14,7 +14,8 @@ from hubkit.artifact.digest import fingerprint_folder
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
 from hubkit.tensors import live
-from hubkit.tensors.live import context_length, fingerprint_model, load_base, load_tokenizer
+from hubkit.tensors.live import context_length, fingerprint_model, load_base
+from hubkit.tensors.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -16,8 +16,9 @@ from hubkit.errors import HubkitError
 from hubkit.methods.suite import batch, tiny_model
 from hubkit.tensors.attach import Attached
 from hubkit.tensors.base import Base
+from hubkit.tensors.dequant import dequantize
 from hubkit.tensors.live import fingerprint_model, load_base
-from hubkit.tensors.quant import CODEC, absmax_of, dequantize, quantize, unpacked
+from hubkit.tensors.quant import CODEC, absmax_of, quantize, unpacked
 from hubkit.tensors.quantlinear import QuantLinear, Swap, packed_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

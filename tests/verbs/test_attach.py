@@ -12,7 +12,8 @@ from making import make_adapter
 from variants import OTHERS, logits, other_tokenizer, other_weights, refused, resharded
 
 import hubkit
-from hubkit.tensors.live import load_base, load_tokenizer
+from hubkit.tensors.live import load_base
+from hubkit.tensors.tokenizer import load_tokenizer
 from hubkit.verbs.attach import attach
 
 

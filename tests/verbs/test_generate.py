@@ -8,7 +8,8 @@ import pytest
 from making import make_adapter
 from variants import OTHERS, resharded, say
 
-from hubkit.tensors.live import load_base, load_tokenizer
+from hubkit.tensors.live import load_base
+from hubkit.tensors.tokenizer import load_tokenizer
 from hubkit.verbs.attach import attach
 from hubkit.verbs.generate import generate
 

@@ -15,10 +15,11 @@ from variants import refused
 from hubkit.artifact.folder import open_adapter
 from hubkit.methods.reading import read_adapter
 from hubkit.tensors.attach import Attached
-from hubkit.tensors.live import load_base, load_tokenizer
+from hubkit.tensors.live import load_base
 from hubkit.tensors.merging import plan_merge, write_merged
 from hubkit.tensors.mix import Stack, Sum
 from hubkit.tensors.shards import open_shards
+from hubkit.tensors.tokenizer import load_tokenizer
 from hubkit.verbs.attach import attach
 from hubkit.verbs.compose import compose
 from hubkit.verbs.export import export
