@@ -188,7 +188,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def published_base(tiny_llama: Path, registry: str) -> str:
     """`tiny_llama` as the repository ana/base."""
-    from hubkit.registry.reference import open_registry
+    from hubkit.registry.opening import open_registry
 
     place = open_registry(None, registry)
     place.create("ana/base")

@@ -10,10 +10,10 @@ from urllib.parse import quote, urlencode
 
 from hubkit.errors import HubkitError
 from hubkit.registry import faults
+from hubkit.registry.address import is_repo
 from hubkit.registry.api import Progress, Refs, RemoteFile
 from hubkit.registry.faults import Asked
 from hubkit.registry.listing import HEX40, Expected, expected, matches
-from hubkit.registry.reference import is_repo
 from hubkit.registry.transport import Reader
 from hubkit.registry.versions import no_revision
 

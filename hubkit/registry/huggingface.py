@@ -18,11 +18,11 @@ from urllib.parse import quote
 from hubkit.artifact.names import check_names
 from hubkit.errors import HubkitError
 from hubkit.registry import faults
+from hubkit.registry.address import HUB, check_endpoint, origin
 from hubkit.registry.faults import Asked
 from hubkit.registry.hubreader import HubReader
 from hubkit.registry.listing import matches
 from hubkit.registry.quiet import silence
-from hubkit.registry.reference import HUB, check_endpoint, origin
 from hubkit.registry.streams import SharedFile, opened
 from hubkit.registry.transport import Reader
 

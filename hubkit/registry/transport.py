@@ -24,10 +24,10 @@ from urllib.parse import urljoin
 from hubkit.documents.files import refusing
 from hubkit.errors import HubkitError
 from hubkit.registry import faults
+from hubkit.registry.address import origin
 from hubkit.registry.api import Progress
 from hubkit.registry.faults import Asked
 from hubkit.registry.listing import Expected
-from hubkit.registry.reference import origin
 
 TIMEOUT = 30.0
 """Seconds to wait for the next bytes."""

@@ -10,7 +10,8 @@ from hubkit.artifact.folder import WEIGHTS_NAME, open_adapter
 from hubkit.artifact.header import TensorInfo, header_length, parse_header
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import HubkitError
-from hubkit.registry.reference import Reference, open_registry, parse_reference
+from hubkit.registry.opening import open_registry
+from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
 
 PREFIX = 8

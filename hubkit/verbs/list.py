@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import WEIGHTS_NAME
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import HubkitError
-from hubkit.registry.reference import is_repo, open_registry
+from hubkit.registry.address import is_repo
+from hubkit.registry.opening import open_registry
 from hubkit.registry.versions import sorted_versions
 
 if TYPE_CHECKING:

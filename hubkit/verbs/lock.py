@@ -19,7 +19,8 @@ from hubkit.documents.recipe import RECIPE_NAME, Recipe, RecipeAdapter, read_rec
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
 from hubkit.registry.api import RemoteFile
-from hubkit.registry.reference import Reference, open_registry, parse_reference
+from hubkit.registry.opening import open_registry
+from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
 from hubkit.verbs.sources import adapter_source, base_record, base_reference, read_manifest
 

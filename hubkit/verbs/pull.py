@@ -8,7 +8,8 @@ from pathlib import Path
 from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
-from hubkit.registry.reference import is_repo, parse_reference
+from hubkit.registry.address import is_repo
+from hubkit.registry.reference import parse_reference
 from hubkit.verbs.members import MixAdapter, open_mix
 from hubkit.verbs.sources import Progress, Source, adapter_source, base_reference, base_source, read_manifest
 

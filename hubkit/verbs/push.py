@@ -20,7 +20,8 @@ from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.registry.api import Refs, Registry, RemoteFile
-from hubkit.registry.reference import open_registry, parse_reference
+from hubkit.registry.opening import open_registry
+from hubkit.registry.reference import parse_reference
 from hubkit.registry.versions import sorted_versions, tag_version
 from hubkit.verbs.members import require_published
 from hubkit.verbs.verify import require_finite

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
-from hubkit.registry.reference import Reference, open_registry, parse_reference
+from hubkit.registry.opening import open_registry
+from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from hubkit.errors import HubkitError
 from hubkit.registry import transport
 from hubkit.registry.huggingface import HuggingFaceRegistry
 from hubkit.registry.objects import git_blob
-from hubkit.registry.reference import open_registry, parse_reference
+from hubkit.registry.opening import open_registry
+from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
     from tests.registry.conftest import HubServer

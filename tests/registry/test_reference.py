@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hubkit.errors import HubkitError
 from hubkit.registry.directory import DirectoryRegistry
 from hubkit.registry.huggingface import HuggingFaceRegistry
-from hubkit.registry.reference import Reference, open_registry, parse_reference, resolve_revision
+from hubkit.registry.opening import open_registry
+from hubkit.registry.reference import Reference, parse_reference
+from hubkit.registry.versions import resolve_revision
 
 HEX = "9f31c2e4b5a697887766554433221100ffeeddcc"
 FORMS = [

@@ -19,7 +19,7 @@ import hubkit
 from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import canonical
 from hubkit.methods.host import host
-from hubkit.registry.reference import open_registry
+from hubkit.registry.opening import open_registry
 from hubkit.tensors.live import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.mix import mix

@@ -9,7 +9,7 @@ import pytest
 from making import make_adapter
 
 from hubkit.errors import HubkitError
-from hubkit.registry.reference import open_registry
+from hubkit.registry.opening import open_registry
 from hubkit.verbs.inspect import inspect
 from hubkit.verbs.list import list as list_verb
 from hubkit.verbs.pull import pull
