@@ -9,7 +9,7 @@ WORKERS ?= auto
 # An environment with transformers 4.57, and what is run there: what depends on the release of transformers most.
 OLDER ?= $(VENV)/older
 OLDER_TESTS = tests/plugins/test_prefix.py tests/plugins/test_prompt.py tests/plugins/test_lora.py \
-  tests/tensors/test_virtual.py tests/tensors/test_attach.py tests/peft/test_virtual_tokens.py tests/peft/test_encoders.py
+  tests/tensors/front tests/tensors/live/test_attached.py tests/peft/test_virtual_tokens.py tests/peft/test_encoders.py
 
 .PHONY: setup quickstart test test-all test-older lint format bench clean
 

@@ -17,12 +17,12 @@ VERBS = (
 )  # fmt: skip
 _NAMES = {verb: f"hubkit.verbs.{verb}" for verb in VERBS} | {
     "HubkitError": "hubkit.errors",
-    "Route": "hubkit.tensors.mix",
-    "Stack": "hubkit.tensors.mix",
-    "Sum": "hubkit.tensors.mix",
+    "Route": "hubkit.tensors.parts.mix",
+    "Stack": "hubkit.tensors.parts.mix",
+    "Sum": "hubkit.tensors.parts.mix",
     "attach": "hubkit.verbs.attach",
-    "load_base": "hubkit.tensors.live",
-    "load_tokenizer": "hubkit.tensors.tokenizer",
+    "load_base": "hubkit.tensors.live.loading",
+    "load_tokenizer": "hubkit.tensors.base.tokenizer",
     "offer": "hubkit.verbs.offer",
 }
 

@@ -7,9 +7,9 @@ from typing import Any
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import randomize
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.mix import Mix, Stack, Sum
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Mix, Stack, Sum
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"rank": 2}),

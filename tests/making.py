@@ -13,14 +13,14 @@ def make_adapter(
     import torch
 
     from hubkit.artifact.card import render_card
-    from hubkit.artifact.digest import fingerprint_folder
     from hubkit.artifact.folder import tensors_bytes, write_adapter
+    from hubkit.artifact.identity.digest import fingerprint_folder
     from hubkit.documents.manifest import Manifest, Plugin
     from hubkit.methods.config import config_document, parse_config
     from hubkit.methods.foreign import own_files
     from hubkit.methods.host import host
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.parts.adapter import Adapter
 
     if method is None:
         method, options = host().load(host().default()), {"rank": 2, **options}

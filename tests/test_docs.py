@@ -15,7 +15,7 @@ import pytest
 from hubkit.cli import hubkit as group
 from hubkit.cli.group import Command
 from hubkit.cli.table import COMMANDS
-from hubkit.registry.directory import DirectoryRegistry
+from hubkit.registry.directory.directory import DirectoryRegistry
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -13,7 +13,7 @@ import pytest
 from hubkit.artifact.folder import open_adapter
 from hubkit.methods.foreign import own_files
 from hubkit.methods.reading import read_adapter
-from hubkit.tensors.base import Base
+from hubkit.tensors.base.base import Base
 from hubkit.verbs.compose import compose
 from hubkit.verbs.lock import lock
 from hubkit.verbs.pack import pack

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hubkit.artifact.base_tokenizer import TOKENIZER
-from hubkit.artifact.tokenizer_identity import load
+from hubkit.artifact.identity.base_tokenizer import TOKENIZER
+from hubkit.artifact.identity.tokenizer_identity import load
 from hubkit.documents.files import refusing
 from hubkit.errors import HubkitError
 

@@ -17,8 +17,8 @@ from hubkit.documents.schema import MAX_BYTES, SAFE_INTEGER, canonical, parse
 from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
-    from hubkit.artifact.digest import TensorDigest
     from hubkit.artifact.header import TensorInfo
+    from hubkit.artifact.identity.digest import TensorDigest
 
 __all__ = [
     "CARD_NAME", "MANIFEST_NAME", "PEFT_CONFIG", "TENSORS_NAME", "WEIGHTS_NAME", "AdapterFolder", "check_adapter",
@@ -182,7 +182,7 @@ def tensors_bytes(tensors: Iterable[TensorDigest]) -> bytes:
 
 
 def _read_tensors(document: dict[str, Any], where: str) -> tuple[TensorDigest, ...]:
-    from hubkit.artifact.digest import TensorDigest
+    from hubkit.artifact.identity.digest import TensorDigest
 
     rows = document.get("tensors")
     if document.get("schema") != TENSORS_SCHEMA or not isinstance(rows, list):
@@ -203,7 +203,7 @@ def _is_tensor(row: Any) -> bool:
 
 
 def _differences(folder: Path, entry: FileEntry, verify: bool) -> Iterable[str]:
-    from hubkit.artifact.digest import hash_file
+    from hubkit.artifact.identity.digest import hash_file
 
     path = folder / entry.path
     try:

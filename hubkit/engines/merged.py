@@ -23,9 +23,9 @@ class MergedEngine:
         return reasons
 
     def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
-        from hubkit.tensors.base import Base
-        from hubkit.tensors.merging import plan_merge, write_merged
-        from hubkit.tensors.shards import open_shards
+        from hubkit.tensors.base.base import Base
+        from hubkit.tensors.files.shards import open_shards
+        from hubkit.tensors.weights.merging import plan_merge, write_merged
 
         model = out / "model"
         copy_base(plan, model, weights=not plan.members)

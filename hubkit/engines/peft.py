@@ -22,13 +22,13 @@ class PeftEngine:
             for m in plan.members
             if m.tree is None and PEFT_CONFIG not in {entry.path for entry in m.folder.manifest.files}
         ]
-        from hubkit.tensors.quant import CODEC
+        from hubkit.tensors.fourbit.nf4 import CODEC
 
         if plan.codec not in (None, CODEC):
             reasons.append(f"the base has to be quantized as {plan.codec}, which is not known here")
         if reasons or [m.weight for m in plan.members] in ([], [1.0]):
             return reasons
-        from hubkit.tensors.parts import LowRank
+        from hubkit.tensors.parts.part import LowRank
 
         # A low-rank part reads neither the weight nor what other members added, so a stack of them is their sum.
         return [
@@ -41,7 +41,7 @@ class PeftEngine:
         copy_base(plan, out / "base", weights=plan.codec is None)
         if plan.codec is not None:
             # adapters of a quantized base saw its decoded weights; these are written, so that PEFT computes with them
-            from hubkit.tensors.decoding import write_decoded
+            from hubkit.tensors.weights.decoding import write_decoded
 
             write_decoded(plan.base, out / "base")
         for member in plan.members:

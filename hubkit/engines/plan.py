@@ -12,8 +12,8 @@ from hubkit.artifact.folder import AdapterFolder
 from hubkit.documents.mix import Tree
 
 if TYPE_CHECKING:
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.mix import Mix
+    from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.tensors.parts.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Plan:
 
     def whole(self) -> Mix:
         """The mix of all members, as one tree of adapters."""
-        from hubkit.tensors.mix import from_tree, make_mix
+        from hubkit.tensors.parts.mix import from_tree, make_mix
 
         return make_mix(self.mix, [(from_tree(m.tree or m.name), m.weight) for m in self.members])
 
@@ -77,7 +77,7 @@ class Plan:
             HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
         """
         from hubkit.methods.reading import read_adapter
-        from hubkit.tensors.base import Base
+        from hubkit.tensors.base.base import Base
 
         base = Base.from_folder(self.base)
         return {name: read_adapter(folder, base, name=name) for name, folder in self.folders().items()}

@@ -19,9 +19,9 @@ from hubkit.methods.config import config_document
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.blocks import Block
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.base.blocks import Block
+    from hubkit.tensors.parts.adapter import Adapter
 
 _NO_CLASS = "(a model)"
 
@@ -105,7 +105,7 @@ def _width(
 
 
 def _blocks(base: Base) -> dict[str, Block]:
-    from hubkit.tensors.blocks import Block
+    from hubkit.tensors.base.blocks import Block
 
     return {name: site for name, site in base.sites.items() if isinstance(site, Block)}
 

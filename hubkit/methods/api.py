@@ -15,13 +15,13 @@ from hubkit.methods.info import MethodInfo, NotMergeable
 from hubkit.methods.layers import layer_rate, require_depth
 from hubkit.methods.lowrank import LowRankConfig
 from hubkit.methods.patterns import pattern_value
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.additive import additive_parts
-from hubkit.tensors.base import Base, choose_blocks
-from hubkit.tensors.blocks import Block
-from hubkit.tensors.delta import Delta
-from hubkit.tensors.parts import KV, Edit, LowRank, Part, Tokens
-from hubkit.tensors.site import Site
+from hubkit.tensors.base.base import Base, choose_blocks
+from hubkit.tensors.base.blocks import Block
+from hubkit.tensors.base.delta import Delta
+from hubkit.tensors.base.site import Site
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.additive import additive_parts
+from hubkit.tensors.parts.part import KV, Edit, LowRank, Part, Tokens
 
 __all__ = [
     "KV", "Adapter", "AdapterHubForm", "Base", "Block", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig",

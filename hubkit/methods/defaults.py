@@ -10,7 +10,7 @@ from hubkit.methods.hookspecs import hookimpl
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.parts.adapter import Adapter
 
 
 @hookimpl(trylast=True)

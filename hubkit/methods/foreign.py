@@ -12,9 +12,9 @@ from hubkit.methods.adapterhub import adapterhub_files
 from hubkit.methods.config import config_document
 
 if TYPE_CHECKING:
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.parts import Edit
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.tensors.parts.part import Edit
 
 TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
 """Ends of class names of transformers -> PEFT's ``task_type``; every other base is a language model."""
@@ -68,16 +68,16 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
 
 def is_whole(part: Edit) -> bool:
     """Whether `part` is that of a module trained as a whole, or follows one."""
-    from hubkit.tensors.tied import TiedChange
-    from hubkit.tensors.whole import WholeModule
+    from hubkit.tensors.parts.tied import TiedChange
+    from hubkit.tensors.parts.whole import WholeModule
 
     return isinstance(part.part if isinstance(part, TiedChange) else part, WholeModule)
 
 
 def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     """Module -> ids of the tokens whose rows the adapter holds there."""
-    from hubkit.tensors.token_sites import SUFFIX
-    from hubkit.tensors.vocabulary import TokenRows
+    from hubkit.tensors.base.token_sites import SUFFIX
+    from hubkit.tensors.parts.vocabulary import TokenRows
 
     held = {site.removesuffix(SUFFIX): part for site, part in adapter.parts.items() if isinstance(part, TokenRows)}
     return {site.rpartition(".")[2]: part.ids for site, part in held.items()}

@@ -12,11 +12,11 @@ from hubkit.methods.info import MethodInfo
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.delta import Delta
-    from hubkit.tensors.parts import Part
-    from hubkit.tensors.site import Site
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.base.delta import Delta
+    from hubkit.tensors.base.site import Site
+    from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.tensors.parts.part import Part
 
 PROJECT = "hubkit"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from hubkit.artifact.adapterhub import AdapterHubForm
     from hubkit.artifact.forms import PeftForm
     from hubkit.methods.info import MethodInfo
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.delta import Delta
-    from hubkit.tensors.parts import Part
-    from hubkit.tensors.site import Site
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.base.delta import Delta
+    from hubkit.tensors.base.site import Site
+    from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.tensors.parts.part import Part
 
 GROUP = "hubkit.methods"
 DEFAULT_GROUP = "hubkit.default_method"
@@ -119,7 +119,7 @@ class Method:
             NotMergeable: with the method's reason.
         """
         from hubkit.methods.info import NotMergeable
-        from hubkit.tensors.delta import Delta
+        from hubkit.tensors.base.delta import Delta
 
         if self.unmergeable:
             raise NotMergeable(self.unmergeable, where=self.name)

@@ -11,8 +11,8 @@ from hubkit.artifact.forms import PeftForm
 from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
-    from hubkit.tensors.site import Site
-    from hubkit.tensors.tied import Tied
+    from hubkit.tensors.base.site import Site
+    from hubkit.tensors.parts.tied import Tied
 
 
 @dataclass(frozen=True)

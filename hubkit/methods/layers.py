@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.layers import layer_of
+from hubkit.tensors.base.layers import layer_of
 
 if TYPE_CHECKING:
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
 
 
 def layers_of(base: Base) -> int:
@@ -27,7 +27,7 @@ def layer_rate(site: str, decay: float, depth: int) -> float:
         decay: of one layer to the one below it; 1.0: none.
         depth: how many layers the base has.
     """
-    from hubkit.tensors.arch import arch_of
+    from hubkit.tensors.base.arch import arch_of
 
     layer = layer_of(site)
     if layer is None:  # what is outside of the layers lies above them, unless it is an embedding

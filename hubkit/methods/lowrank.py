@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from hubkit.errors import HubkitError
 from hubkit.methods.patterns import pattern_value
-from hubkit.tensors.layers import layer_numbers
+from hubkit.tensors.base.layers import layer_numbers
 
 if TYPE_CHECKING:
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.parts import Edit, Part
-    from hubkit.tensors.site import Site
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.base.site import Site
+    from hubkit.tensors.parts.part import Edit, Part
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class LowRankConfig:
             HubkitError: ``HK-TARGET``; ``HK-HEAD`` for a module that is to be trained as a whole and does not exist;
                 ``HK-CONFIG`` for one that is a target, too; ``HK-VOCABULARY`` for ids that cannot be.
         """
-        from hubkit.tensors.tied import at_tables, follow
-        from hubkit.tensors.vocabulary import token_rows
-        from hubkit.tensors.whole import WholeModule, whole_sites
+        from hubkit.tensors.parts.tied import at_tables, follow
+        from hubkit.tensors.parts.vocabulary import token_rows
+        from hubkit.tensors.parts.whole import WholeModule, whole_sites
 
         chosen, whole = {site.name for site in self.sites(base, kinds)}, whole_sites(base, self.modules_to_save)
         if self.tied == "keep":
@@ -104,7 +104,7 @@ class LowRankConfig:
 
     def _refuse(self, base: Base, kinds: str | Sequence[str], chosen: set[str], whole: set[str]) -> None:
         """Refuses sites that cannot be: chosen twice, of a kind without such parts, or of two scales."""
-        from hubkit.tensors.tied import tied_pairs
+        from hubkit.tensors.parts.tied import tied_pairs
 
         packed = {site.name for site in base.to_quantize()} if whole and base.codec else set()
         wrong = [f"{name}: a target, and trained as a whole" for name in sorted(chosen & whole)]

@@ -10,10 +10,10 @@ from hubkit.documents.mix import Tree, leaves
 from hubkit.errors import HubkitError
 from hubkit.methods.host import Method
 from hubkit.methods.reading import method_of, recorded_base
-from hubkit.tensors.parts import Edit
+from hubkit.tensors.parts.part import Edit
 
 if TYPE_CHECKING:
-    from hubkit.tensors.parts import Part
+    from hubkit.tensors.parts.part import Part
 
 
 def require_mixable(tree: Tree, folders: Mapping[str, AdapterFolder]) -> None:

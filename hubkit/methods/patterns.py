@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.expressions import expression
+from hubkit.tensors.base.expressions import expression
 
 T = TypeVar("T")
 _LONGEST = 200

@@ -10,12 +10,12 @@ from hubkit.artifact.header import TensorInfo
 from hubkit.errors import HubkitError
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import Method, host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.base import Base
-from hubkit.tensors.parts import front_length
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.part import front_length
 
 if TYPE_CHECKING:
-    from hubkit.artifact.digest import TensorDigest
+    from hubkit.artifact.identity.digest import TensorDigest
 
 
 def method_of(folder: AdapterFolder) -> tuple[Method, Any]:

@@ -24,15 +24,15 @@ from hubkit.errors import HubkitError
 from hubkit.methods.config import config_document, parse_config
 from hubkit.methods.foreign import own_files
 from hubkit.methods.host import Method, host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base
-from hubkit.tensors.merging import plan_merge, write_merged
-from hubkit.tensors.mix import Stack, Sum
-from hubkit.tensors.quantlinear import packed_of
-from hubkit.tensors.shards import open_shards
-from hubkit.tensors.vocabulary import TokenRows
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.files.shards import open_shards
+from hubkit.tensors.fourbit.linear import packed_of
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Stack, Sum
+from hubkit.tensors.parts.vocabulary import TokenRows
+from hubkit.tensors.weights.merging import plan_merge, write_merged
 
 VOCABULARY, HIDDEN = 48, 16
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -36,11 +36,11 @@ def open_registry(reference: Reference | None = None, registry: str | None = Non
 
 def _open(text: str, *, trusted: bool) -> Registry:
     if text in ("hf", "hub", "hf://") or text.startswith(("http://", "https://")):
-        from hubkit.registry.huggingface import HuggingFaceRegistry
+        from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 
         endpoint = None if text in ("hf", "hub", "hf://") else check_endpoint(text)
         return HuggingFaceRegistry(endpoint, trusted=trusted)
-    from hubkit.registry.directory import DirectoryRegistry
+    from hubkit.registry.directory.directory import DirectoryRegistry
 
     if text.startswith("file://"):
         path = text.removeprefix("file://").removeprefix("localhost")

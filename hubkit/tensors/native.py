@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from hubkit.artifact.digest_cache import home
+from hubkit.artifact.identity.digest_cache import home
 
 SWITCH = "HUBKIT_COMPILE"
 """Environment variable: ``0`` leaves everything to torch."""

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.added_tokens import require_ids
 from hubkit.errors import HubkitError
-from hubkit.verbs.sources import Progress, base_record
-from hubkit.verbs.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
-from hubkit.verbs.vocabulary import one_vocabulary
+from hubkit.named.sources import Progress, base_record
+from hubkit.named.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
+from hubkit.named.vocabulary import one_vocabulary
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hubkit.tensors.attach import Attached
+    from hubkit.tensors.live.attached import Attached
 
 
 def attach(
@@ -50,9 +50,9 @@ def attach(
             were.
     """
     from hubkit.methods.reading import read_adapter
-    from hubkit.tensors.attach import Attached, require_uncompiled
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.live import fingerprint_model
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.live.attached import Attached, require_uncompiled
+    from hubkit.tensors.live.loading import fingerprint_model
 
     live = model.model if isinstance(model, Attached) else model
     require_mix(mix)

@@ -2,10 +2,11 @@
 
     Δ = Σ wᵢ · sᵢ · Bᵢ Aᵢ      A = rows of all Aᵢ,  B = columns of all wᵢ sᵢ Bᵢ,  scale 1
 
-The exact sum of any ranks, scales, signs and patterns by default; else what an operator of `hubkit.tensors.operators`
-makes of the deltas, or the best approximation of a given rank. Computed and stored in fp32, so that nothing of a member
-is rounded away. A change that is not low-rank (a row rescaled, a bias, a weight trained whole) makes the sum one of
-whole tensors, unless a rank says how far to approximate it. `hubkit.verbs.composed` writes the result.
+The exact sum of any ranks, scales, signs and patterns by default; else what an operator of
+`tensors/weights/operators.py` makes of the deltas, or the best approximation of a given rank. Computed and stored in
+fp32, so that nothing of a member is rounded away. A change that is not low-rank (a row rescaled, a bias, a weight
+trained whole) makes the sum one of whole tensors, unless a rank says how far to approximate it. What writes the result
+is `hubkit.methods.composed`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write
 from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
 from hubkit.errors import USAGE, HubkitError
-from hubkit.verbs.sources import Progress, chosen_name
-from hubkit.verbs.terms import Term, Terms, as_sum, codec_of_terms, open_terms
+from hubkit.named.sources import Progress, chosen_name
+from hubkit.named.terms import Term, Terms, as_sum, codec_of_terms, open_terms
 
 if TYPE_CHECKING:
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.composing import ComposeOptions
-    from hubkit.tensors.interference import Interference
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.tensors.weights.composing import ComposeOptions
+    from hubkit.tensors.weights.interference import Interference
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def compose(
             to add, and for the change of a bias or norm where a rank is asked for; ``HK-NAN``; ``HK-EXISTS``; what
             pulling and reading raise.
     """
-    from hubkit.tensors.composing import compose_options
+    from hubkit.tensors.weights.composing import compose_options
     from hubkit.verbs.interference import require_page, write_page
 
     how = compose_options(method, density, seed, rank, energy)
@@ -139,9 +140,9 @@ def _write(
     from dataclasses import replace as changed
 
     from hubkit.artifact.card import card_file
+    from hubkit.methods.composed import adapter_of, make, plugin_of, record
     from hubkit.methods.config import config_document
     from hubkit.methods.foreign import own_files
-    from hubkit.verbs.composed import adapter_of, make, plugin_of, record
 
     made, how = make([(m.name, m.weight) for m in members], adapters, base, how)
     result = adapter_of(name, made, adapters, base)
@@ -176,8 +177,8 @@ def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
     Raises:
         HubkitError: ``HK-BASE-MISMATCH``, ``HK-BASE-UNPROVEN``, ``HK-VOCABULARY``.
     """
-    from hubkit.artifact.digest import BaseRecord
-    from hubkit.verbs.terms import require_base
+    from hubkit.artifact.identity.digest import BaseRecord
+    from hubkit.named.terms import require_base
 
     first = members[0].folder
     if first.manifest.base is None:
@@ -224,12 +225,12 @@ def _base(
 ) -> tuple[Base, tuple[str, ...]]:
     """The members' base, with its weights where `base` names it; and the overrides that this needed."""
     from hubkit.methods.reading import recorded_base
-    from hubkit.verbs.sources import base_with_record
-    from hubkit.verbs.terms import require_base
+    from hubkit.named.sources import base_with_record
+    from hubkit.named.terms import require_base
 
     if base is None:
         return recorded_base(members[0].folder), ()
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
 
     source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
     return Base.from_folder(source.path), require_base(members, record, allow)
@@ -249,7 +250,7 @@ def _read(members: list[Term], base: Base) -> Mapping[str, Adapter]:
 
 
 def _compare(members: list[Term], adapters: Mapping[str, Adapter], base: Base) -> Interference:
-    from hubkit.tensors.interference import interference
+    from hubkit.tensors.weights.interference import interference
 
     weights = [(m.name, m.weight) for m in members]
     return interference(base.sites.values(), weights, lambda member, site: adapters[member].delta(site))

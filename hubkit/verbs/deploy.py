@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.artifact.digest import hash_file
 from hubkit.artifact.folder import open_adapter
+from hubkit.artifact.identity.digest import hash_file
 from hubkit.artifact.staging import staged
 from hubkit.documents.deployment import DEPLOYMENT_NAME, Deployment
 from hubkit.documents.files import refusing
@@ -21,10 +21,10 @@ from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedFile
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
+from hubkit.named.members import open_mix
+from hubkit.named.sources import Progress, adapter_source, base_source
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.verbs.lock import at
-from hubkit.verbs.members import open_mix
-from hubkit.verbs.sources import Progress, adapter_source, base_source
 
 if TYPE_CHECKING:
     from hubkit.engines import Plan

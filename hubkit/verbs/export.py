@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.added_tokens import BESIDE
-from hubkit.artifact.base_tokenizer import TOKENIZER
 from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
+from hubkit.artifact.identity.base_tokenizer import TOKENIZER
 from hubkit.errors import USAGE, HubkitError
-from hubkit.verbs.sources import Progress, adapter_source
-from hubkit.verbs.terms import Term, require_adapter, require_base
+from hubkit.named.sources import Progress, adapter_source
+from hubkit.named.terms import Term, require_adapter, require_base
 
 if TYPE_CHECKING:
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
 
 FORMS = ("peft", "adapterhub")
 
@@ -89,8 +89,8 @@ def _sites(
 ) -> Base:
     """The sites of the adapter's base: as it lists them, or of the base that is named."""
     from hubkit.methods.reading import recorded_base
-    from hubkit.tensors.base import Base
-    from hubkit.verbs.sources import base_with_record
+    from hubkit.named.sources import base_with_record
+    from hubkit.tensors.base.base import Base
 
     if base is None:
         return recorded_base(folder)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.verbs.sources import Progress, base_source, base_with_record
-from hubkit.verbs.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
-from hubkit.verbs.vocabulary import one_vocabulary, tokenizer_with
+from hubkit.named.sources import Progress, base_source, base_with_record
+from hubkit.named.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
+from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,10 +77,10 @@ def generate(
     import torch
 
     from hubkit.methods.reading import read_adapter
-    from hubkit.tensors.attach import Attached
     from hubkit.tensors.device import computing, described, device_named, forked_rng
-    from hubkit.tensors.live import load_base
-    from hubkit.tensors.parts import front_length
+    from hubkit.tensors.live.attached import Attached
+    from hubkit.tensors.live.loading import load_base
+    from hubkit.tensors.parts.part import front_length
 
     if max_new_tokens < 1 or temperature < 0:
         raise HubkitError(
@@ -146,7 +146,7 @@ def _answer(
 ) -> tuple[str, int]:
     import torch
 
-    from hubkit.tensors.live import context_length
+    from hubkit.tensors.live.loading import context_length
 
     text, templated = prompt, bool(tokenizer.chat_template) and not raw
     if templated:

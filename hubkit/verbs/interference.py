@@ -12,7 +12,7 @@ from hubkit.documents.files import write
 from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
-    from hubkit.tensors.interference import Interference, Pair
+    from hubkit.tensors.weights.interference import Interference, Pair
 
 
 def require_page(path: Path, replace: bool) -> Path:
@@ -42,7 +42,7 @@ def write_page(path: Path, found: Interference) -> None:
 
 
 def _sections(found: Interference) -> Iterator[Section]:
-    from hubkit.tensors import interference as rules
+    from hubkit.tensors.weights import interference as rules
 
     weights = [(name, f"{weight:+g}") for name, weight in found.members]
     advice = f"{found.advice}: {found.reason}."

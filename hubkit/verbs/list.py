@@ -14,7 +14,7 @@ from hubkit.registry.opening import open_registry
 from hubkit.registry.versions import sorted_versions
 
 if TYPE_CHECKING:
-    from hubkit.registry.store import StoredEntry
+    from hubkit.registry.store.store import StoredEntry
 
 FEW = 20
 """Up to so many repositories are listed with their versions: that is one request each."""
@@ -56,7 +56,7 @@ def list(prefix: str = "", *, remote: bool = False, registry: str | None = None)
 
 
 def _stored(prefix: str) -> tuple[Listed, ...]:
-    from hubkit.registry.store import Store
+    from hubkit.registry.store.store import Store
 
     return tuple(
         Listed(entry.reference, _kind(entry), entry.names, entry.digest, entry.size, entry.path)

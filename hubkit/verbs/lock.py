@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.artifact.digest import hash_file
 from hubkit.artifact.folder import TENSORS_NAME, open_adapter
+from hubkit.artifact.identity.digest import hash_file
 from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedBase, LockedFile
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest
 from hubkit.documents.recipe import RECIPE_NAME, Recipe, RecipeAdapter, read_recipe
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
+from hubkit.named.sources import adapter_source, base_record, base_reference, read_manifest
 from hubkit.registry.api import RemoteFile
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
-from hubkit.verbs.sources import adapter_source, base_record, base_reference, read_manifest
 
 if TYPE_CHECKING:
-    from hubkit.artifact.digest import BaseRecord, TensorDigest
+    from hubkit.artifact.identity.digest import BaseRecord, TensorDigest
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class _Resolver:
             raise HubkitError("HK-NOT-ADAPTER", what, where=str(reference), want=MANIFEST_NAME, fix=fix) from None
 
     def _prove(self, name: str, source: str, reference: Reference, manifest: Manifest, record: BaseRecord) -> None:
-        from hubkit.artifact.base_match import require_same_base
+        from hubkit.artifact.identity.base_match import require_same_base
 
         if manifest.base is None:
             what, where = f"adapter {name!r} names no base", f"{source}  {MANIFEST_NAME}#/base"
@@ -200,7 +200,7 @@ def _base_files(
     listing: Iterable[RemoteFile], read: Callable[[RemoteFile], bytes], digest: Callable[[RemoteFile], str], where: str
 ) -> tuple[LockedFile, ...]:
     """The files that make up a model, and no others, with digests."""
-    from hubkit.registry.selection import select_base
+    from hubkit.registry.store.selection import select_base
 
     chosen = select_base(listing, None, read, where).files
     return tuple(LockedFile(path, file.size, digest(file)) for path, file in sorted(chosen.items()))

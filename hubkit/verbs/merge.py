@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.errors import HubkitError
-from hubkit.verbs.sources import Progress, base_with_record, chosen_name
-from hubkit.verbs.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
-from hubkit.verbs.vocabulary import tokenizer_files
+from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
+from hubkit.named.vocabulary import tokenizer_files
 
 if TYPE_CHECKING:
-    from hubkit.tensors.merging import MergePlan
-    from hubkit.tensors.shards import Shards
+    from hubkit.tensors.files.shards import Shards
+    from hubkit.tensors.weights.merging import MergePlan
 
 _SKIPPED = {"config.json", "README.md", MANIFEST_NAME, TENSORS_NAME, PEFT_CONFIG}
 _HEAD = 512
@@ -82,8 +82,8 @@ def merge(
             ``HK-VOCABULARY``, ``HK-MERGE-NOOP`` when nothing would change, ``HK-NAN``, ``HK-EXISTS``, ``HK-DISK``; what
             pulling and reading raise.
     """
-    from hubkit.tensors.dtypes import dtype_named
-    from hubkit.tensors.shards import open_shards
+    from hubkit.tensors.files.dtypes import dtype_named
+    from hubkit.tensors.files.shards import open_shards
 
     out = Path(out)
     wanted, name = dtype_named(dtype), chosen_name(name, out)
@@ -107,7 +107,7 @@ def merge(
         overrides=overrides,
     ).shareable()
     with staged(out, replace=replace) as stage:
-        from hubkit.tensors.merging import write_merged
+        from hubkit.tensors.weights.merging import write_merged
 
         files = write_merged(plan, shards, stage, wanted)
         if not files.changed:
@@ -124,8 +124,8 @@ def merge(
 
 def _plan(members: list[Term], mix: str, shards: Shards) -> MergePlan:
     from hubkit.methods.reading import read_adapter
-    from hubkit.tensors.base import Base
-    from hubkit.tensors.merging import plan_merge
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.weights.merging import plan_merge
 
     base = Base.from_headers(shards.headers, shards.config, str(shards.path), shards.read)
     read = {m.name: read_adapter(m.folder, base, name=m.name) for m in adapters(members)}
@@ -142,7 +142,7 @@ def _require_replaceable(out: Path, replace: bool) -> None:
 
 
 def _tree(plan: MergePlan) -> dict[str, object]:
-    from hubkit.tensors.mix import to_document
+    from hubkit.tensors.parts.mix import to_document
 
     return to_document(plan.mix)
 
@@ -155,7 +155,7 @@ def _finish(
     from dataclasses import replace
 
     from hubkit.artifact.card import render_card
-    from hubkit.artifact.digest import hash_file
+    from hubkit.artifact.identity.digest import hash_file
 
     for path in sorted(p for p in base.iterdir() if p.is_file()):
         if _belongs(path):

@@ -15,14 +15,14 @@ from hubkit.artifact.folder import CARD_NAME, check_adapter, write_adapter
 from hubkit.documents.manifest import BaseFingerprint, Manifest, Parent
 from hubkit.documents.mix import MixDocument, MixMember, NodeKind, Tree, leaves, replaced, require_small, weights
 from hubkit.errors import HubkitError
+from hubkit.named.members import relative, unused
+from hubkit.named.sources import Progress, chosen_name
+from hubkit.named.terms import Term, Terms, adapters, open_terms, require_base, require_mix
+from hubkit.named.trees import parse_tree
 from hubkit.registry.reference import parse_reference
-from hubkit.verbs.members import relative, unused
-from hubkit.verbs.sources import Progress, chosen_name
-from hubkit.verbs.terms import Term, Terms, adapters, open_terms, require_base, require_mix
-from hubkit.verbs.trees import parse_tree
 
 if TYPE_CHECKING:
-    from hubkit.tensors.mix import Mix
+    from hubkit.tensors.parts.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
     Raises:
         HubkitError: ``HK-BASE-MISMATCH``, ``HK-BASE-UNPROVEN``.
     """
-    from hubkit.artifact.digest import BaseRecord
+    from hubkit.artifact.identity.digest import BaseRecord
 
     listed = adapters(members)[0].folder.base_tensors()
     return require_base(members, BaseRecord(_base(members), listed or ()), allow)

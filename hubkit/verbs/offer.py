@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.verbs.sources import Progress, base_record
-from hubkit.verbs.terms import open_terms, require_adapter, require_base
+from hubkit.named.sources import Progress, base_record
+from hubkit.named.terms import open_terms, require_adapter, require_base
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.attach import Attached
+    from hubkit.tensors.live.attached import Attached
+    from hubkit.tensors.parts.adapter import Adapter
 
 
 def offer(
@@ -47,8 +47,8 @@ def offer(
         HubkitError: ``HK-NAME-TAKEN``, ``HK-COMPILED``, ``HK-OPTIONS``. When an adapter is first named: what `attach`
             raises, and ``HK-MEMORY`` when those that one call needs exceed `memory`; nothing has changed then.
     """
-    from hubkit.tensors.attach import Attached
-    from hubkit.tensors.live import fingerprint_model
+    from hubkit.tensors.live.attached import Attached
+    from hubkit.tensors.live.loading import fingerprint_model
 
     if memory is not None and memory < 1:
         raise HubkitError("HK-OPTIONS", "out of range", want="memory >= 1 byte", have=str(memory), status=USAGE)

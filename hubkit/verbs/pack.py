@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hubkit.adopting.adopt import adopt
 from hubkit.artifact.adapterhub import FILES as ADAPTERHUB_FILES
 from hubkit.artifact.folder import (
     CARD_NAME,
@@ -29,9 +30,8 @@ from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import USAGE, HubkitError
-from hubkit.verbs.adopt import adopt
-from hubkit.verbs.members import moved
-from hubkit.verbs.sources import Progress, base_with_record, chosen_name
+from hubkit.named.members import moved
+from hubkit.named.sources import Progress, base_with_record, chosen_name
 
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 _NOT_COPIED = {MANIFEST_NAME, CARD_NAME, PEFT_CONFIG, WEIGHTS_NAME, TENSORS_NAME}
@@ -137,11 +137,11 @@ def _repack(
     folder: Path, base: str | None, revision: str | None, allow: bool, where: dict[str, Any]
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of an adapter of ours; checked as they are now, whatever the manifest's list says."""
-    from hubkit.artifact.base_match import require_same_base
+    from hubkit.artifact.identity.base_match import require_same_base
     from hubkit.artifact.names import check_names
     from hubkit.methods.reading import read_adapter, recorded_base
-    from hubkit.tensors.base import Base
-    from hubkit.verbs.terms import require_adapter
+    from hubkit.named.terms import require_adapter
+    from hubkit.tensors.base.base import Base
 
     path = folder / MANIFEST_NAME
     manifest = Manifest.from_document(parse(read(path, MAX_BYTES), str(path)), str(path))  # canonical or not

@@ -8,10 +8,10 @@ from pathlib import Path
 from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
+from hubkit.named.members import MixAdapter, open_mix
+from hubkit.named.sources import Progress, Source, adapter_source, base_reference, base_source, read_manifest
 from hubkit.registry.address import is_repo
 from hubkit.registry.reference import parse_reference
-from hubkit.verbs.members import MixAdapter, open_mix
-from hubkit.verbs.sources import Progress, Source, adapter_source, base_reference, base_source, read_manifest
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def pull(
         progress: called with (bytes so far, bytes in all).
 
     Raises:
-        HubkitError: ``HK-REFERENCE``; every refusal of `hubkit.registry.store.Store.pull`; nothing is left then.
+        HubkitError: ``HK-REFERENCE``; every refusal of `hubkit.registry.store.store.Store.pull`; nothing is left then.
             ``HK-MIX-MEMBER`` for a member of a mix that cannot be had or is another than the one that was mixed.
     """
     find = base_source if base else adapter_source

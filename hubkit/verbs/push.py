@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubkit.artifact.card import render_card
-from hubkit.artifact.digest import hash_file
 from hubkit.artifact.folder import CARD_NAME, AdapterFolder, open_adapter
+from hubkit.artifact.identity.digest import hash_file
 from hubkit.artifact.names import check_allowed, check_names
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
+from hubkit.named.members import require_published
 from hubkit.registry.api import Refs, Registry, RemoteFile
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import parse_reference
 from hubkit.registry.versions import sorted_versions, tag_version
-from hubkit.verbs.members import require_published
 from hubkit.verbs.verify import require_finite
 
 ATTEMPTS = 3

@@ -12,15 +12,15 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tenso
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import HubkitError
-from hubkit.verbs.sources import Progress, base_with_record, chosen_name
-from hubkit.verbs.vocabulary import added_tokens, prepared, tokenizer_with
+from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 
 if TYPE_CHECKING:
     import torch
 
-    from hubkit.artifact.digest import BaseRecord
+    from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.methods.host import Method
-    from hubkit.tensors.adapter import Adapter
+    from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.data import Columns
     from hubkit.training.encode import Row
     from hubkit.training.events import Event, Metrics
@@ -100,7 +100,7 @@ def train(
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
     from hubkit.methods.reading import codec_of, virtual_tokens
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
     from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
@@ -187,7 +187,7 @@ def _rows(
     front: int,
 ) -> tuple[list[Row], list[Row]]:
     """Encoded training and validation rows, short enough for `front` virtual tokens to stand in front of each."""
-    from hubkit.tensors.live import context_length
+    from hubkit.tensors.live.loading import context_length
     from hubkit.training.batching import split
     from hubkit.training.data import choose_columns
     from hubkit.training.encode import encode
@@ -223,10 +223,10 @@ def _fit(
     device: torch.device,
     **run: Any,
 ) -> tuple[Adapter, Metrics]:
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.attach import Attached
     from hubkit.tensors.device import computing
-    from hubkit.tensors.live import load_base
+    from hubkit.tensors.live.attached import Attached
+    from hubkit.tensors.live.loading import load_base
+    from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.loop import fit
 
     attached = Attached(load_base(base, options.dtype, codec, device))

@@ -16,12 +16,12 @@ from hubkit.artifact.names import check_allowed, check_names
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
 from hubkit.errors import UNDECIDED, HubkitError
+from hubkit.named.members import OpenedMix, open_mix
+from hubkit.named.sources import Progress, adapter_source, base_record, base_reference
 from hubkit.registry.reference import parse_reference
-from hubkit.verbs.members import OpenedMix, open_mix
-from hubkit.verbs.sources import Progress, adapter_source, base_record, base_reference
 
 if TYPE_CHECKING:
-    from hubkit.artifact.digest import BaseRecord
+    from hubkit.artifact.identity.digest import BaseRecord
 
 UNREACHABLE = ("HK-OFFLINE", "HK-AUTH", "HK-FORBIDDEN", "HK-NOT-FOUND", "HK-NO-REVISION", "HK-BASE-MISSING")
 
@@ -208,7 +208,7 @@ def _undecided(adapter: AdapterFolder, what: str, have: str) -> HubkitError:
 
 
 def _same_base(adapter: AdapterFolder, where: str, record: BaseRecord, allow: bool) -> list[str]:
-    from hubkit.artifact.base_match import require_same_base
+    from hubkit.artifact.identity.base_match import require_same_base
 
     want = adapter.manifest.base
     assert want is not None
@@ -230,7 +230,7 @@ def _proof(adapter: AdapterFolder, record: BaseRecord, used: list[str]) -> str:
 def _tensors(adapter: AdapterFolder, record: BaseRecord, shown: str, name: str = "tensors") -> Check:
     """Each tensor has its place and shape at the base's sites, none is missing, all values are finite."""
     from hubkit.methods.reading import base_of_tensors, read_adapter
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
 
     local = (Path(shown) / "config.json").is_file()  # its files say what is in packed weights
     base = Base.from_folder(Path(shown)) if local else base_of_tensors(record.tensors, record.fingerprint.config, shown)

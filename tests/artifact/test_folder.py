@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from hubkit.artifact.digest import TensorDigest
 from hubkit.artifact.folder import AdapterFolder, open_adapter, tensors_bytes, write_adapter
+from hubkit.artifact.identity.digest import TensorDigest
 from hubkit.documents.manifest import BaseFingerprint, FileEntry, Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
 from hubkit.errors import HubkitError

@@ -182,8 +182,8 @@ def test_a_copy_of_the_bases_embedding_must_be_the_bases(changed: bool, tmp_path
 
     from hubkit.methods.config import parse_config
     from hubkit.methods.suite import tiny_model
-    from hubkit.tensors.adapter import Adapter
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.parts.adapter import Adapter
 
     config = peft.LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
     peft.get_peft_model(tiny_model("llama"), config).save_pretrained(str(tmp_path))  # type: ignore[arg-type]

@@ -19,10 +19,10 @@ from harness import compare
 
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.base import Base
-from hubkit.tensors.composing import Composition, compose_deltas, compose_options
-from hubkit.tensors.live import load_base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.weights.composing import Composition, compose_deltas, compose_options
 
 RANK, LAYERS = 16, ("layers.0.", "layers.10.", "layers.20.")
 WEIGHTS = {"a": 1.0, "b": 0.7, "c": 0.5}

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.dequant import dequantize
 from hubkit.tensors.device import described, device_named
-from hubkit.tensors.mix import Route
-from hubkit.tensors.quant import Packed, quantize
-from hubkit.tensors.quantlinear import quantizable, shell
+from hubkit.tensors.fourbit.decode import dequantize
+from hubkit.tensors.fourbit.linear import quantizable, shell
+from hubkit.tensors.fourbit.nf4 import Packed, quantize
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Route
 
 RANK, VOCABULARY = 16, 32000
 SIZES: dict[str, dict[str, int]] = {

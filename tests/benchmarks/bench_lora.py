@@ -18,9 +18,9 @@ from torch import nn
 
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
 
 ROWS, LENGTH, RANK, VOCABULARY = 4, 128, 16, 49152
 

@@ -19,10 +19,10 @@ from harness import compare, report
 
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.live import load_base
-from hubkit.tensors.quant import CODEC
+from hubkit.tensors.fourbit.nf4 import CODEC
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
 
 
 def our_model(path: Path) -> Attached:

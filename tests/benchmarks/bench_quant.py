@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from harness import compare, report
 
-from hubkit.tensors.dequant import dequantize
-from hubkit.tensors.quant import decoded_by_torch, quantize
+from hubkit.tensors.fourbit.decode import dequantize
+from hubkit.tensors.fourbit.nf4 import decoded_by_torch, quantize
 
 
 def speeds(size: int, figures: tuple[float, float, float]) -> None:

@@ -21,10 +21,10 @@ from hubkit.artifact.folder import open_adapter
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.reading import read_adapter
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.live import load_base
-from hubkit.tensors.mix import Route
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Route
 
 ROWS = 16
 

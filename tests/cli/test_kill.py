@@ -12,8 +12,8 @@ import pytest
 from making import make_adapter
 
 from hubkit.documents.manifest import Manifest
-from hubkit.registry.directory import DirectoryRegistry
-from hubkit.registry.store import Store
+from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.registry.store.store import Store
 from hubkit.verbs.pull import pull
 from hubkit.verbs.push import push
 from hubkit.verbs.verify import verify

@@ -18,10 +18,10 @@ from zoo import ids, model_of, near
 from hubkit.errors import HubkitError
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.live import load_base
-from hubkit.tensors.mix import Mix, Sum
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Mix, Sum
 from hubkit.training.events import Started, Stepped
 from hubkit.verbs.attach import attach
 from hubkit.verbs.generate import generate

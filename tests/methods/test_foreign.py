@@ -18,9 +18,9 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.foreign import foreign_files, own_files
 from hubkit.methods.host import Method, host
 from hubkit.methods.suite import batch, randomize, tiny_model
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
 
 METHODS = {"lora": lambda: host().load("lora"), "ia3": ia3}
 GPT2_IA3 = {"targets": ["c_attn"], "feedforward": ["mlp.c_proj"]}

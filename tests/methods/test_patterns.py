@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 
 from hubkit.errors import HubkitError
 from hubkit.methods.patterns import pattern_value
-from hubkit.tensors.expressions import expression
+from hubkit.tensors.base.expressions import expression
 
 NAMES = ["q_proj", "model.layers.1.self_attn.q_proj", "model.layers.11.mlp.up_proj", "lm_head", "a.b"]
 PATTERNS = [

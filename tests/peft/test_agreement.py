@@ -10,7 +10,7 @@ import pytest
 import torch
 from variants import logits, refused, rows_file, say
 
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.export import export
 from hubkit.verbs.pack import pack

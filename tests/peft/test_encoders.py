@@ -13,9 +13,9 @@ from variants import refused
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import randomize
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.mix import Sum
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Sum
 from hubkit.verbs.attach import attach
 from hubkit.verbs.export import export
 from hubkit.verbs.pack import pack

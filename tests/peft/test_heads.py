@@ -15,11 +15,11 @@ from variants import logits, refused
 
 from hubkit.artifact.folder import open_adapter
 from hubkit.methods.reading import read_adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base
-from hubkit.tensors.merging import plan_merge, write_merged
-from hubkit.tensors.shards import open_shards
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.files.shards import open_shards
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.weights.merging import plan_merge, write_merged
 from hubkit.verbs.attach import attach
 from hubkit.verbs.compose import compose
 from hubkit.verbs.export import export

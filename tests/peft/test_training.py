@@ -12,10 +12,10 @@ from variants import rows_file
 from hubkit.methods.config import parse_config
 from hubkit.methods.foreign import own_files
 from hubkit.methods.host import host
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base
-from hubkit.tensors.tokenizer import load_tokenizer
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.tokenizer import load_tokenizer
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
 from hubkit.training.batching import collate, plan_epoch
 from hubkit.training.data import Columns, read_rows
 from hubkit.training.encode import encode

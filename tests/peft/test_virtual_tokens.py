@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from variants import logits, names, refused, rows_file, say
 
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.export import export
 from hubkit.verbs.generate import generate

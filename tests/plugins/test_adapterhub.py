@@ -23,9 +23,9 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.reading import read_adapter
 from hubkit.methods.suite import randomize
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.mix import Stack
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Stack
 from hubkit.verbs.export import export
 from hubkit.verbs.pack import pack
 

@@ -14,10 +14,10 @@ from hubkit.artifact.folder import open_adapter
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import MethodSuite, batch, randomize, tiny_model
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
-from hubkit.tensors.mix import Stack, Sum
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Stack, Sum
 from hubkit.verbs.export import export
 from hubkit.verbs.generate import generate
 from hubkit.verbs.merge import merge

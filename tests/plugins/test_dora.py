@@ -14,9 +14,9 @@ from hubkit.errors import HubkitError
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import MethodSuite, batch, randomize, tiny_model
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.mix import Stack, Sum
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Stack, Sum
 
 GRADIENT = {"gpt2": 1e-10, "llama": 1e-5}
 """Largest difference of two gradients relative to the largest value: fp64, and fp32 in another order."""

@@ -18,9 +18,9 @@ from hubkit.errors import HubkitError
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import batch, tiny_model
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
 from hubkit.training.events import Stepped
 from hubkit.training.stepper import rate_groups
 from hubkit.verbs.train import train

@@ -10,10 +10,10 @@ from variants import refused
 
 from hubkit.methods.foreign import own_files
 from hubkit.methods.suite import VOCABULARY, MethodSuite, batch, tiny_model
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
 
 
 class TestPrefix(MethodSuite):

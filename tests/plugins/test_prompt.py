@@ -9,9 +9,9 @@ import torch
 from variants import refused
 
 from hubkit.methods.suite import MethodSuite, batch, tiny_model
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
 
 
 class TestPrompt(MethodSuite):

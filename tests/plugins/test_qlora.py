@@ -5,7 +5,7 @@ from __future__ import annotations
 from variants import refused
 
 from hubkit.methods.suite import MethodSuite, tiny_model
-from hubkit.tensors.base import Base
+from hubkit.tensors.base.base import Base
 
 
 class TestQlora(MethodSuite):

@@ -9,8 +9,8 @@ import pytest
 from contract import RegistryContract
 
 from hubkit.registry.api import Registry
-from hubkit.registry.directory import DirectoryRegistry
-from hubkit.registry.huggingface import HuggingFaceRegistry
+from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 
 if TYPE_CHECKING:
     from tests.registry.conftest import HubServer

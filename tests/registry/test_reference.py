@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubkit.errors import HubkitError
-from hubkit.registry.directory import DirectoryRegistry
-from hubkit.registry.huggingface import HuggingFaceRegistry
+from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubkit.errors import HubkitError
-from hubkit.registry.directory import DirectoryRegistry
+from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.versions import (
     Version,
     is_range,

@@ -10,7 +10,7 @@ from variants import refused, rows_file, say, tree
 
 from hubkit.errors import USAGE
 from hubkit.tensors.device import computing, described, device_named, forked_rng, indices, require_dtype
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 
 GPU = torch.cuda.is_available() or torch.backends.mps.is_available()
 

@@ -13,8 +13,8 @@ from variants import refused, rows_file, tree
 from hubkit.methods.host import host
 from hubkit.methods.layers import layer_rate
 from hubkit.methods.suite import tiny_model
-from hubkit.tensors.adapter import Adapter
-from hubkit.tensors.base import Base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.parts.adapter import Adapter
 from hubkit.training.encode import Row
 from hubkit.training.stepper import Stepper
 from hubkit.verbs.train import train

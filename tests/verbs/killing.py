@@ -23,7 +23,7 @@ from variants import tree
 
 import hubkit
 from hubkit.artifact.folder import open_adapter
-from hubkit.registry.store import Store  # noqa: F401
+from hubkit.registry.store.store import Store  # noqa: F401
 from hubkit.training.loop import fit  # noqa: F401
 
 

@@ -12,8 +12,8 @@ from making import make_adapter
 from variants import OTHERS, logits, other_tokenizer, other_weights, refused, resharded
 
 import hubkit
-from hubkit.tensors.live import load_base
-from hubkit.tensors.tokenizer import load_tokenizer
+from hubkit.tensors.base.tokenizer import load_tokenizer
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 
 

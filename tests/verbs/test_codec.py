@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from variants import logits, other_weights, refused, rows_file, say, tree
 
 from hubkit.artifact.folder import open_adapter
-from hubkit.tensors.live import load_base
-from hubkit.tensors.quant import CODEC
+from hubkit.tensors.fourbit.nf4 import CODEC
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.compose import compose
 from hubkit.verbs.deploy import deploy

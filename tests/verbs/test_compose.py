@@ -14,7 +14,7 @@ from variants import OTHERS, logits, names, refused, resharded, say, small_disk,
 
 from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import Manifest
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.compose import compose
 from hubkit.verbs.pack import pack
@@ -28,7 +28,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from hubkit.artifact.folder import open_adapter
 from hubkit.methods.reading import read_adapter
-from hubkit.tensors.base import Base
+from hubkit.tensors.base.base import Base
 base = Base.from_folder(Path(sys.argv[1]))
 adapter = read_adapter(open_adapter(Path(sys.argv[2])), base, dtype="master")
 deltas = {s.name: adapter.delta(s).matrix().contiguous() for s in base.sites.values() if s.name in adapter.parts}

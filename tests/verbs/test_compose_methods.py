@@ -23,7 +23,7 @@ from variants import logits, refused, say, tree
 from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.methods.host import host
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.compose import compose
 from hubkit.verbs.merge import merge
@@ -46,7 +46,7 @@ def write_changes(base: str, root: str) -> None:
 
     from hubkit.artifact.folder import open_adapter
     from hubkit.methods.reading import read_adapter
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
 
     for folder in sorted(path for path in Path(root).glob("c-*") if path.is_dir()):
         found = {}

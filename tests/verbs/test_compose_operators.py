@@ -19,7 +19,7 @@ from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import Manifest
 from hubkit.methods.host import host
 from hubkit.methods.reading import read_adapter
-from hubkit.tensors.base import Base
+from hubkit.tensors.base.base import Base
 from hubkit.verbs.compose import compose
 from hubkit.verbs.pack import pack
 

@@ -106,7 +106,7 @@ def test_both_engines_compute_the_sum(project: Path, tmp_path: Path, tiny_llama:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hubkit.tensors.base import Base
+    from hubkit.tensors.base.base import Base
 
     (project / "hubkit.toml").write_text(RECIPE.format(mix=mix))
     lock(project)

@@ -8,7 +8,7 @@ import pytest
 from making import make_adapter
 from variants import logits, names, refused, say, small_disk, tree
 
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.export import export
 

@@ -8,8 +8,8 @@ import pytest
 from making import make_adapter
 from variants import OTHERS, resharded, say
 
-from hubkit.tensors.live import load_base
-from hubkit.tensors.tokenizer import load_tokenizer
+from hubkit.tensors.base.tokenizer import load_tokenizer
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.generate import generate
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from variants import refused
 
-from hubkit.tensors import interference as rules
-from hubkit.tensors.delta import Delta
-from hubkit.tensors.interference import Interference, interference
-from hubkit.tensors.site import Site
+from hubkit.tensors.base.delta import Delta
+from hubkit.tensors.base.site import Site
+from hubkit.tensors.weights import interference as rules
+from hubkit.tensors.weights.interference import Interference, interference
 from hubkit.verbs.interference import require_page, write_page
 
 LLAMA = [f"model.layers.{n}.{m}" for n in (0, 1, 11) for m in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj")]

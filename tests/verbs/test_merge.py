@@ -11,10 +11,10 @@ from making import make_adapter
 from variants import OTHERS, logits, names, other_weights, refused, resharded, say, small_disk, tree
 from zoo import near
 
-from hubkit.artifact.digest import fingerprint_folder
 from hubkit.artifact.folder import open_adapter
+from hubkit.artifact.identity.digest import fingerprint_folder
 from hubkit.documents.manifest import Manifest
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.merge import merge
 

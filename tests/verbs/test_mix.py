@@ -20,7 +20,7 @@ from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import canonical
 from hubkit.methods.host import host
 from hubkit.registry.opening import open_registry
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.mix import mix
 from hubkit.verbs.push import push
@@ -160,7 +160,7 @@ def test_published_it_brings_its_members(published: Path, capsys: pytest.Capture
 
 def _base(published: Path) -> Path:
     """The base as pulled from the registry, which may be gone by now."""
-    from hubkit.registry.directory import DirectoryRegistry
+    from hubkit.registry.directory.directory import DirectoryRegistry
 
     place = DirectoryRegistry(published.parent / "gone")
     out = published / "base"

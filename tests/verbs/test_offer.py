@@ -11,7 +11,7 @@ from making import make_adapter
 from variants import other_weights, refused
 
 import hubkit
-from hubkit.tensors.live import load_base
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.offer import offer
 
 

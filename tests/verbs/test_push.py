@@ -10,7 +10,7 @@ from making import make_adapter
 
 from hubkit.documents.manifest import Manifest
 from hubkit.errors import HubkitError
-from hubkit.registry.directory import DirectoryRegistry
+from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.verbs.push import push
 
 

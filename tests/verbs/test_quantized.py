@@ -11,10 +11,10 @@ from variants import logits, refused, rows_file, tree
 
 import hubkit
 from hubkit.artifact.folder import open_adapter
-from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base
-from hubkit.tensors.quant import CODEC
-from hubkit.tensors.quantlinear import packed_of
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.fourbit.linear import packed_of
+from hubkit.tensors.fourbit.nf4 import CODEC
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.export import export
 from hubkit.verbs.generate import generate

@@ -13,9 +13,9 @@ from variants import logits, refused, rows_file
 
 from hubkit.artifact.folder import open_adapter
 from hubkit.methods.reading import read_adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.base import Base
-from hubkit.tensors.live import load_base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.compose import compose
 from hubkit.verbs.export import export
 from hubkit.verbs.merge import merge
@@ -50,7 +50,7 @@ def test_full_is_stored_added_and_merged(kind: str, tmp_path: Path, request: pyt
     attached = Attached(load_base(base))
     for name, folder in (("full", out), ("other", other)):
         attached.add(name, read_adapter(open_adapter(folder), attached.sites, name=name, dtype="base"))
-    from hubkit.tensors.mix import Sum
+    from hubkit.tensors.parts.mix import Sum
 
     attached.set_mix(Sum({"full": 0.5, "other": 1.0}))
     torch.testing.assert_close(logits(load_base(tmp_path / "merged")), logits(attached), rtol=1e-4, atol=1e-5)

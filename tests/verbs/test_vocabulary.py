@@ -14,12 +14,12 @@ from variants import refused
 
 from hubkit.artifact.folder import open_adapter
 from hubkit.methods.reading import read_adapter
-from hubkit.tensors.attach import Attached
-from hubkit.tensors.live import load_base
-from hubkit.tensors.merging import plan_merge, write_merged
-from hubkit.tensors.mix import Stack, Sum
-from hubkit.tensors.shards import open_shards
-from hubkit.tensors.tokenizer import load_tokenizer
+from hubkit.tensors.base.tokenizer import load_tokenizer
+from hubkit.tensors.files.shards import open_shards
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.mix import Stack, Sum
+from hubkit.tensors.weights.merging import plan_merge, write_merged
 from hubkit.verbs.attach import attach
 from hubkit.verbs.compose import compose
 from hubkit.verbs.export import export

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hubkit.errors import HubkitError
-from hubkit.registry.directory import DirectoryRegistry
+from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.server.auth import Account, Door
 
 STATUS = {

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from hubkit.errors import HubkitError
-from hubkit.registry.directory import DirectoryRegistry
-from hubkit.registry.history import Tree
+from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.registry.directory.history import Tree
 
 MAX_CARD = 1 << 20
 MAX_FRONT = 64 << 10

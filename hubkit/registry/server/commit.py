@@ -14,10 +14,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from hubkit.errors import HubkitError
-from hubkit.registry import rules
-from hubkit.registry.directory import DirectoryRegistry
-from hubkit.registry.history import Tree
-from hubkit.registry.objects import Entry, large_entry
+from hubkit.registry.directory import rules
+from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.registry.directory.history import Tree
+from hubkit.registry.directory.objects import Entry, large_entry
 from hubkit.registry.server.calls import Call, Refusal
 from hubkit.registry.server.cards import read_front
 

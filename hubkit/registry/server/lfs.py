@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from hubkit.errors import HubkitError
-from hubkit.registry.objects import HEX64
+from hubkit.registry.directory.objects import HEX64
 from hubkit.registry.server.calls import Call, Refusal
 
 MEDIA = "application/vnd.git-lfs+json"

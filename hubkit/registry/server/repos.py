@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from hubkit.errors import HubkitError
-from hubkit.registry.history import Tree
+from hubkit.registry.directory.history import Tree
 from hubkit.registry.server.calls import Call, Refusal, iso, paged
 from hubkit.registry.server.cards import card_of, tags_of
 from hubkit.registry.server.tree import file_row

@@ -11,7 +11,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from hubkit.registry.objects import Entry, open_regular
+from hubkit.registry.directory.objects import Entry, open_regular
 from hubkit.registry.server.calls import Call, Refusal
 
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")

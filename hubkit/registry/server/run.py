@@ -41,7 +41,7 @@ def build_app(
         from hubkit.registry.server.calls import Limits, Server
     except ImportError as error:
         raise _extra(error) from None
-    from hubkit.registry.directory import DirectoryRegistry
+    from hubkit.registry.directory.directory import DirectoryRegistry
 
     address = public_url.rstrip("/") if public_url else None
     return make_app(Server(DirectoryRegistry(root), Door(tokens), limits or Limits(), address))

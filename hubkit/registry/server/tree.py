@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from hubkit.registry.history import Tree
-from hubkit.registry.objects import Entry, pointer_text
+from hubkit.registry.directory.history import Tree
+from hubkit.registry.directory.objects import Entry, pointer_text
 from hubkit.registry.server.calls import Call, Refusal, iso, paged
 
 PAGE, PAGE_EXPANDED = 1000, 50

@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from hubkit.registry import locks
-from hubkit.registry.directory import DirectoryRegistry
+from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.server import xorb
 from hubkit.registry.server.calls import Call, Refusal
 from hubkit.registry.server.xorb import FileParts, Xorb

@@ -1,0 +1,196 @@
+"""Adopting an adapter that another tool wrote: what `pack` does with a folder that has no manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubkit.adopting.adapterhub import read_adapterhub_folder
+from hubkit.adopting.vocabulary import Folder, rows_alone
+from hubkit.artifact.adapterhub import is_adapterhub
+from hubkit.artifact.folder import MANIFEST_NAME, PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
+from hubkit.documents.files import read, refusing
+from hubkit.documents.manifest import Manifest, Plugin
+from hubkit.documents.schema import MAX_BYTES, parse
+from hubkit.errors import HubkitError
+from hubkit.named.sources import Progress, base_with_record
+from hubkit.named.vocabulary import vocabulary_document
+
+if TYPE_CHECKING:
+    from hubkit.artifact.forms import PeftForm
+    from hubkit.artifact.identity.digest import BaseRecord
+    from hubkit.methods.host import Method
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.parts.adapter import Adapter
+
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+"""Tasks of PEFT that need a head which language models do not have."""
+
+
+def adopt(
+    folder: Path,
+    name: str,
+    base: str | None,
+    revision: str | None,
+    *,
+    registry: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Manifest, dict[str, bytes | Path]]:
+    """The manifest and files of another tool's adapter: every option and every tensor accounted for.
+
+    Args:
+        folder: ``adapter_config.json`` and ``adapter_model.safetensors`` of PEFT, or AdapterHub's files.
+        name: the adapter's.
+        base: folder or repository; the one its config names when None.
+        revision: of the base.
+
+    Raises:
+        HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
+            ``HK-KEYS``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``;
+            what fetching and reading the base raise.
+    """
+    from hubkit.artifact.forms import HELD, short_targets, split_keys
+    from hubkit.artifact.header import read_header
+    from hubkit.methods.config import parse_config
+    from hubkit.tensors.base.arch import arch_of
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.files.shards import read_file
+    from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.tensors.parts.tied import tied_pairs
+
+    foreign = _foreign_config(folder)
+    where: Any = {"registry": registry, "offline": offline, "progress": progress}
+    if is_adapterhub(foreign):
+        return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
+    method, form, values = _method_for(foreign, folder)
+    weights = _weights(folder)
+    saved = list(values.get(form.saved) or []) if form.saved else []
+    if saved and values.get("tied"):
+        saved += arch_of("").heads  # written, and not listed
+    resized = [*arch_of("").embeddings, *arch_of("").heads[:1]] if form.rows else []  # listed nowhere either
+    found = split_keys(form, read_header(weights), str(weights), [*saved, *resized])
+    parts = dict(found.parts)
+    if not parts:
+        raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
+    named = base or foreign.get("base_model_name_or_path")
+    if not named:
+        raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
+    asked = revision or (foreign.get("revision") if base is None else None)
+    source, record = base_with_record(str(named), asked, **where)
+    sites = Base.from_folder(source.path)
+    stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
+    if form.rows:
+        place = Folder(folder, source.path, stored)
+        stored, parts, values = rows_alone(place, form, parts, listed_whole, values, sites)
+    whole = [name for name, roles in parts.items() if set(roles) <= set(HELD)]
+    _require_heads(foreign, whole, sites, str(weights), str(named))
+    homeless = [name for name in parts if (site := sites.find(name)) is None or site.kind == "block"]
+    if homeless:
+        raise HubkitError(
+            "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=str(weights),
+            want=f"modules of {named}", have=homeless, fix="--base with the base that the adapter was trained on",
+        )  # fmt: skip
+    if form.targets:
+        chosen = [name for name in parts if name not in whole and name not in sites.rows]
+        values["targets"] = short_targets(chosen, sites.sites)
+    if form.saved:
+        values[form.saved] = whole
+    if not any(head in parts and table in parts for head, table in tied_pairs(sites).items()):
+        values.pop("tied", None)  # asked for, and nothing came of it
+    config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
+    adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
+    return _adopted(name, method, adapter, record)
+
+
+def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
+    """Refuses a head that the base does not have, and a task whose head nobody trained: ``HK-HEAD``."""
+    absent = [name for name in whole if base.find(name) is None]
+    if not whole and config.get("task_type") in CLASSIFIERS:
+        known = [
+            site for site in base.sites if any(site.rpartition(".")[2] == head for head in ("score", "classifier"))
+        ]
+        absent = [] if known else [f"no head, and the task {config['task_type']}"]
+    if absent:
+        raise HubkitError(
+            "HK-HEAD", "the adapter's head is not the base's: what it was trained to say could not be said",
+            where=where, want=f"modules of {named}", have=absent,
+            fix="save base and head with save_pretrained and name that folder with --base",
+        )  # fmt: skip
+
+
+def _adopted(
+    name: str, method: Method, adapter: Adapter, record: BaseRecord
+) -> tuple[Manifest, dict[str, bytes | Path]]:
+    from hubkit.methods.config import config_document
+    from hubkit.methods.foreign import own_files
+
+    manifest = Manifest(
+        kind="adapter", name=name, method=method.name, base=record.fingerprint,
+        config=config_document(adapter.config), vocabulary=vocabulary_document(adapter.config),
+        plugin=Plugin(method.offer.distribution, method.offer.version),
+    )  # fmt: skip
+    public = manifest.shareable().base
+    assert public is not None
+    adapter.source, adapter.revision = public.source, public.revision
+    files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
+    return manifest, files
+
+
+def _foreign_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / PEFT_CONFIG
+    if not path.is_file():
+        raise HubkitError(
+            "HK-NOT-ADAPTER", f"there is no adapter in {str(folder)!r}", want=f"{MANIFEST_NAME} or {PEFT_CONFIG}",
+            have=", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder",
+            fix="hubkit train makes one",
+        )  # fmt: skip
+    with refusing(path):
+        return parse(read(path, MAX_BYTES), str(path))
+
+
+def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]]:
+    """The installed method that reads this configuration of PEFT, and its own; the default method is asked first.
+
+    Methods that cannot be imported are passed over.
+
+    Raises:
+        HubkitError: ``HK-METHOD-UNKNOWN``; ``HK-OPTION`` of the method that comes closest, when none reads it.
+    """
+    from hubkit.artifact.forms import from_peft_config
+    from hubkit.methods.host import host
+
+    known: list[str] = []
+    refusals: list[HubkitError] = []
+    peft_type, where = str(config.get("peft_type")), str(folder / PEFT_CONFIG)
+    for name in sorted(host().offers(), key=lambda name: (name != host().default(), name)):
+        try:
+            method = host().load(name)
+        except HubkitError:
+            continue
+        form = method.peft_form
+        known += [form.peft_type] if form else []
+        if form is not None and form.peft_type == peft_type:
+            try:
+                return method, form, from_peft_config(form, config, where)
+            except HubkitError as refusal:
+                refusals.append(refusal)
+    if refusals:
+        raise min(refusals, key=lambda refusal: len(refusal.have))
+    raise HubkitError(
+        "HK-METHOD-UNKNOWN", f"no installed method reads adapters of type {peft_type!r}",
+        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known})), have=peft_type,
+        fix="install the package that offers it; hubkit methods lists what is installed",
+    )  # fmt: skip
+
+
+def _weights(folder: Path) -> Path:
+    path = folder / WEIGHTS_NAME
+    pickles = [p.name for p in folder.glob("adapter_model.*") if p.name != WEIGHTS_NAME]
+    if not path.is_file() and pickles:
+        raise HubkitError(
+            "HK-PICKLE", "the adapter's weights are a pickle, which can run code when it is read", where=str(folder),
+            want=WEIGHTS_NAME, have=", ".join(pickles), fix="save it again with safe_serialization=True",
+        )  # fmt: skip
+    return path

@@ -1,0 +1,149 @@
+"""The adapter that `compose` writes: low-rank factors where they say everything, whole tensors where they do not.
+
+Sites of lower rank than the largest are padded with zeros: one rank and one scale, which every engine reads alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hubkit.documents.manifest import Plugin
+from hubkit.errors import HubkitError
+from hubkit.methods.host import host
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hubkit.methods.host import Method
+    from hubkit.methods.info import MethodInfo
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.tensors.parts.tied import Tied
+    from hubkit.tensors.weights.composing import ComposeOptions, Composition
+
+
+def make(
+    weights: list[tuple[str, float]], adapters: Mapping[str, Adapter], base: Base, how: ComposeOptions
+) -> tuple[Composition, ComposeOptions]:
+    """The new deltas, and the options they were made with.
+
+    An operator that prunes makes every delta dense: its result has the members' largest rank where none is given and
+    all of them are low-rank.
+    """
+    from hubkit.tensors.parts.part import LowRank
+    from hubkit.tensors.weights.composing import compose_deltas
+
+    parts = [part for adapter in adapters.values() for part in adapter.parts.values()]
+    ranks = [int(part.A.shape[0]) for part in parts if isinstance(part, LowRank)]
+    if how.operator.prunes and not how.cuts and len(ranks) == len(parts):
+        how = replace(how, rank=max(ranks))
+    of = lambda member, site: adapters[member].delta(site)  # noqa: E731
+    return compose_deltas(base.sites.values(), weights, of, how), how
+
+
+def record(how: ComposeOptions, made: Composition) -> Mapping[str, Any]:
+    """The composition as the manifest tells it; energies to six digits, which every machine agrees on."""
+    said: dict[str, Any] = {"operator": how.operator.name, "energy": round(made.energy, 6)}
+    if not made.whole:
+        said["rank"] = made.rank
+    if how.cuts:
+        said |= {"least_energy": round(made.least, 6), "least_energy_site": made.least_site}
+    if how.energy is not None:
+        said["energy_wanted"] = how.energy
+    if how.operator.prunes:
+        said |= {"density": how.density, "seed": how.seed}
+    return said
+
+
+def adapter_of(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
+    """The composed adapter, of a method that can hold it.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE`` where no installed method can; ``HK-NAN``.
+    """
+    result = _whole(name, made, adapters, base) if made.whole else _low_rank(name, made, adapters, base)
+    result.require_finite(name)
+    return result
+
+
+def plugin_of(adapter: Adapter) -> Plugin:
+    """Who offers the method of an adapter."""
+    offer = host().load(adapter.method.name).offer
+    return Plugin(offer.distribution, offer.version)
+
+
+def _low_rank(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
+    from hubkit.artifact.forms import short_targets
+    from hubkit.tensors.parts.adapter import Adapter
+
+    method, configured = _holder(adapters, lambda info: info.low_rank, "a low-rank change")
+    config = configured(tuple(short_targets(made.factors, base.sites)), made.rank)
+    values = {site: _factors(left, right, made.rank) for site, (left, right) in made.factors.items()}
+    return Adapter.of_factors(name, method, config, base, values)
+
+
+def _factors(left: Tensor, right: Tensor, rank: int) -> dict[str, Tensor]:
+    """A (rank, in) and B (out, rank), padded with zeros."""
+    from torch.nn.functional import pad
+
+    missing = rank - int(right.shape[0])
+    return {"A": pad(right, (0, 0, 0, missing)), "B": pad(left, (0, missing))}
+
+
+def _whole(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
+    from hubkit.tensors.parts.adapter import Adapter
+
+    method, configured = _holder(adapters, lambda info: info.whole, "a change of whole tensors")
+    values: dict[str, dict[str, Tensor]] = {
+        site: {"weight": left @ right} for site, (left, right) in made.factors.items()
+    }
+    for site, delta in made.whole.items():
+        roles = {"weight": delta.dense, "bias": delta.bias}
+        values[site] = {role: value.contiguous() for role, value in roles.items() if value is not None}
+    tied = _tie(values, adapters, base)
+    config = configured(tuple(sorted(f"{site}.{role}" for site, roles in values.items() for role in roles)), tied)
+    return Adapter.of_factors(name, method, config, base, values)
+
+
+def _tie(values: dict[str, dict[str, Tensor]], adapters: Mapping[str, Adapter], base: Base) -> Tied:
+    """Whether a tied output head follows its table: when it does so in every member; its change is then the table's."""
+    from hubkit.tensors.parts.tied import keeps_tie, tied_pairs
+
+    tied: Tied = "keep"
+    for head, table in tied_pairs(base).items():
+        if "weight" not in {**values.get(head, {}), **values.get(table, {})}:
+            continue
+        if not all(keeps_tie(a.parts, base, base.site(head)) for a in adapters.values()):
+            tied = "break"
+            continue
+        values.get(head, {}).pop("weight", None)
+        if head in values and not values[head]:
+            del values[head]
+    return tied
+
+
+def _holder(
+    adapters: Mapping[str, Adapter], way: Callable[[MethodInfo], Callable[..., Any] | None], what: str
+) -> tuple[Method, Callable[..., Any]]:
+    """A method that can hold any change of a kind, and its way to: a member's own, else any that is installed.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE``.
+    """
+    for name in _candidates(adapters):
+        try:
+            method = host().load(name)
+        except HubkitError:
+            continue  # a broken plugin that no member needs
+        if (configured := way(method.info)) is not None:
+            return method, configured
+    raise HubkitError("HK-COMPOSE", f"no installed method can hold {what} as it is")
+
+
+def _candidates(adapters: Mapping[str, Adapter]) -> Iterator[str]:
+    """Names of methods: the members' own, the default, all that are installed; each looked up when it is needed."""
+    yield from dict.fromkeys(a.method.name for a in adapters.values())
+    yield host().default()
+    yield from host().offers()

@@ -1,0 +1,182 @@
+"""What hubkit knows of architectures, as data (``arch.json``): heads, embeddings, inputs that sites share, file names,
+and where the sub-layers of a layer are.
+
+Everything else is read from the model itself, so an architecture that is not listed works too. A user's own JSON adds
+to it (`hubkit.tensors.base.archfile`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hubkit.tensors.base.archfile import chosen, table
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Where one sub-layer of every layer is. All names are paths below the layer.
+
+    Args:
+        role: ``attention`` or ``feedforward``.
+        name: what its site is called.
+        projection: the linear that ends it; its rows are the width of the residual stream.
+        output: the module whose output is added to the residual stream, dropout and norms of its own included.
+        residual: the module that is called with the residual stream as it is before that addition.
+        argument: which of that module's arguments it is.
+        norm: the norm of the sum, where there is one (post-norm architectures); empty where there is none.
+    """
+
+    role: str
+    name: str
+    projection: str
+    output: str
+    residual: str
+    argument: int = 0
+    norm: str = ""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Where virtual tokens go in an encoder.
+
+    Args:
+        attention: classes of its self-attention modules; one per implementation in some releases of transformers.
+        counted_positions: positions count the tokens that are no padding, from the padding token's id on.
+        first_position: classes of the heads that read the first position of the encoder's output.
+    """
+
+    attention: tuple[str, ...]
+    counted_positions: bool = False
+    first_position: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Facts about one architecture.
+
+    Args:
+        model_type: what transformers calls it; empty when unknown.
+        heads: last names of output heads, that of the language model first: left out of ``all-linear``.
+        head_bias: name in the files of the language model head's bias, where it is not ``<head>.bias``.
+        embeddings: last names of embedding tables (needed where only file headers are at hand).
+        norms: expression for the last names of norms (as above).
+        shared_inputs: groups of sibling modules that are called with the same input.
+        prefix: prefix that the modules of the language model have and that old files may lack.
+        transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
+        attention: class of the self-attention modules of a causal decoder; empty: no known place for virtual tokens.
+        cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
+        encoder: where virtual tokens go in an encoder; None where that is not known.
+        learned_positions: positions are rows of a table, so that there is none beyond its end.
+        layers: paths of the lists of layers, in the order in which they run.
+        sublayers: the sub-layers of a layer.
+        adapterhub: name of a sub-layer -> path below the layer where AdapterHub keeps what acts there; only for
+            architectures that AdapterHub builds in.
+    """
+
+    model_type: str
+
+    heads: tuple[str, ...]
+    head_bias: str
+    embeddings: tuple[str, ...]
+    norms: str
+    shared_inputs: tuple[tuple[str, ...], ...]
+    prefix: str
+    transposed: tuple[str, ...]
+    attention: str
+    cache: tuple[str, ...]
+    learned_positions: bool
+    encoder: Encoder | None = None
+    layers: tuple[str, ...] = ()
+    sublayers: tuple[Sublayer, ...] = ()
+    adapterhub: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def is_head(self, name: str) -> bool:
+        return any(name == head or name.endswith("." + head) for head in self.heads)
+
+    def is_norm(self, last: str) -> bool:
+        return re.fullmatch(self.norms, last) is not None
+
+    def groups(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Site name -> the sites (itself among them, in call order) that share its input."""
+        known = set(names)
+        found: dict[str, tuple[str, ...]] = {}
+        for name in known:
+            parent, dot, last = name.rpartition(".")
+            for group in self.shared_inputs:
+                if last in group:
+                    members = tuple(parent + dot + other for other in group if parent + dot + other in known)
+                    if len(members) > 1:
+                        found[name] = members
+        return found
+
+
+def arch_of(model_type: str) -> Arch:
+    """The facts for a ``model_type`` of transformers; the defaults for one that is not listed.
+
+    Raises:
+        HubkitError: ``HK-ARCH-FILE``, see `hubkit.tensors.base.archfile.table`.
+    """
+    return _arch_of(model_type, chosen())
+
+
+@functools.cache
+def _arch_of(model_type: str, file: str) -> Arch:
+    fields = _fields(model_type)
+    groups = fields["shared_inputs"]
+    assert isinstance(groups, list)
+    return Arch(
+        model_type=model_type,
+        heads=_words(fields["heads"]),
+        head_bias=str(fields["head_bias"]),
+        embeddings=_words(fields["embeddings"]),
+        norms=str(fields["norms"]),
+        shared_inputs=tuple(tuple(group) for group in groups),
+        prefix=str(fields["prefix"]),
+        transposed=_words(fields["transposed"]),
+        attention=str(fields["attention"]),
+        cache=_words(fields["cache"]),
+        learned_positions=bool(fields["learned_positions"]),
+        encoder=_encoder(fields.get("encoder")),
+        layers=_words(fields.get("layers", [])),
+        sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
+        adapterhub=fields.get("adapterhub", {}),
+    )
+
+
+def decoders() -> list[str]:
+    """The model types whose attention is listed."""
+    return sorted(model_type for model_type, fields in table().items() if fields.get("attention"))
+
+
+def encoders() -> list[str]:
+    """The model types of encoders that have a known place for virtual tokens."""
+    return sorted(model_type for model_type, fields in table().items() if fields.get("encoder"))
+
+
+def known_layers() -> list[str]:
+    """The ``model_type`` of every architecture whose sub-layers are known."""
+    return sorted(name for name in table() if _fields(name).get("layers"))
+
+
+def _fields(model_type: str) -> dict[str, Any]:
+    """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
+    own = table().get(model_type, {})
+    like = table().get(str(own.get("like", "")), {})
+    alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
+    return {**table()["default"], **alike, **own}
+
+
+def _encoder(fields: Mapping[str, Any] | None) -> Encoder | None:
+    if not fields:
+        return None
+    words: dict[str, Any] = {key: _words(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Encoder(**words)
+
+
+def _words(value: object) -> tuple[str, ...]:
+    assert isinstance(value, list)
+    return tuple(str(word) for word in value)

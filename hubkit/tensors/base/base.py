@@ -1,0 +1,371 @@
+"""The base as adapters see it: named sites, from a live model or from the headers of its files alone.
+
+A site's name is the module's path in the model (``model.layers.0.self_attn.q_proj``), whatever the file calls it; its
+weight is always (out, in), whatever the storage; that of a norm is (n, 1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.artifact.header import TensorInfo
+from hubkit.artifact.identity.digest import ties
+from hubkit.errors import USAGE, HubkitError, nearest
+from hubkit.tensors.base.arch import Arch, arch_of, known_layers
+from hubkit.tensors.base.blocks import Block, block_sites
+from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
+from hubkit.tensors.base.expressions import expression
+from hubkit.tensors.base.layers import Layers, outside, within
+from hubkit.tensors.base.site import Read, Site
+from hubkit.tensors.base.token_sites import row_sites
+from hubkit.tensors.base.tokenizer import load_tokenizer
+from hubkit.tensors.files.dtypes import torch_dtype
+from hubkit.tensors.fourbit.files import PackedHeaders
+from hubkit.tensors.fourbit.linear import QuantLinear, packed_facts, packed_of, quantizable
+from hubkit.tensors.fourbit.nf4 import CODEC
+
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+NORMS = ("LayerNorm", "RMSNorm")
+"""Ends of the class names of norms with a gain per feature."""
+
+
+class Base:
+    """The sites of one base.
+
+    Made by `from_model` or `from_folder`; both give the same sites, in the order of their names (layer 10 after 9).
+    """
+
+    def __init__(
+        self,
+        sites: Iterable[Site],
+        arch: Arch,
+        source: str,
+        others: Iterable[str] = (),
+        *,
+        config: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+        tokenizer: Callable[[], Any] | None = None,
+    ) -> None:
+        self.sites: dict[str, Site] = {s.name: s for s in sorted(sites, key=lambda site: natural(site.name))}
+        self.arch = arch
+        self.source = source
+        self.model = model
+        self.tokenizer = tokenizer
+        """Gives the base's tokenizer, for values that are taken from a text."""
+        self._config = config or {}
+        self._others = frozenset(others)
+        self.codec: str | None = None
+        self.virtual = virtual_sites(self.sites, arch, self._config, source)
+        """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
+        self.rows = row_sites(self.sites, embedding_table(self.sites.values(), arch), arch.is_head)
+        """Where rows of single tokens act: beside the embedding table and an untied output head."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The sizes of its decoder; ``HK-ARCH`` where virtual tokens have no known place."""
+        return decoder_of(self.arch, self._config, self.source)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes it is or was saved as: ``LlamaForCausalLM``."""
+        named = self._config.get("architectures")
+        return (self.source,) if self.model is not None else tuple(map(str, named if isinstance(named, list) else ()))
+
+    def find(self, name: str) -> Site | None:
+        """The site of that name, a virtual one too, or None."""
+        return self.sites.get(name) or self.virtual.get(name) or self.rows.get(name)
+
+    def site(self, name: str) -> Site:
+        """The site of that name, a virtual one too; it must exist."""
+        return self.sites[name] if name in self.sites else {**self.virtual, **self.rows}[name]
+
+    def token_ids(self, text: str, length: int) -> Tensor:
+        """The first `length` tokens of `text`, (length,), which is repeated where it has fewer.
+
+        Raises:
+            HubkitError: ``HK-TOKENIZER-NEEDED``, ``HK-TOKENIZER-LOAD``, ``HK-CONFIG`` for a text without a token.
+        """
+        tokenizer = self.tokenizer() if self.tokenizer is not None else None
+        if tokenizer is None:
+            raise HubkitError(
+                "HK-TOKENIZER-NEEDED", "values are to be taken from a text and the base has no tokenizer at hand",
+                where=self.source, fix="load the base from its folder, or leave the text out",
+            )  # fmt: skip
+        ids: list[int] = tokenizer(text)["input_ids"]
+        if not ids:
+            raise HubkitError("HK-CONFIG", "the text that values are to be taken from has no token", have=repr(text))
+        return torch.tensor((ids * -(-length // len(ids)))[:length])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The base's embeddings of token ids (n,), (n, hidden), on the CPU."""
+        table = self.site("tokens")
+        if table.module is not None:
+            found: Tensor = table.module(ids.to(table.device))
+            return found.detach().cpu()
+        return table.weight()[:, ids].t()
+
+    def keys_values(self, ids: Tensor) -> Tensor:
+        """What the base's own attention makes of a text: keys and values, (layers, 2, kv_heads, n, head_dim).
+
+        Args:
+            ids: its tokens, (n,).
+
+        Raises:
+            HubkitError: ``HK-BASE-NEEDED`` where only files are at hand.
+        """
+        from hubkit.tensors.front.decoder_hooks import run_once
+        from hubkit.tensors.front.encoder_hooks import run_encoder_once
+
+        if self.model is None:
+            raise HubkitError(
+                "HK-BASE-NEEDED", "keys and values of a text need the base in memory", where=self.source,
+                fix="make the adapter on a loaded model, or choose another init",
+            )  # fmt: skip
+        run = run_encoder_once if self.arch.encoder else run_once
+        rows = run(self.model, self, {"input_ids": ids[None].to(self.site("tokens").device)})
+        return torch.stack([torch.stack([keys[0].cpu(), values[0].cpu()]) for keys, values in rows])
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> Base:
+        """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules, and its blocks."""
+        config = _live_config(model)
+        arch = arch_of(str(getattr(getattr(model, "config", None), "model_type", "")))
+        sites: list[Site] = []
+        others: list[str] = []
+        first: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            first.setdefault(id(parameter), name)
+        for name, module in model.named_modules():
+            kind = _kind(module)
+            weight = getattr(module, "weight", None)
+            if not kind or not isinstance(weight, Tensor) or weight.dim() != (1 if kind == "norm" else 2):
+                others.append(name)
+                continue
+            transposed = kind == "embedding" or type(module).__name__ == "Conv1D"
+            rows, columns = (*weight.shape, 1)[:2]
+            bias = getattr(module, "bias", None)
+            bias_name = first.get(id(bias), f"{name}.bias") if isinstance(bias, Tensor) else None
+            shape, dtype = (columns, rows) if transposed else (rows, columns), weight.dtype
+            packed = packed_facts(module)
+            if packed is not None:
+                shape, dtype, transposed = packed
+            twin = first.get(id(weight), f"{name}.weight")
+            tied = twin != f"{name}.weight" and kind == "linear"
+            site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
+            sites.append(replace(site, packed=packed is not None))
+        folder = str(getattr(model, "name_or_path", ""))
+        reader = partial(load_tokenizer, folder) if folder and Path(folder, "tokenizer_config.json").is_file() else None
+        sites += block_sites(sites, arch, model)
+        return cls(sites, arch, type(model).__name__, others, config=config, model=model, tokenizer=reader)
+
+    @classmethod
+    def from_headers(
+        cls, headers: Mapping[str, TensorInfo], config: Mapping[str, object], source: str, read: Read | None = None
+    ) -> Base:
+        """The sites of a base given by the headers of its files (no module, no weight in memory)."""
+        arch = arch_of(str(config.get("model_type", "")))
+        sites: list[Site] = []
+        packed = PackedHeaders(headers, read, source)
+        bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
+        for tensor, info in headers.items():
+            stem, _, last = tensor.rpartition(".")
+            leaf = stem.rpartition(".")[2]
+            is_norm = len(info.shape) == 1 and arch.is_norm(leaf) and f"{stem}.running_mean" not in headers
+            if last != "weight" or not stem or not (is_norm or len(info.shape) == 2):
+                continue
+            name = arch.prefix + stem if bare and not arch.is_head(stem) else stem
+            kind = "norm" if is_norm else "embedding" if leaf in arch.embeddings else "linear"
+            transposed = kind == "embedding" or (kind == "linear" and leaf in arch.transposed)
+            rows, columns = (*info.shape, 1)[:2]
+            shape, dtype = (columns, rows) if transposed else (rows, columns), torch_dtype(info.dtype)
+            bias, reader = f"{stem}.bias" if f"{stem}.bias" in headers else None, read
+            if tensor in packed:
+                shape, dtype = packed.facts(tensor)
+                reader = packed.reader(tensor, transposed)
+            site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
+            sites.append(replace(site, packed=tensor in packed))
+        sites = _with_tied_head(sites, arch, config, read, headers)
+        return cls([*sites, *block_sites(sites, arch)], arch, source, config=config)
+
+    @classmethod
+    def from_folder(cls, path: Path) -> Base:
+        """The sites of a base on disk, from headers; weights are read when `Site.weight` asks for them."""
+        from hubkit.tensors.files.shards import open_shards
+
+        shards = open_shards(path)
+        base = cls.from_headers(shards.headers, shards.config, str(path), shards.read)
+        base.tokenizer = partial(load_tokenizer, path)
+        return base
+
+    def match(
+        self, targets: str | Sequence[str], kind: str | Sequence[str] | None = None, *, layers: Layers | None = None
+    ) -> list[Site]:
+        """The sites that `targets` name, in order.
+
+        Args:
+            targets: ``"all-linear"`` (every linear but the output heads), ``"all-norm"``; a list of names, or one name,
+                each matching a module path or its last components; any other string is a regular expression for a
+                whole path, which leaves out norms where the method cannot serve them.
+            kind: site kinds the method can serve; None for linear layers and embeddings.
+            layers: only modules in these layers: ``"0-11"``, ``"0-3,8"`` or a list of numbers; None for all modules.
+
+        Raises:
+            HubkitError: ``HK-TARGET`` when any one target matches nothing or a kind that the method cannot serve, or
+                for a layer that the base does not have; ``HK-CONFIG`` for `layers` that are no numbers.
+        """
+        kinds = (kind,) if isinstance(kind, str) else kind or ("linear", "embedding")
+        sites = self.sites if layers is None else within(self.sites, layers, self.source)
+        if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
+            targets = [targets]
+        if targets == "all-linear":
+            return [s for s in sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
+        if targets == "all-norm" and "norm" in kinds:
+            return [s for s in sites.values() if s.kind == "norm"]
+        pool = [name for name, site in self.sites.items() if site.kind != "block" or "block" in kinds]
+        chosen: set[str] = set()
+        for target in [targets] if isinstance(targets, str) else targets:
+            if target == "all-norm":
+                found = {name for name, site in self.sites.items() if site.kind == "norm"}
+            elif isinstance(targets, str):
+                found = {name for name in pool if _pattern(target).fullmatch(name)}
+                found = {n for n in found if "norm" in kinds or self.sites[n].kind != "norm"} or found
+            else:
+                found = {name for name in pool if name == target or name.endswith("." + target)}
+            if not found:
+                self._refuse(target)
+            if not found & sites.keys():
+                raise outside(target, found, layers, self.source)
+            found &= sites.keys()
+            foreign = sorted(name for name in found if self.sites[name].kind not in kinds)
+            if foreign:
+                raise HubkitError(
+                    "HK-TARGET", f"the method cannot act at {target!r}", where=self.source,
+                    want=f"sites of kind {' or '.join(kinds)}",
+                    have=[f"{name}: {self.sites[name].kind}" for name in foreign],
+                )  # fmt: skip
+            chosen |= found
+        return [site for site in self.sites.values() if site.name in chosen]
+
+    def quantize(self, codec: str) -> None:
+        """Asks for the base to be quantized: called by the `inject` of a method that trains on a quantized base.
+
+        Nothing happens here: an `Attached` quantizes the live layers when it gets an adapter made for this base, and
+        `load_base` while it loads; a base known by its headers only notes the codec. Layers that are quantized
+        already, whatever their codec, stay as they are.
+
+        Raises:
+            HubkitError: ``HK-CODEC`` for one that hubkit does not write.
+        """
+        if codec != CODEC:
+            raise HubkitError("HK-CODEC", f"unknown codec {codec!r}", want=CODEC, have=codec)
+        self.codec = codec
+
+    def to_quantize(self) -> list[Site]:
+        """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own."""
+        own = (s for s in self.match("all-linear") if not s.tied and not s.packed and s.dtype.is_floating_point)
+        return [s for s in own if s.module is None or (packed_of(s.module) is None and quantizable(s.module))]
+
+    def _refuse(self, target: str) -> None:
+        counts: dict[str, int] = {}
+        for site in self.sites.values():
+            if not self.arch.is_head(site.name) and site.kind == "linear":
+                last = site.name.rpartition(".")[2]
+                counts[last] = counts.get(last, 0) + 1
+        families = " ".join(f"{name} ({count})" for name, count in counts.items())
+        names = {site.rpartition(".")[2] for site in self.sites} | set(self.sites)
+        near = nearest(target.rpartition(".")[2], names) or nearest(target, names)
+        known = target in self._others or any(o.endswith("." + target) for o in self._others)
+        why = "names a module that holds no weight of its own" if known else "matches nothing in the base"
+        raise HubkitError(
+            "HK-TARGET",
+            f"the target {target!r} {why}",
+            where=self.source,
+            want=f"one of: {families}" if families else "a base with linear layers",
+            have=target,
+            fix=f"near: {', '.join(near)}" if near else "all-linear takes every linear layer but the head",
+        )
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """A target expression; bounded, because it can come from a stranger's file."""
+    try:
+        return expression(text)
+    except re.error as e:
+        raise HubkitError(
+            "HK-TARGET", "the target is not a usable regular expression", where=text[:80], have=str(e),
+            fix="list the module names instead: q_proj,v_proj",
+        ) from e  # fmt: skip
+
+
+def _with_tied_head(
+    sites: list[Site], arch: Arch, config: Mapping[str, object], read: Read | None, names: Iterable[str]
+) -> list[Site]:
+    """`sites`, the output head among them where it is the embedding table: files leave it out or hold it twice."""
+    table = embedding_table(sites, arch)
+    if table is None or not ties(config):
+        return sites
+    shape = (table.shape[1], table.shape[0])
+    bias = arch.head_bias if arch.head_bias in names else None
+    heads = [site for site in sites if arch.is_head(site.name)]
+    if heads:
+        fields: dict[str, Any] = {"tensor": table.tensor, "tied": True}
+        fields |= {"bias_tensor": bias} if bias else {}
+        tied = [replace(site, **fields) for site in heads if site.shape == shape]
+        return [site for site in sites if site.name not in {head.name for head in tied}] + tied
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or not any(str(name).endswith(LANGUAGE_MODELS) for name in classes):
+        return sites
+    return [*sites, Site(arch.heads[0], "linear", shape, table.dtype, False, table.tensor, bias, tied=True, read=read)]
+
+
+def _live_config(model: nn.Module) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        return dict(config.to_dict())
+    return {} if config is None else dict(vars(config))
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, nn.Linear | QuantLinear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf")):
+        return "linear"
+    if type(module).__name__.endswith(NORMS) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
+        return "norm"
+    return ""
+
+
+def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) -> list[Block]:
+    """The blocks of `base` of the given roles in the given layers (none given: all), in order.
+
+    Raises:
+        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, or a layer that is not there.
+    """
+    blocks = [site for site in base.sites.values() if isinstance(site, Block)]
+    if not blocks:
+        raise HubkitError(
+            "HK-TARGET", "where the attention and feed-forward sub-layers of this architecture are is not known",
+            where=base.source, want=f"one of: {', '.join(known_layers())}",
+            have=base.arch.model_type or "no model_type", fix="another base, or a method that acts at weights",
+        )  # fmt: skip
+    count = max(block.layer for block in blocks) + 1
+    beyond = sorted({layer for layer in layers if not 0 <= layer < count})
+    if beyond:
+        raise HubkitError(
+            "HK-TARGET", f"the base has no layer {', '.join(map(str, beyond))}", where=base.source,
+            want=f"0 to {count - 1}", have=", ".join(map(str, beyond)), status=USAGE,
+        )  # fmt: skip
+    return [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 10 after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

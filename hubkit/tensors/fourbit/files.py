@@ -1,0 +1,82 @@
+"""Packed weights in the files of a base: found by their headers, read by the name of the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from hubkit.artifact.header import TensorInfo
+from hubkit.errors import HubkitError
+from hubkit.tensors.fourbit.decode import dequantize
+from hubkit.tensors.fourbit.nf4 import STATE, Packed, read_state, unpacked
+
+Read = Callable[[str], Tensor]
+
+
+class PackedHeaders:
+    """The packed weights among the tensors of a base.
+
+    Args:
+        headers: tensor name -> header, of all files.
+        read: reads a tensor; None where only headers are at hand.
+        source: the base, for messages.
+    """
+
+    def __init__(self, headers: Mapping[str, TensorInfo], read: Read | None, source: str) -> None:
+        self._read, self._source = read, source
+        self._states = {name[: name.index(f".{STATE}")]: name for name in headers if f".{STATE}" in name}
+        self._statistics: dict[str, list[str]] = {}
+        for name in headers:
+            stem, _, key = name.rpartition(".weight.")
+            if key and headers.get(f"{stem}.weight") is not None:
+                self._statistics.setdefault(f"{stem}.weight", []).append(key)
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self._states or tensor in self._statistics
+
+    def facts(self, tensor: str) -> tuple[tuple[int, int], torch.dtype]:
+        """(out, in) and dtype of a packed weight.
+
+        Raises:
+            HubkitError: ``HK-QUANT-STATE``; ``HK-BASE-NEEDED`` where there is nothing to read from.
+        """
+        if self._read is None:
+            raise HubkitError(
+                "HK-BASE-NEEDED", "the base is quantized: what its tensors hold stands in its files only",
+                where=f"{self._source}: {tensor}", fix="name the base's folder with --base",
+            )  # fmt: skip
+        if tensor not in self._states:
+            unpacked({key: torch.empty(0) for key in self._statistics[tensor]}, tensor)  # names what is missing
+        facts = read_state(self._read(self._states[tensor]), tensor)
+        if len(facts.shape) != 2:
+            raise HubkitError(
+                "HK-QUANT-STATE", "the packed weight is not a matrix", where=tensor, have=str(facts.shape)
+            )
+        return (facts.shape[0], facts.shape[1]), facts.dtype
+
+    def packed(self, tensor: str) -> Packed:
+        """The packed weight named `tensor`.
+
+        Raises:
+            HubkitError: as `facts`.
+        """
+        assert self._read is not None
+        keys = self._statistics.get(tensor, [])
+        return unpacked(
+            {"": self._read(tensor), **{key: self._read(f"{tensor}.{key}") for key in keys}},
+            f"{self._source}: {tensor}",
+        )
+
+    def reader(self, tensor: str, transposed: bool) -> Read:
+        """Reads any tensor; `tensor` itself decoded, (in, out) where the base's architecture stores it so."""
+
+        def read(name: str) -> Tensor:
+            assert self._read is not None
+            if name != tensor:
+                return self._read(name)
+            weight = dequantize(self.packed(tensor))
+            return weight.t() if transposed else weight
+
+        return read

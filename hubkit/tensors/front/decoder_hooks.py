@@ -1,0 +1,282 @@
+"""Virtual tokens at work: keys and values in front of every attention's own, embeddings that are run to become such.
+
+The model's cache is never filled. A pre-hook on each attention module hands it a view of its cache, whose ``update``
+puts the virtual keys and values first, and widens the mask on the left; a pre-hook on the decoder moves positions on.
+Cache lengths, masks and ``generate`` stay the base's own, so beams, static caches, continued and uncached generation,
+left padding and gradient checkpointing need nothing of their own.
+
+Prefix tuning, Li and Liang 2021, https://arxiv.org/abs/2101.00190; prompt tuning, Lester et al. 2021,
+https://arxiv.org/abs/2104.08691
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.errors import HubkitError
+from hubkit.tensors.front.front import CacheView, Front, Layers, follow, front_of_rows, joined, keys_after
+from hubkit.tensors.front.plan import RowsVirtual, Virtual, VirtualPlan
+from hubkit.tensors.parts.part import KV
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base.base import Base
+
+ATTENTIONS = ("sdpa", "eager")
+"""Implementations whose mask can be widened."""
+
+BARE: ContextVar[bool] = ContextVar("hubkit_bare", default=False)
+"""Whether this thread asks the base itself: whatever is attached to it stays out."""
+
+_STATE = "_hubkit_front"
+
+
+class _Argument:
+    """One argument of a module's forward, whether it is passed by name or by place."""
+
+    def __init__(self, forward: Callable[..., Any], names: Sequence[str]) -> None:
+        known = list(inspect.signature(forward).parameters)
+        self.name = next((name for name in names if name in known), names[0])
+        self.place = known.index(self.name) if self.name in known else 1 << 30
+
+    def get(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return args[self.place] if self.place < len(args) else kwargs.get(self.name)
+
+    def put(self, args: list[Any], kwargs: dict[str, Any], value: Any) -> None:
+        if self.place < len(args):
+            args[self.place] = value
+        else:
+            kwargs[self.name] = value
+
+
+class VirtualHooks:
+    """The hooks on one model that put virtual tokens in front of its text.
+
+    Args:
+        model: the live base.
+        base: its sites.
+        active: the plan of the forward that is running, or None.
+        under: makes a plan the active one, inside a ``with``.
+
+    Raises:
+        HubkitError: ``HK-ARCH`` where the model has no known place for them.
+    """
+
+    def __init__(
+        self, model: nn.Module, base: Base, active: Callable[[], Virtual | None],
+        under: Callable[[Any], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:  # fmt: skip
+        attentions = {n: m for n, m in model.named_modules() if type(m).__name__ == base.arch.attention}
+        if len(attentions) != base.decoder.layers:
+            raise HubkitError(
+                "HK-ARCH", "the model has another number of attention modules than its configuration says",
+                where=base.source, want=f"{base.decoder.layers} of class {base.arch.attention}",
+                have=str(len(attentions)),
+            )  # fmt: skip
+        name, attention = next(iter(attentions.items()))
+        stack = next(i for i, part in enumerate(name.split(".")) if part.isdigit())
+        self.decoder = model.get_submodule(".".join(name.split(".")[: stack - 1]))
+        self._active, self._under = active, under
+        self._limit = base.decoder.context if base.arch.learned_positions else None
+        self._weights = list(model.parameters())
+        self._checkpointing: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+        self._made: ContextVar[Front | None] = ContextVar("hubkit_front_made", default=None)
+        self._now: ContextVar[Front | None] = ContextVar("hubkit_front", default=None)
+        self._anchor: ContextVar[Front | None] = ContextVar("hubkit_anchor", default=None)
+        outer, inner = self.decoder.forward, attention.forward
+        self._ids, self._embeds = _Argument(outer, ["input_ids"]), _Argument(outer, ["inputs_embeds"])
+        self._positions, self._past = _Argument(outer, ["position_ids"]), _Argument(outer, base.arch.cache)
+        self._cache, self._mask = _Argument(inner, base.arch.cache), _Argument(inner, ["attention_mask"])
+        self.table = base.site("tokens").module
+        assert self.table is not None
+        self._handles = [
+            self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            self.table.register_forward_hook(self._after_embedding),
+            *(m.register_forward_pre_hook(self._before_attention, with_kwargs=True) for m in attentions.values()),
+        ]
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plan, making = self._active(), self._made.get()
+        if plan is None and making is None:
+            self._now.set(None)
+            return None
+        self._require_attention()
+        listed, named = list(args), dict(kwargs)
+        text = self._ids.get(listed, named)
+        text = self._embeds.get(listed, named) if text is None else text
+        front = making if making is not None else self._front(plan, text.shape[0])  # type: ignore[arg-type]
+        self._now.set(front)
+        if plan is not None:
+            plan.last = front
+        positions = self._moved(listed, named, text, front)
+        setattr(positions, _STATE, front)  # an attention that is recomputed later finds its own forward's by it
+        self._positions.put(listed, named, positions)
+        embeds = self._embeds.get(listed, named)
+        if front.leaves and embeds is not None:
+            self._embeds.put(listed, named, front.anchored(embeds))
+        elif front.leaves:
+            self._anchor.set(front)
+        return tuple(listed), named
+
+    def _moved(self, args: list[Any], kwargs: dict[str, Any], text: Tensor, front: Front) -> Tensor:
+        """The positions of the text, further on by what is in front of each row."""
+        positions, last = self._positions.get(args, kwargs), None
+        if positions is None:
+            past = self._past.get(args, kwargs)
+            start = 0 if past is None else int(past.get_seq_length())
+            positions = (torch.arange(text.shape[1], device=text.device) + start)[None]
+            last = start + text.shape[1] - 1 + front.length
+        shift = front.shift
+        moved: Tensor = positions + (shift if isinstance(shift, int) else shift.to(positions.device))
+        if self._limit is None:
+            return moved
+        last = int(moved.max()) if last is None else last  # only positions that were given have to be looked at
+        if last >= self._limit:
+            raise HubkitError(
+                "HK-ROW-TOO-LONG", "virtual tokens and text do not fit the base's context",
+                want=f"at most {self._limit - front.length} tokens of text beside {front.length} virtual ones",
+                have=str(last + 1 - front.length),
+            )  # fmt: skip
+        return moved
+
+    def _after_embedding(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
+        front = self._anchor.get()
+        if front is None:
+            return None
+        self._anchor.set(None)
+        return front.anchored(y)
+
+    def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        front: Front | None = getattr(kwargs.get("position_ids"), _STATE, None) or self._now.get()
+        if front is None:  # a recomputation in another thread, of an architecture that passes no positions on
+            plan = self._active()
+            front = None if plan is None else plan.last
+        if front is None:
+            return None
+        listed, named = list(args), dict(kwargs)
+        text = listed[0] if listed else named["hidden_states"]
+        cache = self._cache.get(listed, named)
+        mask, crop = front.widened(
+            self._mask.get(listed, named),
+            text,
+            lambda: keys_after(cache, text.shape[1], module.layer_idx),  # type: ignore[arg-type]
+        )
+        self._mask.put(listed, named, mask)
+        self._cache.put(listed, named, CacheView(cache, front, crop))
+        return tuple(listed), named
+
+    def _require_attention(self) -> None:
+        config: Any = self.decoder.config
+        kind = getattr(config, "_attn_implementation", None)
+        if kind not in ATTENTIONS:
+            raise HubkitError(
+                "HK-ATTENTION", "virtual tokens need an attention whose mask they can widen",
+                want=" or ".join(ATTENTIONS), have=str(kind), fix='model.set_attn_implementation("sdpa")',
+            )  # fmt: skip
+
+    def _front(self, plan: Virtual, rows: int) -> Front:
+        """What is in front of this forward's text of `rows` rows."""
+        front = self._made_of_rows(plan, rows) if isinstance(plan, RowsVirtual) else self._kept(plan)
+        checkpointed = self.decoder.training and any(m.gradient_checkpointing for m in self._checkpointing)
+        if checkpointed and torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
+            front.part_from_graph()
+        return front
+
+    def _made_of_rows(self, plan: RowsVirtual, rows: int) -> Front:
+        fronts = {}
+        for number, (member, whole) in plan.members.items():
+            with self._under(whole):
+                fronts[number] = self._kept(member)
+        key = rows, list(fronts.values())
+        if plan.ready is None or plan.ready[0] != key:
+            plan.ready = key, front_of_rows(fronts, plan.rows.of(rows))
+        return plan.ready[1]
+
+    def _kept(self, plan: VirtualPlan) -> Front:
+        """What a mix puts in front; kept from pass to pass where nothing is trained."""
+        weights = [*plan.sources, *self._weights] if plan.runs else plan.sources
+        if any(p.requires_grad for p in weights):
+            plan.ready = None  # fused optimizers change values and leave versions as they were
+            return self._make(plan)
+        if plan.runs and self.decoder.training:  # dropout is drawn anew
+            return self._make(plan)
+        versions = [(p.data_ptr(), None if p.is_inference() else p._version) for p in weights]
+        key = (self._dtype, torch.is_inference_mode_enabled(), versions)
+        if plan.ready is None or plan.ready[0] != key:
+            plan.ready = (key, self._make(plan))
+        return plan.ready[1]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        weight: Any = self.table.weight  # type: ignore[union-attr]
+        return torch.float32 if not weight.is_floating_point() else weight.dtype
+
+    def _make(self, plan: VirtualPlan) -> Front:
+        layers: Layers = []
+        length = 0
+        for parts in follow(plan.parts):
+            if isinstance(parts[0], KV):
+                rows = joined([part() for part in parts], 3).to(self._dtype)
+                made: Layers = [(layer[0][None], layer[1][None]) for layer in rows.unbind(0)]
+            else:
+                embeds = joined([part() for part in parts], 0)[None].to(self._dtype)
+                made = self.run({"inputs_embeds": embeds}, Front(layers, length))
+            layers = [_after(a, b) for a, b in zip(layers, made, strict=True)] if layers else made
+            length += sum(part.length for part in parts)
+        return Front(layers, length)
+
+    def run(self, inputs: Mapping[str, Tensor], front: Front) -> Layers:
+        """Keys and values, per layer, that the decoder makes of one row with `front` in front of it."""
+        recorded: dict[int, tuple[Tensor, Tensor]] = {}
+        front.recorded = recorded
+        with self._uncheckpointed():
+            token = self._made.set(front)
+            try:
+                self.decoder(**inputs, use_cache=False)
+            finally:
+                self._made.reset(token)
+        return [recorded[index] for index in sorted(recorded)]
+
+    @contextlib.contextmanager
+    def _uncheckpointed(self) -> Iterator[None]:
+        """Keys and values are taken out of the layers on the way: nothing would be saved by making them twice."""
+        on = [module for module in self._checkpointing if module.gradient_checkpointing]
+        for module in on:
+            module.gradient_checkpointing = False
+        try:
+            yield
+        finally:
+            for module in on:
+                module.gradient_checkpointing = True
+
+
+def _after(first: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer, joined where the first are: a prefix is on one device, layers may be on several."""
+    return torch.cat([first[0], then[0].to(first[0])], 2), torch.cat([first[1], then[1].to(first[1])], 2)
+
+
+def run_once(model: nn.Module, base: Base, inputs: Mapping[str, Tensor]) -> Layers:
+    """Keys and values, per layer, that a bare model makes of one row, in eval mode; what is attached stays out."""
+    hooks = VirtualHooks(model, base, lambda: None)
+    training = model.training
+    token = BARE.set(True)
+    model.eval()
+    try:
+        with torch.no_grad():
+            return hooks.run(inputs, Front([], 0))
+    finally:
+        model.train(training)
+        BARE.reset(token)
+        hooks.remove()

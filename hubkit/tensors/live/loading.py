@@ -1,0 +1,222 @@
+"""Live models: loading a base with transformers, and the fingerprint of a model in memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubkit.artifact.header import TensorInfo
+from hubkit.artifact.identity.base_files import local, read_config
+from hubkit.artifact.identity.digest import (
+    BaseRecord,
+    TensorDigest,
+    compose_weights,
+    config_values,
+    counted,
+    fingerprint_folder,
+    layout_digest,
+    template_digest,
+    ties,
+    tokenizer_digest,
+    values_digest,
+)
+from hubkit.documents.manifest import BaseFingerprint
+from hubkit.errors import HubkitError
+from hubkit.tensors.base.tokenizer import transformers_module
+from hubkit.tensors.device import computing, device_named, require_dtype
+from hubkit.tensors.files.dtypes import DTYPE_NAMES, dtype_named
+from hubkit.tensors.files.shards import tensor_bytes
+from hubkit.tensors.live.loading_4bit import is_packed, load_packed
+
+
+def load_base(
+    path: Path | str, dtype: str | None = None, codec: str | None = None, device: str | torch.device = "auto"
+) -> nn.Module:
+    """The language model in folder `path`, in eval mode, its parameters frozen.
+
+    A folder in 4 bits, as bitsandbytes writes it, is loaded as it is. Tensors go straight to `device`, one by one: main
+    memory never holds the model as well.
+
+    Args:
+        dtype: ``float32``, ``bfloat16``...; None: as stored.
+        codec: ``nf4/64/double``: the linear layers but the output head are quantized while they are read, on `device`.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``: see `hubkit.tensors.device`.
+
+    Raises:
+        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``; ``HK-NAN`` for a weight
+            that cannot be quantized; ``HK-DEVICE``, ``HK-DTYPE`` and ``HK-MEMORY`` where `device` is not there, does
+            not compute so, or is too small; ``HK-EXTRA`` without transformers, or without accelerate off the CPU.
+    """
+    path, place = Path(path), device_named(device)
+    if not (path / "config.json").is_file():
+        raise HubkitError(
+            "HK-BASE-MISSING", "the folder does not hold a base model", where=str(path), want="config.json",
+            fix="hubkit pull --base ORG/NAME",
+        )  # fmt: skip
+    config = read_config(local(path))
+    wanted, stored = dtype_named(dtype), is_packed(config)
+    require_dtype(place, wanted or _stated_dtype(config))
+    transformers = transformers_module()
+    options: dict[str, Any] = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
+    if place.type != "cpu":
+        _require_accelerate(place)
+        options["device_map"] = {"": place}
+    try:
+        with computing(place, f"the base {path.name}", "--dtype bfloat16, or a quantized base"):
+            if codec or stored:
+                model = load_packed(path, transformers, None if stored else codec, options, place)
+            else:
+                model = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **options)
+    except HubkitError:
+        raise
+    except Exception as e:  # on a config of another maker, transformers can raise anything
+        raise HubkitError(
+            "HK-BASE-LOAD", "transformers cannot load the base as a causal language model", where=str(path),
+            have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
+        ) from e  # fmt: skip
+    require_dtype(place, next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
+    model.eval().requires_grad_(False)
+    if codec and not stored:
+        _ORIGINS[model] = (_values(model), fingerprint_folder(path))
+    return model
+
+
+def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype that a ``config.json`` says its weights have, where it says it in a word that torch knows."""
+    stated = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return stated if isinstance(stated, torch.dtype) else None
+
+
+def _require_accelerate(device: torch.device) -> None:
+    """transformers puts tensors on a device as it reads them only where accelerate is: ``HK-EXTRA``."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise HubkitError(
+            "HK-EXTRA", f"loading onto {device} needs accelerate, which is not installed",
+            fix="pip install 'hubkit-adapters[transformers]'",
+        )  # fmt: skip
+
+
+def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
+    """Name in the files -> tensor, of a live model: its state, tied aliases once, under the first of their names."""
+    seen: dict[tuple[int, torch.Size], str] = {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and seen.setdefault(key, name) != name:
+            continue
+        found[name] = tensor.detach()
+    return found
+
+
+_PROBES = 8
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
+_ORIGINS: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
+"""What a model was that was quantized while it was loaded: its values are not at hand any more."""
+
+
+def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
+    """The identity of a live model: equal to that of the folder it was loaded from, in the same or a wider dtype.
+
+    Hashed once per model and set of values; values changed in place are noticed. `files` is empty, and tokenizer and
+    template are unknown unless a tokenizer is given.
+
+    Args:
+        tokenizer: its transformers tokenizer, to be compared as well.
+    """
+    values = _values(model)
+    key = (id(tokenizer), values)
+    known = _KNOWN.get(model)
+    if known is not None and known[0] == key:
+        return known[1]
+    origin = _ORIGINS.get(model)
+    if origin is not None and origin[0] == values:
+        if tokenizer is None:
+            return origin[1]
+        words, template = _texts(tokenizer)
+        fingerprint = replace(origin[1].fingerprint, tokenizer=words, template=template)
+        return replace(origin[1], fingerprint=fingerprint)
+    tensors = stored_tensors(model)
+    config = _config(model)
+    infos = [TensorInfo(name, DTYPE_NAMES[t.dtype], tuple(t.shape), 0, 0) for name, t in tensors.items()]
+    with ThreadPoolExecutor(2) as pool:
+        hashed = list(pool.map(_digest, tensors.items()))
+    kept, texts = counted(hashed, ties(config)), _texts(tokenizer)
+    fingerprint = BaseFingerprint(
+        source=getattr(model, "name_or_path", None) or None,
+        revision=getattr(getattr(model, "config", None), "_commit_hash", None),
+        layout=layout_digest(infos, ties(config)),
+        weights=compose_weights(kept),
+        files={},
+        config=config_values(config),
+        tokenizer=texts[0],
+        template=texts[1],
+    )
+    record = BaseRecord(fingerprint, kept)
+    _KNOWN[model] = (key, record)
+    return record
+
+
+def _values(model: nn.Module) -> object:
+    """What changes when a parameter or buffer does, without looking at all values.
+
+    Module by module: a quicker walk than that of the state.
+    """
+    held = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+    return [(t.data_ptr(), _version(t), t.dtype, t.shape, _probe(t)) for t in held]
+
+
+def _texts(tokenizer: Any) -> tuple[str | None, str | None]:
+    """The digests of tokenizer and chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return _live_tokenizer(tokenizer), template_digest(template) if template else None
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _probe(tensor: Tensor) -> list[float]:
+    """A few of the values: writing through ``.data``, as merging tools do, leaves a tensor's version as it was."""
+    count = tensor.numel()
+    if not tensor.is_contiguous() or count < _PROBES:
+        tensor = tensor.reshape(-1)[:: max(1, count // _PROBES)]
+    else:
+        tensor = tensor.as_strided((_PROBES,), (count // _PROBES,))
+    values: list[float] = tensor.tolist()
+    return values
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return dict(json.loads(model.config.to_json_string(use_diff=False))) if hasattr(model, "config") else {}
+
+
+def _digest(item: tuple[str, Tensor]) -> TensorDigest:
+    name, tensor = item
+    dtype, digest = values_digest(DTYPE_NAMES[tensor.dtype], tensor_bytes(tensor))
+    return TensorDigest(name, dtype, tuple(tensor.shape), digest)
+
+
+def _live_tokenizer(tokenizer: Any) -> str | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    special = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad", "unk")}
+    return tokenizer_digest(backend.to_str().encode(), special)
+
+
+def context_length(path: Path) -> int | None:
+    """The longest input, in tokens, that the base in folder `path` was made for; None when its config does not say."""
+    config = json.loads((path / "config.json").read_bytes())
+    for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None

@@ -1,0 +1,126 @@
+"""Loading a base in 4 bits: quantized tensor by tensor while it is read, or as bitsandbytes stored it.
+
+transformers builds the model and loads everything but the quantized layers, which stand empty meanwhile; they are then
+filled one by one. At no time is there more than the 4-bit model and one tensor of the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubkit.errors import HubkitError
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.site import Site
+from hubkit.tensors.files.shards import Shards, open_shards
+from hubkit.tensors.fourbit.files import PackedHeaders
+from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
+from hubkit.tensors.fourbit.nf4 import CODEC, Packed, moved, quantize
+
+QUANTIZATION = "quantization_config"
+
+
+def is_packed(config: Mapping[str, Any]) -> bool:
+    """Whether the base with this ``config.json`` lies in 4 bits, as bitsandbytes writes it."""
+    facts = config.get(QUANTIZATION)
+    return isinstance(facts, Mapping) and bool(facts.get("load_in_4bit") or facts.get("_load_in_4bit"))
+
+
+def load_packed(
+    path: Path, transformers: Any, codec: str | None, options: Mapping[str, Any], device: torch.device
+) -> nn.Module:
+    """The language model in folder `path` with its linear layers packed.
+
+    Args:
+        transformers: the module.
+        codec: how to quantize a base that is not; None where its files are packed already.
+        options: of ``from_pretrained``.
+        device: where the layers are packed and lie; `options` say it to transformers.
+
+    Raises:
+        HubkitError: ``HK-CODEC``, ``HK-QUANT-STATE``, ``HK-NAN``; what opening the files raises.
+    """
+    if codec not in (None, CODEC):
+        raise HubkitError("HK-CODEC", f"unknown codec {codec!r}", want=CODEC, have=str(codec))
+    shards = open_shards(path)
+    headers = PackedHeaders(shards.headers, shards.read, str(path))
+    base = Base.from_headers(shards.headers, shards.config, str(path), shards.read)
+    ready = [site for site in base.sites.values() if site.packed]
+    sites = ready or base.to_quantize()
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, QUANTIZATION):
+        del config.quantization_config
+    kind = _model_class(transformers, config)
+    model = _hollow(kind, [site.name for site in sites]).from_pretrained(path, config=config, **options)
+    model.__class__ = kind
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    filled = [_fill(model, site, shards, headers, dtype, device) for site in sites]
+    if filled:
+        kept = [site.name for site in base.sites.values() if site.kind == "linear" and site not in sites]
+        model.config.quantization_config = _settings(filled[0], dtype, kept)
+    return model  # type: ignore[no-any-return]
+
+
+def _model_class(transformers: Any, config: Any) -> Any:
+    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not isinstance(kind, (tuple, list)):
+        return kind
+    named = [one for one in kind if one.__name__ in (config.architectures or ())]
+    return (named or kind)[0]
+
+
+def _hollow(kind: Any, names: Iterable[str]) -> Any:
+    """`kind` built with empty quantized layers in the named places: its loader has nothing to load there."""
+
+    class Hollow(kind):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            for name in names:
+                parent, _, last = name.rpartition(".")
+                module = self.get_submodule(name)
+                if quantizable(module):
+                    setattr(self.get_submodule(parent), last, shell(module))
+
+    for name in ("__name__", "__qualname__", "__module__"):
+        setattr(Hollow, name, getattr(kind, name))
+    return Hollow
+
+
+def _fill(
+    model: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, dtype: torch.dtype, device: torch.device
+) -> Packed:
+    layer = model.get_submodule(site.name)
+    if not isinstance(layer, QuantLinear):
+        raise HubkitError(
+            "HK-BASE-LOAD", "a quantized weight belongs to a layer that is not linear in this version of transformers",
+            where=site.name, have=type(layer).__name__, fix="use the original base without quantizing it",
+        )  # fmt: skip
+    if site.packed:
+        packed = moved(replace(headers.packed(site.tensor), dtype=dtype), device)
+    else:
+        try:
+            packed = quantize(site.weight().to(device).to(dtype))
+        except HubkitError as error:
+            error.where = error.where or site.tensor
+            raise
+    layer.fill(packed)
+    return packed
+
+
+def _settings(packed: Packed, dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
+    """The part of ``config.json`` by which transformers and bitsandbytes load what is saved from here."""
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": packed.kind,
+        "bnb_4bit_use_double_quant": packed.nested_map is not None,
+        "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": kept,
+    }

@@ -1,0 +1,142 @@
+"""A user's own architectures: what their JSON says is used as if it were shipped, and what is wrong with it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from variants import refused, say
+
+from hubkit.methods.config import parse_config
+from hubkit.methods.host import host
+from hubkit.methods.suite import randomize
+from hubkit.tensors.base.arch import arch_of, decoders, known_layers
+from hubkit.tensors.base.archfile import VARIABLE
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.parts.adapter import Adapter
+
+
+class Mixer(nn.Module):
+    """A layer of a made-up architecture: two sub-layers that no shipped table knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.turn = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.after, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.turn(self.before(x))
+        y: Tensor = x + self.narrow(torch.relu(self.wide(self.after(x))))
+        return y
+
+
+class Mixers(nn.Module):
+    """Two of them and a head that is called otherwise than any shipped one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"model_type": "mixers", "to_dict": lambda self: {"model_type": "mixers"}})()
+        self.table, self.blocks = nn.Embedding(20, 8), nn.ModuleList([Mixer(), Mixer()])
+        self.readout = nn.Linear(8, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        for block in self.blocks:
+            x = block(x)
+        y: Tensor = self.readout(x)
+        return y
+
+
+MIXERS: dict[str, Any] = {
+    "heads": ["readout"],
+    "layers": ["blocks"],
+    "sublayers": [
+        {"role": "attention", "name": "turn", "projection": "turn", "output": "turn", "residual": "before"},
+        {"role": "feedforward", "name": "narrow", "projection": "narrow", "output": "narrow", "residual": "after"},
+    ],
+}
+
+
+def named(monkeypatch: pytest.MonkeyPatch, folder: Path, document: Any, name: str = "arch.json") -> Path:
+    path = folder / name
+    path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
+    monkeypatch.setenv(VARIABLE, str(path))
+    return path
+
+
+def test_a_made_up_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, ids = Mixers(), torch.arange(6)[None]
+    method = host().load("adapters")
+    config = parse_config(method.info.config, {"placement": "houlsby", "width": 3}, "test")
+    assert "readout" in [s.name for s in Base.from_model(model).match("all-linear")]
+    refused("HK-TARGET", Adapter.fresh, "a", method, config, Base.from_model(model), 0)
+    named(monkeypatch, tmp_path, {"mixers": MIXERS})
+    base = Base.from_model(model)
+    assert "readout" not in [s.name for s in base.match("all-linear")]
+    assert {s.role for s in base.sites.values() if s.kind == "block"} == {"attention", "feedforward"}  # type: ignore[attr-defined]
+    plain, attached = model(ids), Attached(model, base)
+    attached.add("a", randomize(Adapter.fresh("a", method, config, base, 0), 1))
+    attached.set_mix("a")
+    assert (attached(ids) - plain).abs().max() > 1e-2
+    assert torch.equal(attached.detach()(ids), plain)
+
+
+def test_it_is_merged_over_what_is_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = arch_of("llama")
+    named(monkeypatch, tmp_path, {"llama": {"heads": ["out"]}, "mixers": {"like": "llama", "attention": "Mix"}})
+    assert arch_of("llama").heads == ("out",)
+    assert (arch_of("llama").attention, arch_of("llama").sublayers) == (shipped.attention, shipped.sublayers)
+    assert arch_of("mixers").sublayers == shipped.sublayers
+    assert "mixers" in decoders()
+    assert "mixers" in known_layers()
+    monkeypatch.delenv(VARIABLE)
+    assert arch_of("llama") == shipped
+    assert "mixers" not in decoders()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"mixers": {"head": ["x"]}}, "mixers.head: unknown key, near: heads"),
+        ({"mixers": {"heads": "readout"}}, 'mixers.heads: "readout", want a list of names'),
+        ({"mixers": {"learned_positions": 1}}, "true or false"),
+        ({"mixers": {"norms": "("}}, "a regular expression"),
+        ({"mixers": {"like": "nothing"}}, "no type of the table"),
+        ({"mixers": {"sublayers": [{"role": "attention", "name": "x"}]}}, "mixers.sublayers[0].output: missing"),
+        ({"mixers": {"sublayers": [{**MIXERS["sublayers"][0], "role": "memory"}]}}, "attention or feedforward"),
+        ({"mixers": {"encoder": {"attention": []}}}, "mixers.encoder.attention"),
+        ({"mixers": {"encoder": {}}}, "mixers.encoder.attention: missing"),
+        ({"mixers": []}, "mixers: [], want an object"),
+        ([MIXERS], "list, not an object"),
+        (b"{", "Expecting"),
+        (b"\xff\xfe\x00", ""),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_what_is_wrong_is_said(document: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = named(monkeypatch, tmp_path, document)
+    for _ in range(2):
+        error = refused("HK-ARCH-FILE", arch_of, "llama")
+        assert said in str(error.have)
+        assert error.where == str(path)
+
+
+def test_every_fault_at_once_and_no_traceback(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "one two"}\n')
+    named(monkeypatch, tmp_path, {"a": {"head": [], "heads": [1]}, "b": 3})
+    said = say(capsys, "train", tiny_llama, rows, "-o", tmp_path / "out")
+    assert said.refusal() == "HK-ARCH-FILE"
+    assert all(text in said.err for text in ("a.head", "a.heads", "b: 3"))
+    assert not (tmp_path / "out").exists()
+    for missing in (tmp_path / "none.json", tmp_path):
+        monkeypatch.setenv(VARIABLE, str(missing))
+        refused("HK-ARCH-FILE", arch_of, "llama")
