@@ -36,13 +36,15 @@ test-older: $(OLDER)/.ready
 	$(OLDER)/bin/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not oracle" $(OLDER_TESTS)
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check . scripts/errors
+	$(BIN)/ruff format --check . scripts/errors
 	$(BIN)/mypy
+	$(BIN)/mypy --strict scripts/errors
+	$(BIN)/python scripts/errors
 
 format: $(READY)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix . scripts/errors
+	$(BIN)/ruff format . scripts/errors
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py

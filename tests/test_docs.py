@@ -20,6 +20,7 @@ from hubkit.registry.directory.directory import DirectoryRegistry
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 TYPED = [README, *(path for path in GUIDES if "```console" in path.read_text("utf-8"))]
 """Documents whose blocks are run."""
 PREPARATION = ("git ", "cd ", "make ", "pip ", "source ", ". ")
@@ -75,7 +76,7 @@ def test_every_command_has_json() -> None:
         assert "--json" in {option for param in command_of(name).params for option in param.opts}, name
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "examples/data/README.md"])
+@pytest.mark.parametrize("name", [*DOCUMENTS, "LICENSE", "examples/data/README.md"])
 def test_documents_exist(name: str) -> None:
     assert len((ROOT / name).read_text("utf-8")) > 200
 
@@ -88,7 +89,7 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for document in (README, ROOT / "ARCHITECTURE.md", *GUIDES):
+    for document in (*(ROOT / name for name in DOCUMENTS), *GUIDES):
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 

@@ -87,6 +87,8 @@ def _attention(
     **kwargs: Any,
 ) -> Tensor:
     """As torch's function of this name: query (rows, heads, T, d), key and value (rows, key heads, S, d)."""
+    if torch.compiler.is_compiling():
+        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
     if not _here.depth or dropout_p or not _is_short(query, key, value, attn_mask, kwargs.get("enable_gqa", False)):
         return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
     scale = kwargs.get("scale")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def train(
     Raises:
         HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
             ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``, ``HK-OPTIMIZER``,
-            ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and what they call for.
+            ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and what they call
+            for.
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
@@ -235,7 +237,8 @@ def _fit(
         attached.add(name, adapter)
     attached.set_mix(name)
     run |= {"rates": adapter.learning_rates(), "kept": adapter.kept()}
-    metrics = fit(attached, adapter.trainables(), method.train_step, rows, validation, options, **run)
+    with attached.compiled_training() if options.compile else contextlib.nullcontext():
+        metrics = fit(attached, adapter.trainables(), method.train_step, rows, validation, options, **run)
     adapter.to_compute_dtype()
     adapter.require_finite(name)
     return adapter.without_zeros(), metrics

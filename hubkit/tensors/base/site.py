@@ -65,11 +65,16 @@ class Site:
             weight = weight.to(matrix.dtype) + matrix
         return weight.to(accumulation_dtype(stored.dtype)) if self.wide else weight.to(stored.dtype)
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is one. A live module is asked: torch.compile compares names that are read, by layer."""
+        return self.bias_tensor is not None if self.module is None else getattr(self.module, "bias", None) is not None
+
     def bias(self) -> Tensor | None:
         """The bias, (out,), or None."""
-        if self.bias_tensor is None:
+        if not self.has_bias:
             return None
-        stored = self._stored(self.bias_tensor, "bias")
+        stored = self._stored(self.bias_tensor, "bias")  # type: ignore[arg-type]
         bias = stored
         if self.change is not None and self.change.bias is not None:
             bias = bias.to(self.change.bias.dtype) + self.change.bias

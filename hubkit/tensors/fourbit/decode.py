@@ -5,6 +5,8 @@ All give the same bits; the first two are used only once they have given torch's
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,5 +22,33 @@ def dequantize(packed: Packed, dtype: torch.dtype | None = None) -> Tensor:
         dtype: of the result; the packed weight's own by default. Products are float32, rounded once.
     """
     dtype = dtype or packed.dtype
+    if torch.compiler.is_compiling():
+        made: Tensor = _decode(
+            packed.codes, packed.absmax, packed.levels, packed.nested_absmax, packed.nested_map, packed.shape,
+            packed.block, packed.nested_block, packed.shift, dtype,
+        )  # fmt: skip
+        return made
     decoder = compiled.decoder_for(packed, dtype) or nf4_triton.decoder_for(packed, dtype) or decoded_by_torch
     return decoder(packed, dtype)
+
+
+@torch.library.custom_op(
+    "hubkit::decode",
+    mutates_args=(),
+    schema="(Tensor codes, Tensor absmax, Tensor levels, Tensor? nested_absmax, Tensor? nested_map, SymInt[] shape,"
+    " int block, int nested_block, Tensor offset, ScalarType dtype) -> Tensor",
+)
+def _decode(
+    codes: Tensor, absmax: Tensor, levels: Tensor, nested_absmax: Tensor | None, nested_map: Tensor | None,
+    shape: tuple[int, ...], block: int, nested_block: int, offset: Tensor, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`dequantize` as one operation, which a compiler leaves as it is: what it makes of lookups itself is slow."""
+    kind = ("nf4", block, nested_absmax, nested_map, nested_block, float(offset))
+    return dequantize(Packed(codes, absmax, levels, tuple(shape), dtype, *kind))
+
+
+@_decode.register_fake
+def _like_decoded(codes: Tensor, *rest: Any) -> Tensor:
+    """Shape and dtype of what `_decode` gives, for the compiler."""
+    made: Tensor = codes.new_empty(rest[4], dtype=rest[-1])
+    return made

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
@@ -67,8 +68,15 @@ class QuantLinear(nn.Module):
         return dequantize(self.packed, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, self.bias, self)  # type: ignore[no-untyped-call]
+        y: Tensor
+        if torch.compiler.is_compiling():  # of `_Product` a compiler keeps the decoded weight: it sees the same twice
+            y = checkpoint(self._plain, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y = _Product.apply(x, self.bias, self)  # type: ignore[no-untyped-call]
         return y
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.decode(), self.bias)
 
     def extra_repr(self) -> str:
         codec = self.packed.codec if self.packed else "empty"

@@ -15,7 +15,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,11 @@ class Packed:
     nested_map: Tensor | None = None
     nested_block: int = NESTED
     offset: float = 0.0
+    shift: Tensor = field(init=False, repr=False, compare=False)
+    """`offset` as torch.compile may see it: of numbers it would make a program each."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shift", torch.tensor(self.offset, dtype=torch.float64, device="cpu"))
 
     @property
     def codec(self) -> str:
@@ -154,6 +159,7 @@ def decoded_by_torch(packed: Packed, dtype: torch.dtype) -> Tensor:
 def moved(packed: Packed, device: torch.device) -> Packed:
     """`packed` with its tensors on `device`."""
     there: dict[str, Any] = {name: t.to(device) for name, t in vars(packed).items() if isinstance(t, Tensor)}
+    del there["shift"]
     return replace(packed, **there)
 
 

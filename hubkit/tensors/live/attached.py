@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.front.decoder_hooks import BARE
+from hubkit.tensors.live.compiling import compiled_layers
 from hubkit.tensors.live.folded import Folded
 from hubkit.tensors.live.plan import Plan
 from hubkit.tensors.live.pool import Load
@@ -334,6 +335,10 @@ class Attached(nn.Module):
             return self.model(*args, **kwargs)
 
         return Compiled(made, torch.compile(run, **options), self._adapters_of_rows, self.under, lambda: self.slots)
+
+    def compiled_training(self, **options: Any) -> contextlib.AbstractContextManager[None]:
+        """Within it training runs the base's layers compiled, under the mix active now: `hubkit.tensors.compiling`."""
+        return compiled_layers(self.sites, self._active, self._roster.hook_numbers, **options)
 
     def _adapters_of_rows(self, route: Iterable[str | None] | None, rows: int) -> list[Adapter | None]:
         """The adapter of each row of a batch, read where it is only offered; by the active mix without a route.

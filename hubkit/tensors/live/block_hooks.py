@@ -37,12 +37,12 @@ class BlockHooks:
             return (new, *y[1:]) if isinstance(y, tuple) and new is not None else new
 
         # functions, not methods: copying the model would copy `kept`, which cannot be copied
-        self._handles = (
+        self.handles = (
             block.residual.register_forward_pre_hook(keep, with_kwargs=True),
             block.module.register_forward_hook(change),
         )
 
     def remove(self) -> None:
         """Takes both off."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()

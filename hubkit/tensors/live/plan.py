@@ -145,11 +145,23 @@ def _require_mergeable_below(
 
 
 def _adding(group: Group, site: str) -> At:
-    return lambda module, x, y: add_low_rank(group, site, module, x, y)
+    parts = group.sites[site]
+
+    def act(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # the name of the site would make each layer another program
+            return parts.plainly(x, y)
+        return add_low_rank(group, site, module, x, y)
+
+    return act
 
 
 def _acting(part: Edit, site: Site) -> At:
-    return lambda module, x, y: part.act(x, y, site, owns_output(module, y))
+    def act(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return Edit.act(part, x, y, site, False)
+        return part.act(x, y, site, owns_output(module, y))
+
+    return act
 
 
 def _delta_of(adapters: Mapping[str, Adapter], grad: bool = False) -> Callable[[str, Site], Any]:

@@ -75,6 +75,12 @@ class Roster:
         return [self.sites.sites[name] for name in self._handles]
 
     @property
+    def hook_numbers(self) -> set[int]:
+        """The numbers that torch has given to the hooks at sites."""
+        held = [h.handles if isinstance(h, BlockHooks) else (h,) for h in self._handles.values()]
+        return {handle.id for handles in held for handle in handles}
+
+    @property
     def has_virtual(self) -> bool:
         """Whether some adapter has put tokens in front of the text."""
         return self._virtual is not None

@@ -90,7 +90,7 @@ def effect(site: Site, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor
         wide = accumulation_dtype(x.dtype)
         zero = torch.zeros(site.shape[0], dtype=wide, device=x.device)
         gain = zero if weight is None else weight.reshape(-1).to(wide)
-        shift = None if site.bias_tensor is None else zero if bias is None else bias.to(wide)
+        shift = None if not site.has_bias else zero if bias is None else bias.to(wide)
         x = x.to(wide)
         return forward_with(module, x, gain, shift) - forward_with(module, x, zero, None if shift is None else zero)
     if weight is None:
