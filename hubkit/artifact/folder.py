@@ -106,7 +106,7 @@ def open_adapter(path: Path, *, verify: bool = True) -> AdapterFolder:
         HubkitError: ``HK-NOT-ADAPTER`` without ``hubkit.json``; ``HK-NAME``; ``HK-FILES`` with every difference;
             what ``Manifest.from_bytes`` raises; ``HK-IO``.
     """
-    from hubkit.artifact.names import check_names
+    from hubkit.documents.names import check_names
 
     path = Path(path)
     if not path.exists():
@@ -160,7 +160,7 @@ def check_adapter(dest: Path, manifest: Manifest, files: Mapping[str, bytes | Pa
     Raises:
         HubkitError: ``HK-NAME``, ``HK-PICKLE``, ``HK-FORBIDDEN-FILE``, ``HK-EXISTS``, ``HK-SCHEMA``, ``HK-SECRET``.
     """
-    from hubkit.artifact.names import check_names
+    from hubkit.documents.names import check_names
 
     check_names([MANIFEST_NAME, *files], str(dest))
     for name, source in files.items():
@@ -223,7 +223,7 @@ def _prepared(manifest: Manifest, files: tuple[FileEntry, ...]) -> Manifest:
 
 
 def _check_source(name: str, source: bytes | Path) -> None:
-    from hubkit.artifact.names import check_allowed
+    from hubkit.documents.names import check_allowed
 
     if name == MANIFEST_NAME:
         fix = "put your own files under other names"

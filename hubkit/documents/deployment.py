@@ -10,6 +10,7 @@ from typing import Any
 from hubkit.documents.files import read, write
 from hubkit.documents.lock import pretty
 from hubkit.documents.manifest import BaseFingerprint, FileEntry
+from hubkit.documents.names import check_names
 from hubkit.documents.schema import MAX_BYTES, canonical, check, parse, sha256
 from hubkit.errors import HubkitError
 
@@ -73,10 +74,11 @@ class Deployment:
         """Read the bytes of a deployment.
 
         Raises:
-            HubkitError: ``HK-JSON``, ``HK-SCHEMA``, ``HK-NEWER``.
+            HubkitError: ``HK-JSON``, ``HK-SCHEMA``, ``HK-NEWER``; ``HK-NAME`` for a file outside its folder.
         """
         document = parse(data, where)
         check(document, "deployment", where)
+        check_names([file["path"] for file in document["files"]], f"{where}#/files")
         return cls(
             engine=document["engine"],
             lock=document["lock"],

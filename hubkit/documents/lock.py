@@ -13,6 +13,7 @@ from typing import Any
 
 from hubkit.documents.files import read, write
 from hubkit.documents.manifest import BaseFingerprint, FileEntry
+from hubkit.documents.names import check_names
 from hubkit.documents.recipe import MixKind
 from hubkit.documents.schema import MAX_BYTES, canonical, check, parse, refuse_secrets, sha256
 from hubkit.errors import HubkitError
@@ -112,7 +113,8 @@ class Lock:
         """Read the bytes of a lock.
 
         Raises:
-            HubkitError: ``HK-JSON`` (also for a merge with conflicts left in it), ``HK-SCHEMA``, ``HK-NEWER``.
+            HubkitError: ``HK-JSON`` (also for a merge with conflicts left in it), ``HK-SCHEMA``, ``HK-NEWER``;
+                ``HK-NAME`` for a file that would be outside its folder: what is locked is copied by these names.
         """
         if b"\n<<<<<<< " in b"\n" + data:
             fix = "resolve hubkit.toml, then write the lock anew: hubkit lock"
@@ -124,6 +126,8 @@ class Lock:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise HubkitError("HK-SCHEMA", "an adapter is locked twice", where=f"{where}#/adapters", have=twice)
+        for at, one in (("base", base), *((f"adapters/{number}", one) for number, one in enumerate(adapters))):
+            check_names([file["path"] for file in one["files"]], f"{where}#/{at}/files")
         return cls(
             base=LockedBase(
                 source=base["source"],

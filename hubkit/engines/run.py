@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+OWN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # only what is here, and no code of it
 
 
 def device_named(word: str) -> str:
@@ -30,11 +31,11 @@ def load(device: str = "auto") -> tuple[Any, Any]:
 
     whole = (HERE / "model").is_dir()
     folder = HERE / ("model" if whole else "base")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).to(device_named(device))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **OWN).to(device_named(device))
     members = [] if whole else json.loads((HERE / "hubkit.lock").read_text("utf-8"))["adapters"]
     if members:
         model = attach(model, {member["name"]: member["weight"] for member in members})
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, **OWN)
 
 
 def attach(model: Any, weights: dict[str, float]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -216,7 +217,7 @@ class MethodHost:
         claims = offers.get(name, ())
         if not claims:
             near = nearest(name, offers)
-            install = f"pip install {distribution}" + (f"=={version}" if version else "") if distribution else ""
+            install = _install(distribution, version)
             raise HubkitError(
                 "HK-METHOD-UNKNOWN", f"no installed package offers the method {name!r}", want=", ".join(offers),
                 have=name, fix=install or (f"near: {', '.join(near)}" if near else "hubkit methods"),
@@ -229,6 +230,13 @@ class MethodHost:
             )  # fmt: skip
         self._loaded[name] = Method(claims[0], _import(claims[0]))
         return self._loaded[name]
+
+
+def _install(distribution: str, version: str) -> str:
+    """The command that installs a distribution; nothing where its name or version is not one: both are a stranger's."""
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", distribution):
+        return ""
+    return f"pip install {distribution}" + (f"=={version}" if re.fullmatch(r"[A-Za-z0-9.!+_-]+", version) else "")
 
 
 def _import(offer: Offer) -> object:

@@ -128,7 +128,7 @@ def _split_tail(text: str, whole: str) -> tuple[str, str | None, str | None]:
         name, colon, folder = text.partition(":")
     if not colon:
         return name, revision, None
-    from hubkit.artifact.names import check_name
+    from hubkit.documents.names import check_name
 
     try:
         check_name(folder, where=folder)

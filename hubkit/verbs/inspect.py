@@ -70,7 +70,8 @@ def _remote(reference: Reference, registry: str | None) -> Inspected:
     except HubkitError as error:
         if error.code != "HK-NOT-FOUND":
             raise
-        what, fix = f"there is no {MANIFEST_NAME} here", f"hubkit pack $(hubkit pull {reference}) --base ORG/NAME"
+        what = f"there is no {MANIFEST_NAME} here"
+        fix = f"hubkit pull {reference}, then hubkit pack the folder that it names, with --base and --out"
         raise HubkitError("HK-NOT-ADAPTER", what, where=at, want=MANIFEST_NAME, fix=fix) from None
     manifest = Manifest.from_bytes(data, f"{at}  {MANIFEST_NAME}")
     sizes = {entry.path: entry.size for entry in manifest.files}

@@ -174,7 +174,7 @@ def _finish(
 
 def _belongs(path: Path) -> bool:
     """Tokenizer, licence and the like: what may travel with a model and says nothing of the base's own weights."""
-    from hubkit.artifact.names import check_allowed
+    from hubkit.documents.names import check_allowed
 
     name = path.name
     if name in _SKIPPED or name.startswith(".") or name.endswith((".safetensors", ".index.json")):

@@ -138,7 +138,7 @@ def _repack(
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of an adapter of ours; checked as they are now, whatever the manifest's list says."""
     from hubkit.artifact.identity.base_match import require_same_base
-    from hubkit.artifact.names import check_names
+    from hubkit.documents.names import check_names
     from hubkit.methods.reading import read_adapter, recorded_base
     from hubkit.named.terms import require_adapter
     from hubkit.tensors.base.base import Base
@@ -173,7 +173,7 @@ def _repack(
 
 def _others(folder: Path, known: Mapping[str, Any]) -> tuple[dict[str, bytes | Path], tuple[str, ...]]:
     """Further files that may travel with an adapter (tokenizer, licence, metrics), and those that may not."""
-    from hubkit.artifact.names import check_allowed
+    from hubkit.documents.names import check_allowed
 
     kept: dict[str, bytes | Path] = {}
     left: list[str] = []

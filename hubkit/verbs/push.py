@@ -14,9 +14,9 @@ from pathlib import Path
 from hubkit.artifact.card import render_card
 from hubkit.artifact.folder import CARD_NAME, AdapterFolder, open_adapter
 from hubkit.artifact.identity.digest import hash_file
-from hubkit.artifact.names import check_allowed, check_names
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.names import check_allowed, check_names
 from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import require_published

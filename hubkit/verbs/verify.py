@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import WEIGHTS_NAME, AdapterFolder, open_adapter
-from hubkit.artifact.names import check_allowed, check_names
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
+from hubkit.documents.names import check_allowed, check_names
 from hubkit.errors import UNDECIDED, HubkitError
 from hubkit.named.members import OpenedMix, open_mix
 from hubkit.named.sources import Progress, adapter_source, base_record, base_reference

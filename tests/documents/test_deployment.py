@@ -51,3 +51,10 @@ def test_wrong_deployments_are_refused(change: dict[str, object]) -> None:
 def test_a_token_is_never_written() -> None:
     with pytest.raises(HubkitError, match="HK-SECRET"):
         dataclasses.replace(MADE, command=("x", "--token=hf_" + "a" * 34)).to_bytes()
+
+
+def test_a_file_outside_its_folder_is_refused() -> None:
+    document = MADE.to_document()
+    document["files"][0]["path"] = "../x"
+    with pytest.raises(HubkitError, match="HK-NAME"):
+        Deployment.from_bytes(json.dumps(document).encode())

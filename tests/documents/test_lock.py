@@ -138,3 +138,16 @@ def test_git_merges_changes_of_two_adapters_and_conflicts_are_named(tmp_path: Pa
     with pytest.raises(HubkitError, match="merge conflicts") as caught:
         Lock.from_bytes(clash)
     assert "hubkit lock" in caught.value.fix
+
+
+@pytest.mark.parametrize("path", ["../../.bashrc", "/etc/passwd", "a/../../b", "c:\\x", "a\nb"])
+def test_a_file_outside_its_folder_is_refused(path: str) -> None:
+    """A deployment copies what is locked by these names."""
+    document = LOCK.to_document()
+    for part in (document["base"], document["adapters"][1]):
+        sound, part["files"] = part["files"], [{**part["files"][0], "path": path}]
+        with pytest.raises(HubkitError) as caught:
+            Lock.from_bytes(json.dumps(document).encode())
+        assert caught.value.code == "HK-NAME"
+        part["files"] = sound
+    Lock.from_bytes(json.dumps(document).encode())

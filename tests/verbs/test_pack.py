@@ -182,6 +182,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle as weights": (lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({})), "HK-SAFETENSORS"),
     "torch file as weights": (lambda f: torch.save({}, f / WEIGHTS), "HK-SAFETENSORS"),
     "only a pickle": (_as_bin, "HK-PICKLE"),
+    "an empty pickle": (lambda f: (_as_bin(f), (f / "adapter_model.bin").write_bytes(b"")), "HK-PICKLE"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "HK-MISSING"),
     "no config": (lambda f: (f / CONFIG).unlink(), "HK-NOT-ADAPTER"),
     "NaN": (_tensors(lambda t: t[min(t)].view(-1)[:1].fill_(float("nan"))), "HK-NAN"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hubkit.artifact.header import TensorInfo, header_length, parse_header
-from hubkit.artifact.names import check_name
+from hubkit.documents.names import check_name
 from hubkit.errors import HubkitError
 
 CONFIG: Final = "config.json"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hubkit.artifact.names import check_names
+from hubkit.documents.names import check_names
 from hubkit.errors import HubkitError
 from hubkit.registry import locks
 from hubkit.registry.directory import objects, rules

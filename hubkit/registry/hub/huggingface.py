@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote
 
-from hubkit.artifact.names import check_names
+from hubkit.documents.names import check_names
 from hubkit.errors import HubkitError
 from hubkit.registry.address import HUB, check_endpoint, origin
 from hubkit.registry.hub import faults

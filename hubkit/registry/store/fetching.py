@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubkit.artifact.header import read_header
-from hubkit.artifact.names import check_allowed
 from hubkit.documents.manifest import FileEntry
+from hubkit.documents.names import check_allowed
 from hubkit.documents.schema import parse
 from hubkit.errors import HubkitError
 from hubkit.registry.api import Registry, RemoteFile

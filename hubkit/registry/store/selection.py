@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from hubkit.artifact.names import check_allowed, check_names
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.names import check_allowed, check_names
 from hubkit.documents.schema import parse
 from hubkit.errors import HubkitError, nearest
 from hubkit.registry.api import RemoteFile

@@ -26,10 +26,11 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
         odd = [str(k) for k, v in loaded.items() if not (isinstance(k, str) and _plain(v))]
         if odd:
             raise TypeError(f"not plain tensors: {', '.join(odd[:5])}")
-    except Exception as e:  # on a broken or hostile file, the reader can raise anything
+    except Exception as e:  # on a broken or hostile file, the reader can raise anything, without a word too
+        why = str(e).partition("\n")[0][:200]
         raise HubkitError(
             "HK-PICKLE", "the file is not a plain pickle of weights; nothing in it was run", where=str(path),
-            want="a state dict as torch.save writes it", have=f"{type(e).__name__}: {str(e).splitlines()[0][:200]}",
+            want="a state dict as torch.save writes it", have=f"{type(e).__name__}: {why}",
             fix="ask for safetensors, or save it again with use_safetensors=True",
         ) from e  # fmt: skip
     return {name: value.detach() for name, value in loaded.items()}

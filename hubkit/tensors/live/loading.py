@@ -52,9 +52,10 @@ def load_base(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``: see `hubkit.tensors.device`.
 
     Raises:
-        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``; ``HK-NAN`` for a weight
-            that cannot be quantized; ``HK-DEVICE``, ``HK-DTYPE`` and ``HK-MEMORY`` where `device` is not there, does
-            not compute so, or is too small; ``HK-EXTRA`` without transformers, or without accelerate off the CPU.
+        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-UNSAFE``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``;
+            ``HK-NAN`` for a weight that cannot be quantized; ``HK-DEVICE``, ``HK-DTYPE`` and ``HK-MEMORY`` where
+            `device` is not there, does not compute so, or is too small; ``HK-EXTRA`` without transformers, or without
+            accelerate off the CPU.
     """
     path, place = Path(path), device_named(device)
     if not (path / "config.json").is_file():
@@ -63,6 +64,7 @@ def load_base(
             fix="hubkit pull --base ORG/NAME",
         )  # fmt: skip
     config = read_config(local(path))
+    _require_own(path, config)
     wanted, stored = dtype_named(dtype), is_packed(config)
     require_dtype(place, wanted or _stated_dtype(config))
     transformers = transformers_module()
@@ -88,6 +90,26 @@ def load_base(
     if codec and not stored:
         _ORIGINS[model] = (_values(model), fingerprint_folder(path))
     return model
+
+
+def _require_own(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a folder of which transformers would make more than its weights: ``HK-BASE-UNSAFE``.
+
+    An adapter of PEFT that lies beside the weights is put onto them without a word, and is in no fingerprint; an
+    attention or experts implementation with a slash is native code that is fetched from the Hub and run.
+    """
+    parts = (config, *(part for part in config.values() if isinstance(part, Mapping)))
+    words = [str(part.get(key)) for part in parts for key in ("attn_implementation", "_attn_implementation",
+             "experts_implementation", "_experts_implementation") if part.get(key)]  # fmt: skip
+    faults = [f"config.json asks for the code of {word}" for word in words if "/" in word]
+    if (path / "adapter_config.json").exists():
+        faults.append("adapter_config.json: an adapter beside the weights")
+    if faults:
+        raise HubkitError(
+            "HK-BASE-UNSAFE", "transformers would make more of the folder than its weights", where=str(path),
+            want="a base alone", have=faults,
+            fix="a folder without these; an adapter beside the base: move it away, then hubkit pack it",
+        )  # fmt: skip
 
 
 def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from variants import refused
 
 from hubkit.artifact.identity.digest import fingerprint_folder
 from hubkit.errors import HubkitError
@@ -121,3 +124,18 @@ def test_the_context_is_read_from_the_config(tiny_llama: Path, tiny_gpt2: Path, 
     assert (context_length(tiny_llama), context_length(tiny_gpt2)) == (256, 256)
     (tmp_path / "config.json").write_text("{}")
     assert context_length(tmp_path) is None
+
+
+def test_a_folder_of_which_more_is_made_than_its_weights_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    """transformers puts an adapter that lies beside the weights onto them, and runs the code that a config names."""
+    beside = Path(shutil.copytree(tiny_llama, tmp_path / "beside"))
+    peft = get_peft_model(load_base(tiny_llama), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))  # type: ignore[arg-type]
+    peft.save_pretrained(beside)
+    error = refused("HK-BASE-UNSAFE", load_base, beside)
+    assert "adapter_config.json" in str(error.have)
+    for word in ("evil/kernel", {"": "evil/kernel"}):
+        folder = Path(shutil.copytree(tiny_llama, tmp_path / f"kernel{len(str(word))}"))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": word}))
+        for codec in (None, "nf4/64/double"):
+            assert "evil/kernel" in str(refused("HK-BASE-UNSAFE", load_base, folder, codec=codec).have)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from hubkit.artifact.names import check_allowed, check_name, check_names
+from hubkit.documents.names import check_allowed, check_name, check_names
 from hubkit.errors import HubkitError
 
 segments = st.text(st.characters(categories=["L", "N"], max_codepoint=0x2FF), min_size=1, max_size=8).map(
