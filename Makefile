@@ -36,15 +36,16 @@ test-older: $(OLDER)/.ready
 	$(OLDER)/bin/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not oracle" $(OLDER_TESTS)
 
 lint: $(READY)
-	$(BIN)/ruff check . scripts/errors
-	$(BIN)/ruff format --check . scripts/errors
+	$(BIN)/ruff check . scripts/errors scripts/rooms
+	$(BIN)/ruff format --check . scripts/errors scripts/rooms
 	$(BIN)/mypy
 	$(BIN)/mypy --strict scripts/errors
+	$(BIN)/mypy --strict scripts/rooms
 	$(BIN)/python scripts/errors
 
 format: $(READY)
-	$(BIN)/ruff check --fix . scripts/errors
-	$(BIN)/ruff format . scripts/errors
+	$(BIN)/ruff check --fix . scripts/errors scripts/rooms
+	$(BIN)/ruff format . scripts/errors scripts/rooms
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py

@@ -160,8 +160,7 @@ def test_a_plugin_imports_the_api_and_torch(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "plugins").glob("*.py"))], ids=ids)
-def test_modules_and_functions_stay_small(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, "aim: under 300 lines"
+def test_functions_stay_small(path: Path) -> None:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]

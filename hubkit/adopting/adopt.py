@@ -52,7 +52,7 @@ def adopt(
             what fetching and reading the base raise.
     """
     from hubkit.artifact.forms import HELD, short_targets, split_keys
-    from hubkit.artifact.header import read_header
+    from hubkit.artifact.identity.header import read_header
     from hubkit.methods.config import parse_config
     from hubkit.tensors.base.arch import arch_of
     from hubkit.tensors.base.base import Base

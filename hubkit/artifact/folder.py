@@ -17,8 +17,8 @@ from hubkit.documents.schema import MAX_BYTES, SAFE_INTEGER, canonical, parse
 from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
-    from hubkit.artifact.header import TensorInfo
     from hubkit.artifact.identity.digest import TensorDigest
+    from hubkit.artifact.identity.header import TensorInfo
 
 __all__ = [
     "CARD_NAME", "MANIFEST_NAME", "PEFT_CONFIG", "TENSORS_NAME", "WEIGHTS_NAME", "AdapterFolder", "check_adapter",
@@ -65,7 +65,7 @@ class AdapterFolder:
         Raises:
             HubkitError: ``HK-SAFETENSORS``, ``HK-FILES``.
         """
-        from hubkit.artifact.header import read_header
+        from hubkit.artifact.identity.header import read_header
 
         return read_header(self.weights_path)
 

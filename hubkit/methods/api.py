@@ -15,8 +15,9 @@ from hubkit.methods.info import MethodInfo, NotMergeable
 from hubkit.methods.layers import layer_rate, require_depth
 from hubkit.methods.lowrank import LowRankConfig
 from hubkit.methods.patterns import pattern_value
-from hubkit.tensors.base.base import Base, choose_blocks
+from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
+from hubkit.tensors.base.choose import choose_blocks
 from hubkit.tensors.base.delta import Delta
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.parts.adapter import Adapter

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder
-from hubkit.artifact.header import TensorInfo
+from hubkit.artifact.identity.header import TensorInfo
 from hubkit.errors import HubkitError
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import Method, host

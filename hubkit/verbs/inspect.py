@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hubkit.artifact.folder import WEIGHTS_NAME, open_adapter
-from hubkit.artifact.header import TensorInfo, header_length, parse_header
+from hubkit.artifact.identity.header import TensorInfo, header_length, parse_header
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import HubkitError
 from hubkit.registry.opening import open_registry

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hubkit.artifact.header import TensorInfo, header_length, parse_header
+from hubkit.artifact.identity.header import TensorInfo, header_length, parse_header
 from hubkit.documents.names import check_name
 from hubkit.errors import HubkitError
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hubkit.artifact.header import TensorInfo
 from hubkit.artifact.identity import digest_cache
 from hubkit.artifact.identity.base_files import BaseFiles, local, read_config, weight_headers
 from hubkit.artifact.identity.base_tokenizer import base_template, base_tokenizer
 from hubkit.artifact.identity.config_identity import config_values, ties
 from hubkit.artifact.identity.counted import TensorDigest, compose_weights, counted, is_alias, is_buffer, layout_digest
+from hubkit.artifact.identity.header import TensorInfo
 from hubkit.artifact.identity.tokenizer_identity import template_digest, tokenizer_digest
 from hubkit.artifact.identity.values import BLOCK, digest_blocks, values_digest
 from hubkit.documents.manifest import BaseFingerprint

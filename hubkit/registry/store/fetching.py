@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubkit.artifact.header import read_header
+from hubkit.artifact.identity.header import read_header
 from hubkit.documents.manifest import FileEntry
 from hubkit.documents.names import check_allowed
 from hubkit.documents.schema import parse

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubkit.artifact.header import TensorInfo
 from hubkit.artifact.identity.digest import ties
-from hubkit.errors import USAGE, HubkitError, nearest
-from hubkit.tensors.base.arch import Arch, arch_of, known_layers
-from hubkit.tensors.base.blocks import Block, block_sites
+from hubkit.artifact.identity.header import TensorInfo
+from hubkit.errors import HubkitError, nearest
+from hubkit.tensors.base.arch import Arch, arch_of
+from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
 from hubkit.tensors.base.expressions import expression
 from hubkit.tensors.base.layers import Layers, outside, within
@@ -341,29 +341,6 @@ def _kind(module: nn.Module) -> str:
     if type(module).__name__.endswith(NORMS) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
         return "norm"
     return ""
-
-
-def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) -> list[Block]:
-    """The blocks of `base` of the given roles in the given layers (none given: all), in order.
-
-    Raises:
-        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, or a layer that is not there.
-    """
-    blocks = [site for site in base.sites.values() if isinstance(site, Block)]
-    if not blocks:
-        raise HubkitError(
-            "HK-TARGET", "where the attention and feed-forward sub-layers of this architecture are is not known",
-            where=base.source, want=f"one of: {', '.join(known_layers())}",
-            have=base.arch.model_type or "no model_type", fix="another base, or a method that acts at weights",
-        )  # fmt: skip
-    count = max(block.layer for block in blocks) + 1
-    beyond = sorted({layer for layer in layers if not 0 <= layer < count})
-    if beyond:
-        raise HubkitError(
-            "HK-TARGET", f"the base has no layer {', '.join(map(str, beyond))}", where=base.source,
-            want=f"0 to {count - 1}", have=", ".join(map(str, beyond)), status=USAGE,
-        )  # fmt: skip
-    return [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
 
 
 def natural(name: str) -> list[tuple[int, str]]:

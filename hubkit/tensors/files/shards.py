@@ -17,8 +17,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from hubkit.artifact.header import TensorInfo, header_length, opened, parse_header
 from hubkit.artifact.identity.base_files import local, read_config, weight_headers
+from hubkit.artifact.identity.header import TensorInfo, header_length, opened, parse_header
 from hubkit.errors import HubkitError
 from hubkit.tensors.files.dtypes import DTYPE_NAMES, torch_dtype
 

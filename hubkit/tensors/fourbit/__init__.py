@@ -1,0 +1,3 @@
+"""Weights in 4 bits: *nf4* is the codec in torch alone and the reference, *decode* chooses what decodes (C, Triton,
+torch), *linear* a layer whose frozen weight is packed, *files* what bitsandbytes wrote.
+"""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from hubkit.artifact.header import TensorInfo
+from hubkit.artifact.identity.header import TensorInfo
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
 from hubkit.tensors.fourbit.nf4 import STATE, Packed, read_state, unpacked

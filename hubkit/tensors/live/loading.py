@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubkit.artifact.header import TensorInfo
 from hubkit.artifact.identity.base_files import local, read_config
 from hubkit.artifact.identity.digest import (
     BaseRecord,
@@ -29,6 +28,7 @@ from hubkit.artifact.identity.digest import (
     tokenizer_digest,
     values_digest,
 )
+from hubkit.artifact.identity.header import TensorInfo
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.tokenizer import transformers_module

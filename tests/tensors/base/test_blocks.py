@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
 from hubkit.tensors.base.arch import known_layers
-from hubkit.tensors.base.base import Base, choose_blocks
+from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block, block_sites
+from hubkit.tensors.base.choose import choose_blocks
 from hubkit.tensors.files.shards import open_shards
 from hubkit.tensors.live.block_hooks import BlockHooks
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from variants import refused
 from zoo import N, ids, model_of, near
 
-from hubkit.artifact.header import TensorInfo
 from hubkit.artifact.identity.config_identity import config_values
+from hubkit.artifact.identity.header import TensorInfo
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import randomize, tiny_model

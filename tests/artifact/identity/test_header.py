@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save, save_file
 
-from hubkit.artifact import header
-from hubkit.artifact.header import TensorInfo, header_length, parse_header, read_header
+from hubkit.artifact.identity import header
+from hubkit.artifact.identity.header import TensorInfo, header_length, parse_header, read_header
 from hubkit.errors import HubkitError
 
 ARRAYS = {"a": np.arange(6, dtype="<f4").reshape(2, 3), "b.weight": np.zeros((0, 4), "<f2"), "s": np.array(3, "<i8")}
