@@ -7,104 +7,114 @@ nothing is kept but queries, keys and values.
 
 from __future__ import annotations
 
+import functools
 import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
+
+from hubkit.tensors.front.decoder_hooks import SHORT_ROWS
 
 LONGEST = 128
 """Tokens of a row up to which the plain products are faster; at 256 torch's kernel has caught up."""
 MOST_KEYS = 192
 """Keys of such a row: those of its tokens, and what stands in front of them. Scores grow with these by half at most; at
 256 torch's kernel has caught up here, too."""
-_NAME = "scaled_dot_product_attention"
 
 
 @contextmanager
 def short_attention(model: nn.Module, enabled: bool = True) -> Iterator[bool]:
-    """Within it, in this thread, scaled dot-product attention of short rows runs as plain products; yields whether.
+    """Within it, the scaled dot-product attention of `model` runs short rows as plain products; yields whether.
 
-    Masks (boolean or added), causality, grouped heads and scale mean what they mean to torch; a call with dropout or
-    of another shape goes torch's own way. Only the rounding differs.
+    It is an attention of transformers like any other (`AttentionInterface`), set on this model and put back. Masks
+    (boolean or added), causality, grouped heads and scale mean what they mean there; whatever is no short row goes
+    transformers' own way. Only the rounding differs.
 
     Args:
-        model: its first parameter says device and dtype: a CPU and half precision, or nothing is changed.
+        model: its first parameter says device and dtype: a CPU and half precision, or nothing is changed; nor is a
+            model that has chosen another attention than ``sdpa``, or whose architecture does not let it be chosen.
         enabled: False leaves everything alone.
     """
     first = next(model.parameters())
-    if not enabled or first.device.type != "cpu" or first.dtype not in (torch.bfloat16, torch.float16):
+    owner = _chooser(model) if enabled and first.device.type == "cpu" and first.dtype.itemsize == 2 else None
+    if owner is None or not _registered():
         yield False
         return
-    with _redirected():
-        yield True
-
-
-class _Here(threading.local):
-    """How often this thread is within `_redirected`."""
-
-    depth = 0
-
-
-_here, _lock = _Here(), threading.Lock()
-_threads = 0
-
-
-@contextmanager
-def _redirected() -> Iterator[None]:
-    """Puts `_attention` in the place of torch's function, for this thread: others pass through.
-
-    A mode of torch would be tidier, but none is active while a backward pass recomputes what was checkpointed.
-    """
-    global _threads
-    with _lock:
-        _threads += not _here.depth
-        vars(F)[_NAME] = _attention
-    _here.depth += 1
+    owner.set_attn_implementation(SHORT_ROWS)
     try:
-        yield
+        yield owner.config._attn_implementation == SHORT_ROWS
     finally:
-        _here.depth -= 1
-        with _lock:
-            _threads -= not _here.depth
-            if not _threads:
-                vars(F)[_NAME] = scaled_dot_product_attention
+        owner.set_attn_implementation("sdpa")
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **kwargs: Any,
-) -> Tensor:
-    """As torch's function of this name: query (rows, heads, T, d), key and value (rows, key heads, S, d)."""
-    if torch.compiler.is_compiling():
-        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
-    if not _here.depth or dropout_p or not _is_short(query, key, value, attn_mask, kwargs.get("enable_gqa", False)):
-        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
-    scale = kwargs.get("scale")
-    if is_causal:
-        attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril_()
-    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    out: Tensor = _Attention.apply(query, key, value, attn_mask, scale)  # type: ignore[no-untyped-call]
-    return out
+def _chooser(model: nn.Module) -> Any:
+    """The outermost module that lets its attention be chosen, where that is ``sdpa``; else None."""
+    modules: Iterator[Any] = (module for module in model.modules() if hasattr(module, "set_attn_implementation"))
+    owner = next(modules, None)
+    found = getattr(getattr(owner, "config", None), "_attn_implementation", None)
+    return owner if found == "sdpa" else None
 
 
-def _is_short(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool) -> bool:
+@functools.cache
+def _registered() -> bool:
+    """Makes transformers know the attention, and that its masks are those of ``sdpa``; False where it has no such door.
+
+    Without the second registration masks are left out without a word: padding and windows would vanish.
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+        from transformers.masking_utils import sdpa_mask
+    except ImportError:
+        return False
+    AttentionInterface.register(SHORT_ROWS, functools.partial(attend, sdpa_attention_forward))
+    AttentionMaskInterface.register(SHORT_ROWS, sdpa_mask)
+    return True
+
+
+_OTHERS = ("softcap", "position_bias", "cache", "output_attentions")
+"""Arguments that ask for more than scaled dot-product attention."""
+
+
+def attend(
+    otherwise: Any, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """An attention function of transformers.
+
+    Args:
+        otherwise: the one to call for what is no short row.
+        module: says whether it is causal, unless `is_causal` does.
+        query: (rows, heads, T, d); key and value: (rows, key heads, S, d).
+        attention_mask: broadcastable to (rows, heads, T, S), True or 0 where a key is seen; None: all are.
+
+    Returns:
+        (rows, T, heads, d) and no weights.
+    """
+    more = dropout or torch.compiler.is_compiling() or any(kwargs.get(name) is not None for name in _OTHERS)
+    if more or not _is_short(query, key, value, attention_mask):
+        found: tuple[Tensor, Tensor | None] = otherwise(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+        return found
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal:
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril_()
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    out: Tensor = _Attention.apply(query, key, value, attention_mask, scale)  # type: ignore[no-untyped-call]
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _is_short(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     if not (query.dim() == key.dim() == value.dim() == 4) or query.dtype.itemsize != 2 or query.device.type != "cpu":
         return False
     rows, heads, tokens, width = query.shape
     kept_apart = key.shape[0] != rows or key.shape[3] != width or value.shape[:3] != key.shape[:3]
-    if kept_apart or heads % key.shape[1] or not (grouped or heads == key.shape[1]):
+    if kept_apart or heads % key.shape[1]:
         return False
     if mask is not None and (mask.requires_grad or mask.dim() > 4):
         return False

@@ -71,11 +71,11 @@ def loop_step(model: Attached, stack: ExitStack, attention: bool = True) -> Call
         model, model.adapters["a"].parameters(), model.adapters["a"].method.train_step, weight_decay=0.01, clip=1.0
     )
     assert stack.enter_context(chunked_loss(model, collate(rows)))
+    assert stack.enter_context(short_attention(model, attention)) == attention
 
     def run() -> None:
         model.train()
-        with short_attention(model, attention):  # here, so that the peer's turn is its own
-            stepper.step([rows], 1e-4, lambda: False)
+        stepper.step([rows], 1e-4, lambda: False)
 
     return run
 

@@ -29,7 +29,9 @@ from hubkit.tensors.parts.part import KV
 if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
 
-ATTENTIONS = ("sdpa", "eager")
+SHORT_ROWS = "hubkit_short_rows"
+"""The attention that training sets on a CPU, with the masks of ``sdpa``: `hubkit.training.attention`."""
+ATTENTIONS = ("sdpa", "eager", SHORT_ROWS)
 """Implementations whose mask can be widened."""
 
 BARE: ContextVar[bool] = ContextVar("hubkit_bare", default=False)
@@ -183,7 +185,7 @@ class VirtualHooks:
         if kind not in ATTENTIONS:
             raise HubkitError(
                 "HK-ATTENTION", "virtual tokens need an attention whose mask they can widen",
-                want=" or ".join(ATTENTIONS), have=str(kind), fix='model.set_attn_implementation("sdpa")',
+                want="sdpa or eager", have=str(kind), fix='model.set_attn_implementation("sdpa")',
             )  # fmt: skip
 
     def _front(self, plan: Virtual, rows: int) -> Front:

@@ -232,7 +232,7 @@ class EncoderHooks:
         if kind not in ATTENTIONS:
             raise HubkitError(
                 "HK-ATTENTION", "virtual tokens need an attention whose mask they can widen",
-                want=" or ".join(ATTENTIONS), have=str(kind), fix='model.set_attn_implementation("sdpa")',
+                want="sdpa or eager", have=str(kind), fix='model.set_attn_implementation("sdpa")',
             )  # fmt: skip
 
     def run(self, inputs: Mapping[str, Tensor], front: Front) -> Layers:
