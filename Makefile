@@ -1,6 +1,7 @@
 # make quickstart   set everything up and run an adapter's whole life on a real 135M model
 # make test         set everything up and run the tests          (make test-all: the slow ones, too)
 # make test-older   tests of methods and models on transformers 4.57
+# make test-numerics  tests of numbers again, with sums in another order: what is green on one processor alone is red here
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
@@ -11,7 +12,11 @@ OLDER ?= $(VENV)/older
 OLDER_TESTS = tests/plugins/test_prefix.py tests/plugins/test_prompt.py tests/plugins/test_lora.py \
   tests/tensors/front tests/tensors/live/test_attached.py tests/peft/test_virtual_tokens.py tests/peft/test_encoders.py
 
-.PHONY: setup quickstart test test-all test-older lint format bench clean
+# Where numbers are compared: run once more under another order of sums (MKL's kernels for any x86 processor).
+NUMERICS = tests/tensors tests/plugins tests/methods tests/training/test_attention.py tests/training/test_loss.py \
+  tests/verbs/test_merge.py tests/verbs/test_mix.py tests/verbs/test_codec.py tests/verbs/test_attach.py
+
+.PHONY: setup quickstart test test-all test-older test-numerics lint format bench clean
 
 setup: $(READY)
 
@@ -34,6 +39,9 @@ $(OLDER)/.ready: $(READY) scripts/older
 
 test-older: $(OLDER)/.ready
 	$(OLDER)/bin/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not oracle" $(OLDER_TESTS)
+
+test-numerics: $(READY)
+	MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(NUMERICS)
 
 lint: $(READY)
 	$(BIN)/ruff check . scripts/errors scripts/rooms

@@ -12,6 +12,7 @@ import torch
 from example_method import ia3
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from zoo import near
 
 from hubkit.errors import HubkitError
 from hubkit.methods.api import NotMergeable
@@ -338,7 +339,7 @@ def test_an_output_that_is_held_is_not_written_to(own: str) -> None:
 @pytest.mark.parametrize("mix", ["a", Stack(["a", "l"]), Route([None, "a", "l"])])
 def test_checkpointing_gives_the_same_gradients(mix: Mix, when: str, reentrant: bool) -> None:
     """Whoever switches it on, when and how; another mix is set before the backward pass."""
-    model: Any = tiny_model("llama")
+    model: Any = tiny_model("llama").double()
     model.train()
     if when == "before":
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -359,7 +360,8 @@ def test_checkpointing_gives_the_same_gradients(mix: Mix, when: str, reentrant: 
     model.gradient_checkpointing_disable()
     want = gradients(attached, call)
     assert len(have) == len(want) > 0
-    assert all(torch.equal(h, w) for h, w in zip(have, want, strict=True))
+    for one, other in zip(have, want, strict=True):  # gradients that meet in one tensor are added in another order
+        near(one, other)
     attached.detach()
     assert all(type(m.__dict__.get("_gradient_checkpointing_func")).__name__ != "UnderItsMix" for m in model.modules())
 
