@@ -111,19 +111,12 @@ def require_finite(adapter: AdapterFolder) -> None:
     """Raises ``HK-NAN`` naming every tensor of an adapter that holds a NaN or an infinity."""
     if WEIGHTS_NAME not in {entry.path for entry in adapter.manifest.files}:
         return
-    import torch
     from safetensors import safe_open
 
-    bad: list[str] = []
+    from hubkit.tensors.parts.adapter import require_finite as refuse_others
+
     with safe_open(adapter.weights_path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            tensor = file.get_tensor(name)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                bad.append(name)
-    if bad:
-        what = f"{len(bad)} tensors of the adapter hold NaN or infinity"
-        fix = "train again from the last good checkpoint, with a lower learning rate"
-        raise HubkitError("HK-NAN", what, where=str(adapter.weights_path), have=bad, fix=fix)
+        refuse_others(((name, file.get_tensor(name)) for name in file.keys()), str(adapter.weights_path))  # noqa: SIM118
 
 
 def _files(adapter: AdapterFolder) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -211,13 +211,7 @@ class Adapter:
 
     def require_finite(self, where: str) -> None:
         """Raises ``HK-NAN`` naming every tensor that holds a NaN or an infinity."""
-        values = {name: value.detach() for name, value in self.parameters().items()}
-        bad = [name for name, value in values.items() if not torch.isfinite(value).all()]
-        if bad:
-            raise HubkitError(
-                "HK-NAN", f"{len(bad)} tensors of the adapter hold NaN or infinity", where=where, have=bad,
-                fix="train again from the last good checkpoint, with a lower learning rate",
-            )  # fmt: skip
+        require_finite(((name, value.detach()) for name, value in self.parameters().items()), where)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """``<site>.<role>`` -> parameter, in a fixed order."""
@@ -325,6 +319,20 @@ class Adapter:
     def virtual(self) -> list[KV | Tokens]:
         """The parts that act as tokens in front of the text."""
         return [part for part in self.parts.values() if isinstance(part, (KV, Tokens))]
+
+
+def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuses the tensors of an adapter, (name, values), where one holds a NaN or an infinity.
+
+    Raises:
+        HubkitError: ``HK-NAN`` naming every such tensor.
+    """
+    bad = [name for name, value in tensors if not torch.isfinite(value).all()]
+    if bad:
+        raise HubkitError(
+            "HK-NAN", f"{len(bad)} tensors of the adapter hold NaN or infinity", where=where, have=bad,
+            fix="train again from the last good checkpoint, with a lower learning rate",
+        )  # fmt: skip
 
 
 def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:
