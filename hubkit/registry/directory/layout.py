@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 
 from hubkit.errors import HubkitError
 from hubkit.registry import locks
+from hubkit.registry.address import require_repo
 
 SCHEMA = "hubkit/registry/1"
-SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 
 
 class Layout:
@@ -30,18 +29,8 @@ class Layout:
         return self.root.as_uri()
 
     def _path(self, repo: str) -> Path:
-        organization, slash, name = repo.partition("/")
-        parts = (organization, name)
-        if not slash or not all(SEGMENT.fullmatch(p) and "--" not in p and ".." not in p for p in parts):
-            raise HubkitError(
-                "HK-NAME",
-                "not a repository name",
-                have=repo[:200],
-                want="org/name of letters, digits, '-', '_', '.'; no '--' or '..', none of '-.' at an end",
-            )
-        if name.endswith((".git", ".lock")):
-            raise HubkitError("HK-NAME", "not a repository name", have=repo, want="no '.git' or '.lock' at its end")
-        return self.root / "repos" / organization / name
+        require_repo(repo, self.name)
+        return self.root.joinpath("repos", *repo.split("/"))
 
     def exists(self, repo: str) -> bool:
         """Whether there is a repository of this name."""

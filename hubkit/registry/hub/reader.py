@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from hubkit.errors import HubkitError
-from hubkit.registry.address import is_repo
+from hubkit.registry.address import is_repo, require_repo
 from hubkit.registry.api import Progress, Refs, RemoteFile
 from hubkit.registry.hub import faults
 from hubkit.registry.hub.faults import Asked
@@ -127,9 +127,7 @@ class HubReader:
         return entry
 
     def _asked(self, repo: str, revision: str | None = None, path: str = "") -> Asked:
-        if not is_repo(repo):
-            want = "org/name of letters, digits, '-', '_', '.'; no '--' or '..', none of '-.' at an end"
-            raise HubkitError("HK-NAME", "not a repository name", where=self.name, want=want, have=repo[:200])
+        require_repo(repo, self.name)
         return Asked(self.name, repo, revision, path)
 
 
