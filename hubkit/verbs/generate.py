@@ -146,14 +146,14 @@ def _answer(
 ) -> tuple[str, int]:
     import torch
 
-    from hubkit.tensors.live.loading import context_length
+    from hubkit.tensors.base.decoder import context_of_folder
 
     text, templated = prompt, bool(tokenizer.chat_template) and not raw
     if templated:
         messages = [{"role": "user", "content": prompt}]
         text = _templated(tokenizer, messages, base)
     inputs = tokenizer(text, add_special_tokens=not templated, return_tensors="pt")
-    length, longest = inputs["input_ids"].shape[1], context_length(base)
+    length, longest = inputs["input_ids"].shape[1], context_of_folder(base)
     if length == 0 or (longest is not None and front + length + tokens > longest):
         virtual = f"{front} virtual + " if front else ""
         raise HubkitError(

@@ -189,13 +189,13 @@ def _rows(
     front: int,
 ) -> tuple[list[Row], list[Row]]:
     """Encoded training and validation rows, short enough for `front` virtual tokens to stand in front of each."""
-    from hubkit.tensors.live.loading import context_length
+    from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.training.batching import split
     from hubkit.training.data import choose_columns
     from hubkit.training.encode import encode
 
     chosen = choose_columns(records, columns)
-    context = context_length(base)
+    context = context_of_folder(base)
     longest = None if context is None else context - front
     if options.max_length is not None and longest is not None and options.max_length > longest:
         beside = f" beside {front} virtual tokens" if front else ""
