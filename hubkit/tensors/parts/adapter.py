@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from hubkit.tensors.parts.part import KV, Edit, Part, Tokens
 from hubkit.tensors.parts.tied import TiedChange
 from hubkit.tensors.parts.vocabulary import rows_delta
 from hubkit.tensors.parts.whole import WholeModule, whole_delta
+from hubkit.tensors.seed import generator_for
 
 
 class MethodLike(Protocol):
@@ -79,10 +79,8 @@ class Adapter:
         for site_name, part in adapter.parts.items():
             site = base.site(site_name)
             part.to_empty(device="cpu").to(accumulation_dtype(site.dtype))
-            digest = hashlib.sha256(f"{seed}\0{site_name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             with torch.no_grad():
-                part.reset(site, base, generator)
+                part.reset(site, base, generator_for(seed, site_name))
             part.to(site.device)
         return adapter
 
