@@ -128,30 +128,18 @@ def _base(base: str | None, revision: str | None, members: list[Term]) -> tuple[
     return origin.source, revision or origin.revision
 
 
-def _templated(tokenizer: Any, messages: list[dict[str, str]], base: Path) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    # a template is a program of the base's author: it may fail in any of these ways
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        have = f"{type(error).__name__}: {error}"
-        raise HubkitError(
-            "HK-TEMPLATE", "the base's chat template fails on the prompt", where=str(base), have=have, fix="--raw"
-        ) from None
-
-
 def _answer(
     model: Any, tokenizer: Any, prompt: str, raw: bool, tokens: int, temperature: float, base: Path, front: int
 ) -> tuple[str, int]:
     import torch
 
     from hubkit.tensors.base.decoder import context_of_folder
+    from hubkit.training.encode import render
 
     text, templated = prompt, bool(tokenizer.chat_template) and not raw
     if templated:
         messages = [{"role": "user", "content": prompt}]
-        text = _templated(tokenizer, messages, base)
+        text = render(tokenizer, messages, True, str(base), fix="--raw")
     inputs = tokenizer(text, add_special_tokens=not templated, return_tensors="pt")
     length, longest = inputs["input_ids"].shape[1], context_of_folder(base)
     if length == 0 or (longest is not None and front + length + tokens > longest):
