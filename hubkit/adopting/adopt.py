@@ -14,8 +14,9 @@ from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_with_record
+from hubkit.named.sources import base_with_record
 from hubkit.named.vocabulary import vocabulary_document
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from hubkit.artifact.forms import PeftForm

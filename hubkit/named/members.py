@@ -16,7 +16,8 @@ from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.artifact.identity.base_match import OVERRIDE, require_same_base
 from hubkit.documents.mix import DEEPEST, MixMember, Tree, replaced, require_small, too_large
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, adapter_source, read_manifest
+from hubkit.named.sources import adapter_source, read_manifest
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import Reference, parse_reference
 
 

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
+from hubkit.registry.api import Progress, Registry
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
 
 if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord
-    from hubkit.registry.api import Registry
     from hubkit.registry.store.store import Stored
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 """Names that a manifest can hold, as its schema has it."""
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that have arrived and the bytes in all."""
 
 
 @dataclass(frozen=True)

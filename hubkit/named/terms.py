@@ -13,7 +13,8 @@ from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.documents.mix import Tree, weights
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix, unused
-from hubkit.named.sources import Progress, adapter_source
+from hubkit.named.sources import adapter_source
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:

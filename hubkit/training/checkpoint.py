@@ -32,7 +32,7 @@ FORMAT = "hubkit/checkpoint/1"
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run has come.
 
     Args:
@@ -67,7 +67,7 @@ class Checkpoint:
 
     identity: Mapping[str, Any]
     machine: Mapping[str, Any]
-    progress: Progress
+    progress: RunProgress
     tensors: Mapping[str, Tensor]
 
 
@@ -153,7 +153,7 @@ def load(run_dir: Path) -> Checkpoint | None:
             document = json.loads((file.metadata() or {})["hubkit"])
             if document["format"] != FORMAT:
                 raise KeyError(document["format"])
-            progress = Progress(**document["progress"])
+            progress = RunProgress(**document["progress"])
             progress.recent = [(float(loss), int(targets)) for loss, targets in progress.recent]
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         return Checkpoint(document["identity"], document["machine"], progress, tensors)

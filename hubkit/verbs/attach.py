@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.added_tokens import require_ids
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_record
+from hubkit.named.sources import base_record
 from hubkit.named.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from torch import nn

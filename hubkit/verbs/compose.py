@@ -20,8 +20,9 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write
 from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, chosen_name
+from hubkit.named.sources import chosen_name
 from hubkit.named.terms import Term, Terms, as_sum, codec_of_terms, open_terms
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base

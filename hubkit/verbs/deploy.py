@@ -22,7 +22,8 @@ from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix
-from hubkit.named.sources import Progress, adapter_source, base_source
+from hubkit.named.sources import adapter_source, base_source
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.verbs.lock import at
 

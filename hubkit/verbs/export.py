@@ -10,8 +10,9 @@ from hubkit.artifact.added_tokens import BESIDE
 from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.artifact.identity.base_tokenizer import TOKENIZER
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, adapter_source
+from hubkit.named.sources import adapter_source
 from hubkit.named.terms import Term, require_adapter, require_base
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, base_source, base_with_record
+from hubkit.named.sources import base_source, base_with_record
 from hubkit.named.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from torch import nn

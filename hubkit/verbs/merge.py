@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import tokenizer_files
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from hubkit.tensors.files.shards import Shards

@@ -16,9 +16,10 @@ from hubkit.documents.manifest import BaseFingerprint, Manifest, Parent
 from hubkit.documents.mix import MixDocument, MixMember, NodeKind, Tree, leaves, replaced, require_small, weights
 from hubkit.errors import HubkitError
 from hubkit.named.members import relative, unused
-from hubkit.named.sources import Progress, chosen_name
+from hubkit.named.sources import chosen_name
 from hubkit.named.terms import Term, Terms, adapters, open_terms, require_base, require_mix
 from hubkit.named.trees import parse_tree
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, base_record
+from hubkit.named.sources import base_record
 from hubkit.named.terms import open_terms, require_adapter, require_base
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from torch import nn

@@ -31,7 +31,8 @@ from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import moved
-from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.sources import base_with_record, chosen_name
+from hubkit.registry.api import Progress
 
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 _NOT_COPIED = {MANIFEST_NAME, CARD_NAME, PEFT_CONFIG, WEIGHTS_NAME, TENSORS_NAME}

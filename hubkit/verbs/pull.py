@@ -9,8 +9,9 @@ from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import MixAdapter, open_mix
-from hubkit.named.sources import Progress, Source, adapter_source, base_reference, base_source, read_manifest
+from hubkit.named.sources import Source, adapter_source, base_reference, base_source, read_manifest
 from hubkit.registry.address import is_repo
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 

@@ -13,8 +13,9 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tenso
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,8 @@ from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
 from hubkit.documents.names import check_allowed, check_names
 from hubkit.errors import UNDECIDED, HubkitError
 from hubkit.named.members import OpenedMix, open_mix
-from hubkit.named.sources import Progress, adapter_source, base_record, base_reference
+from hubkit.named.sources import adapter_source, base_record, base_reference
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:

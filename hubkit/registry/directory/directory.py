@@ -26,14 +26,14 @@ from hubkit.documents.names import check_names
 from hubkit.errors import HubkitError
 from hubkit.registry import locks
 from hubkit.registry.directory import objects, rules
-from hubkit.registry.directory.history import History, Tree
+from hubkit.registry.directory.history import FileTree, History
 from hubkit.registry.directory.layout import dump
 from hubkit.registry.directory.objects import Incoming
 from hubkit.registry.directory.reading import DirectoryReader
 
 REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 MAX_FILES = 100_000
-Edit = Callable[[Tree], None]
+Edit = Callable[[FileTree], None]
 
 
 class DirectoryRegistry(DirectoryReader):
@@ -110,7 +110,7 @@ class DirectoryRegistry(DirectoryReader):
         self._tip(repo, branch, parent)  # a stale one is refused before anything is copied
         entries = self.put(repo, add)
 
-        def edit(tree: Tree) -> None:
+        def edit(tree: FileTree) -> None:
             for path in removed:
                 if tree.pop(path, None) is None:
                     raise HubkitError("HK-NOT-FOUND", f"no file '{path}' to delete", where=f"{self.name}/{repo}")
@@ -138,7 +138,7 @@ class DirectoryRegistry(DirectoryReader):
             self._set(repo, work, branches={branch: commit})
         return commit
 
-    def put(self, repo: str, files: Mapping[str, Path | bytes]) -> Tree:
+    def put(self, repo: str, files: Mapping[str, Path | bytes]) -> FileTree:
         """Store files' bytes for a commit to come; git attributes of the current tip decide how."""
         folder, attributes = self._folder(repo) / "objects", self.attributes(repo)
         with self._guard(), locks.scratch(self.root / "scratch") as work:

@@ -15,12 +15,10 @@ from hubkit.documents.manifest import FileEntry
 from hubkit.documents.names import check_allowed
 from hubkit.documents.schema import parse
 from hubkit.errors import HubkitError
-from hubkit.registry.api import Registry, RemoteFile
+from hubkit.registry.api import Progress, Registry, RemoteFile
 from hubkit.registry.directory.objects import open_regular
 from hubkit.registry.store.selection import INDEX, PEFT_CONFIG, Selection, differing
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes that have arrived and the bytes in all; from several threads, but never at the same time."""
 WORKERS = 4
 _CHUNK = 1 << 20
 _HEAD = 512

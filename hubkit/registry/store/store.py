@@ -25,13 +25,13 @@ from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
 from hubkit.registry import locks
-from hubkit.registry.api import Registry, RemoteFile
-from hubkit.registry.store.fetching import Limits, Progress, fetch
+from hubkit.registry.api import Progress, Registry, RemoteFile
+from hubkit.registry.store.fetching import Limits, fetch
 from hubkit.registry.store.index import Index, Pulled, Source
 from hubkit.registry.store.selection import CARD, Selection, select_adapter, select_base
 from hubkit.registry.versions import resolve_revision
 
-__all__ = ["ADAPTER_LIMITS", "BASE_LIMITS", "Limits", "Progress", "Store", "Stored", "StoredEntry", "digest_files"]
+__all__ = ["ADAPTER_LIMITS", "BASE_LIMITS", "Limits", "Store", "Stored", "StoredEntry", "digest_files"]
 
 ADAPTER_LIMITS = Limits(max_files=1_000, max_bytes=64 << 30, max_file_bytes=32 << 30)
 BASE_LIMITS = Limits(max_files=10_000, max_bytes=4 << 40, max_file_bytes=256 << 30)
