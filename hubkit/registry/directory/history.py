@@ -15,8 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
-from hubkit.registry.directory.objects import HEX64, Entry
+from hubkit.registry.directory.objects import HEX64, Entry, publish
 
 HEX40 = re.compile(r"[0-9a-f]{40}")
 MAX_DOCUMENT = 64 << 20
@@ -119,7 +118,7 @@ class History:
 
     def _put(self, path: Path, data: bytes, work: Path) -> None:
         if not path.exists():
-            locks.publish(path, data, work)
+            publish(path, data, work)
 
 
 @lru_cache(maxsize=32)

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hubkit.documents.drafts import locked, scratch
+from hubkit.documents.files import sync_folder
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
 from hubkit.registry.address import require_repo
+from hubkit.registry.directory.objects import publish
 
 SCHEMA = "hubkit/registry/1"
 
@@ -83,21 +85,21 @@ class Layout:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             self._check_format()
             if not self._checked:
-                with locks.scratch(self.root / "scratch") as work:
-                    locks.publish(self.root / "registry.json", dump({"schema": SCHEMA}), work)
-                locks.sync_folder(self.root)
+                with scratch(self.root / "scratch") as work:
+                    publish(self.root / "registry.json", dump({"schema": SCHEMA}), work)
+                sync_folder(self.root)
 
     @contextmanager
     def _locked(self, repo: str) -> Iterator[None]:
         self._path(repo)  # the name becomes a file name
-        with locks.locked(self.root / "locks" / (repo.replace("/", "--") + ".lock")):
+        with locked(self.root / "locks" / (repo.replace("/", "--") + ".lock")):
             yield
 
     @contextmanager
     def _writing(self, repo: str) -> Iterator[tuple[Path, Path]]:
         """The repository's folder and a scratch folder, under its lock."""
         self._folder(repo)
-        with self._guard(), self._locked(repo), locks.scratch(self.root / "scratch") as work:
+        with self._guard(), self._locked(repo), scratch(self.root / "scratch") as work:
             yield self._folder(repo), work
 
     @contextmanager

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from hubkit.documents.files import sync_folder, write_through
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
 from hubkit.registry.directory import rules
 
 CHUNK = 1 << 20
@@ -104,14 +104,23 @@ class Incoming:
             if not target.parent.exists():
                 # not `parents=True`: when the repository was removed meanwhile it must not come back
                 target.parent.mkdir(exist_ok=True)
-                locks.sync_folder(self._folder)
+                sync_folder(self._folder)
             os.replace(self._path, target)
-        locks.sync_folder(target.parent)  # also when another process put it there: it may not have got so far
+        sync_folder(target.parent)  # also when another process put it there: it may not have got so far
         return found
 
     def close(self) -> None:
         """Let go of the file; what was written stays scratch."""
         self._out.close()
+
+
+def publish(path: Path, data: bytes, work: Path) -> None:
+    """Write `data` to `path`, in an existing folder, so that it is there whole or not at all, even across a power cut.
+
+    Args:
+        work: a scratch folder on the same file system.
+    """
+    write_through(work / secrets.token_hex(8), path, data)
 
 
 def object_path(folder: Path, sha256: str) -> Path:
@@ -160,7 +169,7 @@ def ingest(
         sha256, blob = hashlib.sha256(content).hexdigest(), git_blob(content)
         target = object_path(folder, sha256)
         if target.exists():
-            locks.sync_folder(target.parent)
+            sync_folder(target.parent)
         else:
             incoming = Incoming(folder, work, len(content))
             incoming.write(content)
