@@ -8,7 +8,7 @@ whatever ended it, so nothing is ever left locked. A draft is a name that nobody
 ``<prefix><16 hex>.lock``  locked while the writer lives; removed last
 =========================  ==============================================================
 
-The lock of a name that is never used again may be removed; that of a lasting path stays, or two could hold it.
+A lock file that others wait for is never removed: they would hold one that has no name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -48,18 +49,24 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def held(path: Path, busy: HubkitError) -> Iterator[None]:
-    """As `locked`, without waiting.
+    """Hold the lock file `path` without waiting for another holder; it is removed at the end.
 
     Raises:
         HubkitError: `busy` when another one holds it.
     """
     lock = _taken(path)
-    if lock is None:
+    if lock is None or not path.exists():  # removed by one that ended just now: such a lock guards no name
         raise busy
     try:
         yield
     finally:
+        if sys.platform != "win32":
+            with suppress(OSError):
+                path.unlink()  # while it is held, or the next holder's would be removed
         lock.release()
+        if sys.platform == "win32":  # where only a file that nobody has open can be removed
+            with suppress(OSError):
+                path.unlink()
 
 
 @dataclass(frozen=True)
