@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubkit.documents.files import refusing
+from hubkit.documents.files import refusing, sync_file, sync_folder
 from hubkit.errors import HubkitError
 from hubkit.tensors.device import described
 
@@ -112,9 +112,9 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
                 save_file(tensors, partial, metadata={"hubkit": json.dumps(document, sort_keys=True)})
             except SafetensorError as error:
                 raise _system_error(error, partial) from None
-            _flush(partial)
+            sync_file(partial)
             os.replace(partial, run_dir / CHECKPOINT)
-            _flush(run_dir)
+            sync_folder(run_dir)
     except HubkitError:
         partial.unlink(missing_ok=True)
         raise
@@ -125,16 +125,6 @@ def _system_error(error: Exception, path: Path) -> OSError:
     match = re.search(r"\(os error (\d+)\)", str(error))
     number = int(match[1]) if match else errno.EIO
     return OSError(number, os.strerror(number), str(path))
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # a folder cannot be opened there, and renames are journalled
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(run_dir: Path) -> Checkpoint | None:
