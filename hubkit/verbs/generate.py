@@ -11,6 +11,7 @@ from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_source, base_with_record
 from hubkit.named.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
+from hubkit.named.where import Where
 from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
@@ -90,15 +91,15 @@ def generate(
         )  # fmt: skip
     require_mix(mix)
     place = device_named(device)
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress) if terms else []
+    where = Where(registry, offline, progress)
+    members = open_terms(terms, where) if terms else []
     named, revision = _base(base, revision, members)
-    where: dict[str, Any] = {"registry": registry, "offline": offline, "progress": progress}
     overrides: tuple[str, ...] = ()
     if members:
-        source, record = base_with_record(named, revision, **where)
+        source, record = base_with_record(named, revision, where)
         overrides = require_base(members, record, allow_base_mismatch)
     else:
-        source = base_source(named, revision, **where)
+        source = base_source(named, revision, where)
     tokens = one_vocabulary(members)
     report(described(place))
     model: nn.Module = load_base(source.path, dtype, codec_of_terms(members), place)

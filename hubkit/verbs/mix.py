@@ -19,6 +19,7 @@ from hubkit.named.members import relative, unused
 from hubkit.named.sources import chosen_name
 from hubkit.named.terms import Term, Terms, adapters, open_terms, require_base, require_mix
 from hubkit.named.trees import parse_tree
+from hubkit.named.where import Where
 from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
@@ -85,7 +86,7 @@ def mix(
     require_mix(mix)
     wanted = parse_tree(terms, mix)
     references = {reference: 1.0 for reference, _ in leaves(wanted)}
-    members = open_terms(references, registry=registry, offline=offline, progress=progress)
+    members = open_terms(references, Where(registry, offline, progress))
     _require_apart(members, out)
     overrides = _one_base(members, allow_base_mismatch)
     document, whole = _document(wanted, dict(zip(references, members, strict=True)), out)

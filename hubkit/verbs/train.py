@@ -15,6 +15,7 @@ from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
+from hubkit.named.where import Where
 from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def train(
     place = device_named(device)
     require_optimizer(wanted.optimizer, place)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
-    source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
+    source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
     sites = Base.from_folder(source.path)
     codec, front = codec_of(chosen, settings, sites), virtual_tokens(chosen, settings, sites)
