@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubkit.artifact.header import read_header
+from hubkit.documents.files import sync_file
 from hubkit.documents.manifest import FileEntry
 from hubkit.documents.names import check_allowed
 from hubkit.documents.schema import parse
@@ -157,8 +158,8 @@ def _check(path: str, target: Path, file: RemoteFile, where: str) -> FileEntry:
             read_header(target)
         elif path in (PEFT_CONFIG, INDEX):
             parse(target.read_bytes(), f"{where}  {path}")
-        os.fchmod(content.fileno(), 0o444)
-        os.fsync(content.fileno())
+    sync_file(target)
+    os.chmod(target, 0o444)
     return FileEntry(path, size, found)
 
 
