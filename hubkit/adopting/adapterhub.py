@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hubkit.artifact.adapterhub import CONFIG, PICKLE, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record
+from hubkit.named.where import Where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_adapterhub_folder(
-    folder: Path, data: Mapping[str, Any], name: str, base: str | None, revision: str | None, where: dict[str, Any]
+    folder: Path, data: Mapping[str, Any], name: str, base: str | None, revision: str | None, where: Where
 ) -> tuple[Method, Adapter, BaseRecord]:
     """The adapter in an AdapterHub folder, at the sites of its base: every option and every tensor accounted for.
 
@@ -30,7 +31,7 @@ def read_adapterhub_folder(
         name: the adapter's here; the one in its tensors' names is dropped.
         base: folder or repository; the one its config names when None.
         revision: of the base.
-        where: registry, offline, progress.
+        where: where the base is looked for.
 
     Raises:
         HubkitError: ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``,
@@ -48,7 +49,7 @@ def read_adapterhub_folder(
     named = base or data.get("model_name")
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=config_path, fix="--base BASE")
-    source, record = base_with_record(str(named), revision, **where)
+    source, record = base_with_record(str(named), revision, where)
     sites = Base.from_folder(source.path)
     values, tensors = read_adapterhub(form, data, stored, sites, str(weights))
     config = parse_config(method.info.config, values, f"{config_path}#/config")

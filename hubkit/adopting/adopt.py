@@ -14,8 +14,9 @@ from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_with_record
+from hubkit.named.sources import base_with_record
 from hubkit.named.vocabulary import vocabulary_document
+from hubkit.named.where import Where
 
 if TYPE_CHECKING:
     from hubkit.artifact.forms import PeftForm
@@ -29,14 +30,7 @@ CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 
 
 def adopt(
-    folder: Path,
-    name: str,
-    base: str | None,
-    revision: str | None,
-    *,
-    registry: str | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
+    folder: Path, name: str, base: str | None, revision: str | None, where: Where
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
@@ -45,6 +39,7 @@ def adopt(
         name: the adapter's.
         base: folder or repository; the one its config names when None.
         revision: of the base.
+        where: where the base is looked for.
 
     Raises:
         HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
@@ -61,7 +56,6 @@ def adopt(
     from hubkit.tensors.parts.tied import tied_pairs
 
     foreign = _foreign_config(folder)
-    where: Any = {"registry": registry, "offline": offline, "progress": progress}
     if is_adapterhub(foreign):
         return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
     method, form, values = _method_for(foreign, folder)
@@ -78,7 +72,7 @@ def adopt(
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
     asked = revision or (foreign.get("revision") if base is None else None)
-    source, record = base_with_record(str(named), asked, **where)
+    source, record = base_with_record(str(named), asked, where)
     sites = Base.from_folder(source.path)
     stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
     if form.rows:

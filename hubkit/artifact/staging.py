@@ -20,7 +20,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import stat
 import sys
@@ -31,7 +30,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hubkit.documents.files import refusal, refusing, sync_folder, try_lock
+from hubkit.documents.drafts import Draft, abandoned, claim
+from hubkit.documents.files import refusal, refusing, sync_file, sync_folder
 from hubkit.errors import HubkitError
 
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
@@ -58,7 +58,8 @@ def staged(dest: Path, *, replace: bool = False) -> Iterator[Path]:
         dest.parent.mkdir(parents=True, exist_ok=True)
         recover(dest)
         _require_free(dest, replace)
-        stage, lock = _open_stage(dest)
+        draft = claim(dest.parent, _prefix(dest))
+    stage = draft.path
     try:
         with refusing(dest):
             stage.mkdir()
@@ -67,8 +68,7 @@ def staged(dest: Path, *, replace: bool = False) -> Iterator[Path]:
             _publish(stage, dest, replace)
             _remove(_old_path(stage))
     finally:
-        _settle(stage, dest)
-        os.close(lock)
+        _settle(draft, dest)
 
 
 def recover(dest: Path) -> None:
@@ -80,15 +80,9 @@ def recover(dest: Path) -> None:
         HubkitError: ``HK-IO``.
     """
     dest = Path(os.path.realpath(dest))
-    leftover = re.compile(re.escape(_prefix(dest)) + r"[0-9a-f]{16}\.lock")
-    with refusing(dest):
-        try:
-            names = os.listdir(dest.parent)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        for name in names:
-            if leftover.fullmatch(name):
-                _recover_one(dest.parent / name, dest)
+    with refusing(dest), suppress(FileNotFoundError, NotADirectoryError):
+        for draft in abandoned(dest.parent, _prefix(dest)):
+            _settle(draft, dest)
 
 
 def wait_for(dest: Path, seconds: float = 2.0) -> None:
@@ -138,56 +132,20 @@ def _exists(dest: Path) -> HubkitError:
     return HubkitError("HK-EXISTS", f"{dest.name!r} exists already", where=str(dest), fix=fix)
 
 
-def _open_stage(dest: Path) -> tuple[Path, int]:
-    """A fresh name and its held lock: made, locked, and looked at again, lest a sweeper took it in between."""
-    while True:
-        stage = dest.with_name(_prefix(dest) + secrets.token_hex(8))
-        path = _lock_path(stage)
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        if try_lock(descriptor) is not False and _same_file(path, descriptor):
-            return stage, descriptor
-        os.close(descriptor)
-
-
-def _lock_path(stage: Path) -> Path:
-    return stage.with_name(stage.name + ".lock")
-
-
 def _old_path(stage: Path) -> Path:
     return stage.with_name(stage.name + ".old")
 
 
-def _same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _recover_one(lock: Path, dest: Path) -> None:
-    try:
-        descriptor = os.open(lock, os.O_RDWR)
-    except (FileNotFoundError, PermissionError):  # settled by its owner, or another user's
-        return
-    try:
-        if try_lock(descriptor) is True and _same_file(lock, descriptor):
-            _settle(lock.with_name(lock.name.removesuffix(".lock")), dest)
-    finally:
-        os.close(descriptor)
-
-
-def _settle(stage: Path, dest: Path) -> None:
-    """End a staging whose lock is held: the old folder goes back if nothing took its place, the rest goes away."""
-    old = _old_path(stage)
+def _settle(draft: Draft, dest: Path) -> None:
+    """End a staging that is ours: the old folder goes back if nothing took its place, the rest goes away."""
+    old = _old_path(draft.path)
     if old.exists():
         if not os.path.lexists(dest):
             with suppress(OSError):
                 os.rename(old, dest)
         _remove(old)
-    _remove(stage)
-    if not stage.exists() and not old.exists():
-        with suppress(OSError):
-            _lock_path(stage).unlink()
+    _remove(draft.path)
+    draft.end(swept=not old.exists())
 
 
 def _remove(folder: Path) -> None:
@@ -212,11 +170,7 @@ def _sync(folder: Path) -> None:
         for name in names:
             path = os.path.join(place, name)
             if stat.S_ISREG(os.lstat(path).st_mode):
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync_file(path)
         sync_folder(Path(place))
 
 

@@ -8,7 +8,7 @@ import click
 
 from hubkit.cli.group import TermsCommand, declare
 from hubkit.cli.output import emit, json_option, registry_option
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import mismatch_option, offline_option, terms_argument
 from hubkit.verbs.compose import Composed, compose
 
@@ -68,7 +68,7 @@ def command(
       hubkit compose 1.0*./chat + -0.5*./terse --out ./mixed
       hubkit compose ./chat + ./sql --method ties --density 0.2 --rank 16 --report ./clash.html --out ./both
     """
-    with Progress("pull") as work:
+    with ProgressBar("pull") as work:
         result = compose(
             terms,
             out,

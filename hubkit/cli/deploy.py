@@ -9,7 +9,7 @@ import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import dry_run_option, emit, json_option, registry_option, size
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.verbs.deploy import Deployed, deploy
 
 
@@ -45,7 +45,7 @@ def command(
       hubkit deploy ./deployment --engine peft
       hubkit deploy ./deployment --check
     """
-    with Progress("pull") as work:
+    with ProgressBar("pull") as work:
         result = deploy(
             folder,
             engine=engine,

@@ -9,7 +9,7 @@ import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, registry_option
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import offline_option
 from hubkit.verbs.export import Exported, export
 
@@ -32,7 +32,7 @@ def command(reference: str, out: Path, **given: Any) -> None:
     Example:
       hubkit export ./chat --to peft --out ./chat-peft
     """
-    with Progress(f"pull {reference}") as work:
+    with ProgressBar(f"pull {reference}") as work:
         result = export(reference, out, progress=work.reach, **given)
     emit(result, _render)
 

@@ -6,7 +6,7 @@ import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, note, registry_option
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import device_option, mismatch_option, mix_option, offline_option
 from hubkit.verbs.generate import Generated, generate
 
@@ -48,7 +48,7 @@ def command(
     Example:
       hubkit generate "What is the capital of France?" --base ./SmolLM2-135M-Instruct --adapter ./chat
     """
-    with Progress("pull") as work:
+    with ProgressBar("pull") as work:
         result = generate(
             prompt,
             base=base,

@@ -8,7 +8,7 @@ import click
 
 from hubkit.cli.group import TermsCommand, declare
 from hubkit.cli.output import dry_run_option, emit, json_option, registry_option, size
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import mismatch_option, mix_option, offline_option, terms_argument
 from hubkit.verbs.merge import Merged, merge
 
@@ -51,7 +51,7 @@ def command(
     Example:
       hubkit merge ./chat + -0.5*./terse --base ./SmolLM2-135M-Instruct --out ./merged
     """
-    with Progress("pull") as work:
+    with ProgressBar("pull") as work:
         result = merge(
             base,
             terms,

@@ -9,7 +9,7 @@ import click
 
 from hubkit.cli.group import TermsCommand, declare
 from hubkit.cli.output import dry_run_option, emit, json_option, registry_option
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import mismatch_option, mix_option, offline_option, terms_argument
 from hubkit.verbs.mix import Mixed
 from hubkit.verbs.mix import mix as mix_verb
@@ -49,7 +49,7 @@ def command(
       hubkit mix ana/chat@^1.0 + -0.5*ana/terse --out ./polite
       hubkit mix "stack(ana/domain, 0.5*sum(ana/chat, ana/sql))" --out ./assistant
     """
-    with Progress("pull") as work:
+    with ProgressBar("pull") as work:
         result = mix_verb(
             terms,
             out,

@@ -8,7 +8,7 @@ import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import dry_run_option, emit, json_option, registry_option
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import mismatch_option, offline_option
 from hubkit.verbs.pack import Packed, pack
 
@@ -50,7 +50,7 @@ def command(
       hubkit pack ./chat --version 1.0.0 --license apache-2.0
       hubkit pack ./peft-adapter --base ./SmolLM2-135M-Instruct
     """
-    with Progress(f"pull {base}") as work:
+    with ProgressBar(f"pull {base}") as work:
         result = pack(
             folder,
             base=base,

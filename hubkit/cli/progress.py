@@ -13,7 +13,7 @@ QUIET_SECONDS = 10.0
 """Off a terminal: how long between two lines, and how long work may take before its first line."""
 
 
-class Progress:
+class ProgressBar:
     """One piece of long work. Shows nothing until the first `advance`, so work that was already done stays silent.
 
     Args:
@@ -29,7 +29,7 @@ class Progress:
         self._told = time.monotonic()
         self._lines = 0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(

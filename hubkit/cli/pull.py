@@ -6,7 +6,7 @@ import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, registry_option, size
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.verbs.pull import Pulled, pull
 
 
@@ -29,7 +29,7 @@ def command(reference: str, base: bool, offline: bool, registry: str | None) -> 
       hubkit pull ana/chat@^1.2
       hubkit pull --base HuggingFaceTB/SmolLM2-135M-Instruct
     """
-    with Progress(f"pull {reference}") as work:
+    with ProgressBar(f"pull {reference}") as work:
         result = pull(reference, base=base, registry=registry, offline=offline, progress=work.reach)
     emit(result, _render)
 

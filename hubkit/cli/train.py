@@ -9,7 +9,7 @@ import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, note, registry_option
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, offline_option
 from hubkit.cli.training import Drawing
@@ -77,7 +77,7 @@ def command(base: str, data: Path, out: Path, config: tuple[str, ...], **given: 
 
     names = {key: given.pop(key) for key in ("text", "messages", "prompt", "completion")}
     columns = Columns(**names) if any(names.values()) else None
-    with Progress(f"pull {base}") as work, Drawing() as drawing:
+    with ProgressBar(f"pull {base}") as work, Drawing() as drawing:
         result = train(
             base, data, out, config=settings(config), columns=columns, report=drawing, progress=work.reach, **given
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from hubkit.cli.output import note
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.training.events import Event, Started, Stepped, Stopped, Validated
 
 
@@ -13,7 +13,7 @@ class Drawing:
     """Called with each event of a run; a context, so that the bar is taken down."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
+        self._progress: ProgressBar | None = None
 
     def __enter__(self) -> Drawing:
         return self
@@ -26,7 +26,7 @@ class Drawing:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._progress = Progress("train", event.steps, "steps")
+            self._progress = ProgressBar("train", event.steps, "steps")
             self._progress.done = event.step
             rows = f"{event.rows} rows" + (f", {event.validation_rows} held out" if event.validation_rows else "")
             note(f"training {event.parameters:,} parameters on {rows}, {event.steps} steps, on {event.device}")

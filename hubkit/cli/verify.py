@@ -6,7 +6,7 @@ import click
 
 from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, registry_option, table
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 from hubkit.verbs.verify import Verified, verify
 
 
@@ -27,7 +27,7 @@ def command(reference: str, base: str | None, offline: bool, allow_base_mismatch
     Example:
       hubkit verify ./chat --base ./SmolLM2-135M-Instruct
     """
-    with Progress(f"pull {reference}") as work:
+    with ProgressBar(f"pull {reference}") as work:
         result = verify(
             reference,
             base=base,

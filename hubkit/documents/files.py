@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import secrets
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hubkit.documents.drafts import abandoned, claim
 from hubkit.errors import HubkitError
-
-if sys.platform != "win32":
-    import fcntl
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NAMELESS = _FULL | {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
@@ -79,30 +75,19 @@ def read(path: Path, limit: int) -> bytes:
     return data
 
 
-def try_lock(descriptor: int) -> bool | None:
-    """Take the file lock of an open file without waiting; it ends with the process, however that ends.
-
-    Returns:
-        True when it is ours now, False when another process (or another descriptor of this one) holds it, None where
-        the system or the file system has no such locks.
-    """
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable, where the system lets a folder be opened and synced."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        return
+    with suppress(PermissionError):  # Windows, where renames are journalled
+        _sync(folder, os.O_RDONLY)
+
+
+def sync_file(path: Path | str) -> None:
+    """Make what was written to a file durable."""
+    _sync(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
+
+
+def _sync(path: Path | str, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -120,44 +105,42 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         HubkitError: ``HK-DISK`` (full, nothing left behind) or ``HK-IO``; the old file stays as it was.
     """
+    beside = (path.parent, f".{path.name}.", ".tmp")
     with refusing(path):
-        _sweep(path)
-        descriptor, temporary = _open_temporary(path)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-                os.replace(temporary, path)
-        except BaseException:
+        for left in abandoned(*beside):
             with suppress(OSError):
-                temporary.unlink()
-            raise
-        sync_folder(path.parent)
+                left.path.unlink()
+            left.end()
+        draft = claim(*beside)
+        try:
+            write_through(draft.path, path, data)
+        finally:
+            draft.end()
 
 
-def _open_temporary(path: Path) -> tuple[int, Path]:
-    """A fresh sibling, locked: that says to other writers that it is no leftover.
+def write_through(temporary: Path, path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write `data` to a name of one's own, and rename that over `path`: it is there whole or not at all.
 
-    One of them may sweep it between its making and its locking; then there is another.
+    Args:
+        temporary: a name on the same file system where nothing is; nothing is there afterwards, whatever happens.
+        path: its folder must exist.
+        durable: also across a power cut.
+        mode: of the file, less the umask.
+
+    Raises:
+        OSError: `path` is as it was.
     """
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        if try_lock(descriptor) is not False and temporary.exists():
-            return descriptor, temporary
-        os.close(descriptor)
-
-
-def _sweep(path: Path) -> None:
-    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
-    for name in os.listdir(path.parent):
-        if not leftover.fullmatch(name):
-            continue
+    try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
         with suppress(OSError):
-            descriptor = os.open(path.parent / name, os.O_RDWR)
-            try:
-                if try_lock(descriptor) is True:
-                    (path.parent / name).unlink()
-            finally:
-                os.close(descriptor)
+            temporary.unlink()
+        raise
+    if durable:
+        sync_folder(path.parent)

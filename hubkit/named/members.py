@@ -16,7 +16,8 @@ from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.artifact.identity.base_match import OVERRIDE, require_same_base
 from hubkit.documents.mix import DEEPEST, MixMember, Tree, replaced, require_small, too_large
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, adapter_source, read_manifest
+from hubkit.named.sources import adapter_source, read_manifest
+from hubkit.named.where import Where
 from hubkit.registry.reference import Reference, parse_reference
 
 
@@ -60,13 +61,11 @@ class Opener:
     """Opens mixes; an adapter or mix that occurs in several places is opened once.
 
     Args:
-        registry: for references that name none, in a mix that is a folder.
+        where: where members are looked for that name no registry, in a mix that is a folder.
         taken: names that are in use.
     """
 
-    registry: str | None = None
-    offline: bool = False
-    progress: Progress | None = None
+    where: Where
     taken: Collection[str] = ()
     adapters: list[MixAdapter] = field(default_factory=list)
     _known: dict[str, Tree | str] = field(default_factory=dict)
@@ -119,9 +118,7 @@ class Opener:
             stored = None if reference.path else _stored(member.digest)
             if stored is not None:
                 return reference, stored, 0
-            source = adapter_source(
-                str(reference), registry=self.registry, offline=self.offline, progress=self.progress
-            )
+            source = adapter_source(str(reference), self.where)
             folder = open_adapter(source.path)
         except HubkitError as error:
             have = [f"{error.code}: {error.what}", *error.have]
@@ -132,17 +129,9 @@ class Opener:
         return reference, folder, source.stored.fetched if source.stored else 0
 
 
-def open_mix(
-    folder: AdapterFolder,
-    origin: Reference,
-    *,
-    registry: str | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
-    taken: Iterable[str] = (),
-) -> OpenedMix:
+def open_mix(folder: AdapterFolder, origin: Reference, where: Where, *, taken: Iterable[str] = ()) -> OpenedMix:
     """A mix with all its adapters, pulled where needed; see `Opener`."""
-    opener = Opener(registry, offline, progress, tuple(taken))
+    opener = Opener(where, tuple(taken))
     tree = opener.open(folder, origin)
     return OpenedMix(tree, tuple(opener.adapters))
 
@@ -179,30 +168,30 @@ def unused(name: str, taken: Collection[str]) -> str:
     return free
 
 
-def require_published(mix: AdapterFolder, target: Reference, registry: str | None) -> None:
+def require_published(mix: AdapterFolder, target: Reference, where: Where) -> None:
     """Refuses to publish a mix as `target` while others could not get its members as it names them.
 
     Raises:
         HubkitError: ``HK-MIX-MEMBER`` with each member that is a folder of this machine, is not in the registry it
             would be looked for in, or has another digest there.
     """
-    where = f"{mix.path / MANIFEST_NAME}#/mix/members"
+    here = f"{mix.path / MANIFEST_NAME}#/mix/members"
     faults, wanted = [], []
-    for name, member in mix.manifest.mixed(where).members.items():
-        fault = _unpublished(target, member, registry)
+    for name, member in mix.manifest.mixed(here).members.items():
+        fault = _unpublished(target, member, where)
         faults += [f"{name}: {fault}"] if fault else []
         wanted += [f"{name}: {member.digest}  ({member.reference})"] if fault else []
     if faults:
         what = "members of the mix are not where others could get them"
         fix = "hubkit push each to an ORG/NAME, then mix again with those references: hubkit mix ... --replace"
-        raise HubkitError("HK-MIX-MEMBER", what, where=where, want=wanted, have=faults, fix=fix)
+        raise HubkitError("HK-MIX-MEMBER", what, where=here, want=wanted, have=faults, fix=fix)
 
 
-def _unpublished(target: Reference, member: MixMember, registry: str | None) -> str:
+def _unpublished(target: Reference, member: MixMember, where: Where) -> str:
     """Why a member cannot be had from the registry; empty when it can."""
     try:
         found = beside(target, member.reference)
-        have = read_manifest(found, registry).digest
+        have = read_manifest(found, where).digest
     except HubkitError as error:
         if error.code == "HK-REFERENCE":
             return "a folder of this machine"

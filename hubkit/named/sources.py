@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
-from hubkit.registry.opening import open_registry
+from hubkit.named.where import Where
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
 
 if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord
-    from hubkit.registry.api import Registry
     from hubkit.registry.store.store import Stored
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 """Names that a manifest can hold, as its schema has it."""
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that have arrived and the bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +41,16 @@ class Source:
         return self.stored.commit if self.stored else None
 
 
-def adapter_source(
-    text: str, *, registry: str | None = None, offline: bool = False, progress: Progress | None = None
-) -> Source:
+def adapter_source(text: str, where: Where) -> Source:
     """The folder of the adapter that `text` names; pulled unless it is a folder already.
 
     Raises:
         HubkitError: ``HK-REFERENCE``, what pulling raises.
     """
-    return _source(parse_reference(text), False, registry, offline, progress)
+    return _source(parse_reference(text), False, where)
 
 
-def base_source(
-    text: str,
-    revision: str | None = None,
-    *,
-    registry: str | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
-) -> Source:
+def base_source(text: str, revision: str | None, where: Where) -> Source:
     """The folder of the base that `text` names; pulled unless it is a folder already.
 
     Args:
@@ -74,17 +60,10 @@ def base_source(
     Raises:
         HubkitError: ``HK-REFERENCE``, what pulling raises.
     """
-    return _source(base_reference(text, revision), True, registry, offline, progress)
+    return _source(base_reference(text, revision), True, where)
 
 
-def base_with_record(
-    text: str,
-    revision: str | None = None,
-    *,
-    registry: str | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
-) -> tuple[Source, BaseRecord]:
+def base_with_record(text: str, revision: str | None, where: Where) -> tuple[Source, BaseRecord]:
     """The folder of the base that `text` names, and its identity under the name that people know it by.
 
     Raises:
@@ -92,7 +71,7 @@ def base_with_record(
     """
     from hubkit.artifact.identity.digest import fingerprint_folder
 
-    source = base_source(text, revision, registry=registry, offline=offline, progress=progress)
+    source = base_source(text, revision, where)
     named = base_reference(text, revision).repo or source.reference
     return source, fingerprint_folder(source.path, source=named, revision=source.commit)
 
@@ -120,7 +99,7 @@ def base_reference(text: str, revision: str | None = None) -> Reference:
     return replace(found, revision=found.revision or revision) if found.kind == "repo" else found
 
 
-def base_record(text: str, revision: str | None = None, *, registry: str | None = None) -> BaseRecord:
+def base_record(text: str, revision: str | None, where: Where) -> BaseRecord:
     """The identity of the base that `text` names: of a folder by its bytes, of a repository by its listing and headers.
 
     Nothing but headers and small files is downloaded.
@@ -133,7 +112,7 @@ def base_record(text: str, revision: str | None = None, *, registry: str | None 
     reference = base_reference(text, revision)
     if reference.path is not None:
         return fingerprint_folder(reference.path, source=str(reference))
-    place, repo = open_registry(reference, registry), _repo(reference)
+    place, repo = where.open(reference), _repo(reference)
     commit = resolve_revision(place, repo, reference.revision).commit
     files = {file.path: (file.size, file.sha256) for file in place.files(repo, commit)}
 
@@ -143,7 +122,7 @@ def base_record(text: str, revision: str | None = None, *, registry: str | None 
     return fingerprint_listing(files, read, source=repo, revision=commit)
 
 
-def read_manifest(reference: Reference, registry: str | None = None) -> Manifest:
+def read_manifest(reference: Reference, where: Where) -> Manifest:
     """The manifest of the adapter that `reference` names; of a repository nothing else is read.
 
     Raises:
@@ -152,22 +131,21 @@ def read_manifest(reference: Reference, registry: str | None = None) -> Manifest
     """
     if reference.path is not None:
         return Manifest.read(reference.path)
-    place, repo = open_registry(reference, registry), _repo(reference)
+    place, repo = where.open(reference), _repo(reference)
     commit = resolve_revision(place, repo, reference.revision).commit
     inside = f"{reference.folder}/" if reference.folder else ""
     data = place.read(repo, commit, inside + MANIFEST_NAME)
     return Manifest.from_bytes(data, f"{replace(reference, revision=commit)}  {MANIFEST_NAME}")
 
 
-def _source(reference: Reference, base: bool, registry: str | None, offline: bool, progress: Progress | None) -> Source:
+def _source(reference: Reference, base: bool, where: Where) -> Source:
     from hubkit.registry.store.store import Store
 
     if reference.path is not None:
         return Source(reference.path, str(reference))
-    place: Registry = open_registry(reference, registry)
-    store, repo = Store(), _repo(reference)
-    pull = store.pull_base if base else store.pull
-    stored = pull(place, repo, reference.revision, folder=reference.folder, offline=offline, progress=progress)
+    place, repo, store = where.open(reference), _repo(reference), Store()
+    pull, folder = store.pull_base if base else store.pull, reference.folder
+    stored = pull(place, repo, reference.revision, folder=folder, offline=where.offline, progress=where.progress)
     return Source(stored.path, str(replace(reference, revision=stored.commit)), stored)
 
 

@@ -13,7 +13,8 @@ from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.documents.mix import Tree, weights
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix, unused
-from hubkit.named.sources import Progress, adapter_source
+from hubkit.named.sources import adapter_source
+from hubkit.named.where import Where
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
@@ -109,14 +110,7 @@ def not_terms(have: list[str]) -> HubkitError:
     return HubkitError("HK-TERMS", "these are not terms of a sum", want=want, have=have, status=USAGE)
 
 
-def open_terms(
-    terms: Terms,
-    *,
-    registry: str | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
-    taken: Iterable[str] = (),
-) -> list[Term]:
+def open_terms(terms: Terms, where: Where, *, taken: Iterable[str] = ()) -> list[Term]:
     """The adapters of a sum or stack, pulled where needed, each opened and checked; of mixes all that is in them.
 
     Args:
@@ -129,11 +123,11 @@ def open_terms(
     made: list[Term] = []
     used = set(taken)
     for reference, weight in parse_terms(terms):
-        source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
+        source = adapter_source(reference, where)
         folder = open_adapter(source.path)
         if folder.manifest.kind == "mix":
             origin = parse_reference(source.reference)
-            found = open_mix(folder, origin, registry=registry, offline=offline, progress=progress, taken=used)
+            found = open_mix(folder, origin, where, taken=used)
             inner = tuple(Term(one.name, one.reference, 1.0, one.folder) for one in found.adapters)
             name = unused(folder.manifest.name, {term.name for term in made})
             made.append(Term(name, source.reference, weight, folder, found.tree, inner))

@@ -34,6 +34,20 @@ def is_repo(text: str) -> bool:
     return sound and not text.endswith((".git", ".lock"))
 
 
+def require_repo(repo: str, where: str = "") -> None:
+    """Refuses what is not ``org/name`` by the Hub's rules before a registry makes a path or an address of it.
+
+    Args:
+        where: the registry, for the message.
+
+    Raises:
+        HubkitError: ``HK-NAME``.
+    """
+    if not is_repo(repo):
+        want = "org/name of letters, digits, '-', '_', '.'; no '--' or '..', none of '-.', '.git', '.lock' at an end"
+        raise HubkitError("HK-NAME", "not a repository name", where=where, want=want, have=repo[:200])
+
+
 def check_endpoint(url: str) -> str:
     """The address of a server, without a trailing slash.
 

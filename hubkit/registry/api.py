@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes that arrived since the last call."""
+Arrived = Callable[[int], None]
+"""Called with the number of bytes that arrived since the last call: of one file."""
+Progress = Callable[[int, int], None]
+"""Called with the bytes that have arrived and the bytes in all: of a whole pull. From several threads, but never at the
+same time."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Registry(Protocol):
         """Bytes ``[start, stop)`` of a file, clipped at its end; the whole file by default."""
         ...
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Progress | None = None) -> None:
+    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
         """Write a whole file to `dest`, streamed; on any error no file is left at `dest`."""
         ...
 

@@ -14,12 +14,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 
 from hubkit.artifact.identity.digest_cache import home
+from hubkit.documents.drafts import scratch
 
 SWITCH = "HUBKIT_COMPILE"
 """Environment variable: ``0`` leaves everything to torch."""
@@ -58,9 +58,8 @@ def _compiled(source: Path, folder: Path) -> Path:
             raise PermissionError(f"{path} is another user's")  # code of somebody else is not run
         return path
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or "gcc"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        made, linked = Path(work, "made.o"), Path(work, "made.so")
+    with scratch(folder) as work:
+        made, linked = work / "made.o", work / "made.so"
         for parallel in _PARALLEL:
             done = _run([*compiler, *_FLAGS, *parallel, "-c", str(source), "-o", str(made)], parallel == ())
             # without -fopenmp here: a second OpenMP beside torch's would mean twice the threads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hubkit.errors import USAGE, HubkitError
+from hubkit.tensors.seed import derived_seed
 from hubkit.training.encode import IGNORED, Row
 
 POOL = 8
@@ -19,9 +19,8 @@ T = TypeVar("T")
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
-    """A seed of its own for each purpose (63 bits), the same in every process: sha256 of the seed and the purpose."""
-    text = "/".join(str(part) for part in (seed, *purpose))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    """A seed of its own for each purpose of a run: its order of rows, its steps, their dropout."""
+    return derived_seed(seed, *purpose, between="/")
 
 
 def _permutation(count: int, seed: int, *purpose: object) -> list[int]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubkit.documents.files import refusing
+from hubkit.documents.files import refusing, sync_file, sync_folder
 from hubkit.errors import HubkitError
 from hubkit.tensors.device import described
 
@@ -32,7 +32,7 @@ FORMAT = "hubkit/checkpoint/1"
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run has come.
 
     Args:
@@ -67,7 +67,7 @@ class Checkpoint:
 
     identity: Mapping[str, Any]
     machine: Mapping[str, Any]
-    progress: Progress
+    progress: RunProgress
     tensors: Mapping[str, Tensor]
 
 
@@ -112,9 +112,9 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
                 save_file(tensors, partial, metadata={"hubkit": json.dumps(document, sort_keys=True)})
             except SafetensorError as error:
                 raise _system_error(error, partial) from None
-            _flush(partial)
+            sync_file(partial)
             os.replace(partial, run_dir / CHECKPOINT)
-            _flush(run_dir)
+            sync_folder(run_dir)
     except HubkitError:
         partial.unlink(missing_ok=True)
         raise
@@ -125,16 +125,6 @@ def _system_error(error: Exception, path: Path) -> OSError:
     match = re.search(r"\(os error (\d+)\)", str(error))
     number = int(match[1]) if match else errno.EIO
     return OSError(number, os.strerror(number), str(path))
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # a folder cannot be opened there, and renames are journalled
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(run_dir: Path) -> Checkpoint | None:
@@ -153,7 +143,7 @@ def load(run_dir: Path) -> Checkpoint | None:
             document = json.loads((file.metadata() or {})["hubkit"])
             if document["format"] != FORMAT:
                 raise KeyError(document["format"])
-            progress = Progress(**document["progress"])
+            progress = RunProgress(**document["progress"])
             progress.recent = [(float(loss), int(targets)) for loss, targets in progress.recent]
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         return Checkpoint(document["identity"], document["machine"], progress, tensors)

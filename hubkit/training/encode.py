@@ -237,19 +237,31 @@ def _require_template(tokenizer: Tokenizer) -> None:
 
 
 def _chat(tokenizer: Tokenizer, messages: list[dict[str, Any]], where: str) -> Row:
-    whole = _render(tokenizer, messages, False, where)
+    whole = render(tokenizer, messages, False, where)
     ids = _ids(tokenizer, whole, special=False)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _render(tokenizer, messages[:index], True, where)
-            after = _render(tokenizer, messages[: index + 1], False, where)
+            before = render(tokenizer, messages[:index], True, where)
+            after = render(tokenizer, messages[: index + 1], False, where)
             _require_prefix(before, after, whole, index, where)
             spans.append(tuple(_common(_ids(tokenizer, text, special=False), ids) for text in (before, after)))
     return _row(ids, [(start, stop) for start, stop in spans], where)
 
 
-def _render(tokenizer: Tokenizer, messages: list[dict[str, Any]], prompt: bool, where: str) -> str:
+def render(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], prompt: bool, where: str, fix: str = "change the row"
+) -> str:
+    """The conversation as the chat template of the base writes it.
+
+    Args:
+        prompt: end with what the template lets the assistant's answer begin with.
+        where: the row, or the base, for messages.
+        fix: what a user can do when the template fails.
+
+    Raises:
+        HubkitError: ``HK-TEMPLATE``.
+    """
     from jinja2 import TemplateError
 
     try:
@@ -259,7 +271,7 @@ def _render(tokenizer: Tokenizer, messages: list[dict[str, Any]], prompt: bool, 
         roles = ", ".join(str(message["role"]) for message in messages) or "no message"
         have = [f"{type(error).__name__}: {error}", f"messages: {roles}"]
         what = "the chat template refuses a conversation"
-        raise HubkitError("HK-TEMPLATE", what, where=where, have=have, fix="change the row") from None
+        raise HubkitError("HK-TEMPLATE", what, where=where, have=have, fix=fix) from None
     return str(text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hubkit.documents.drafts import held
 from hubkit.documents.files import refusing
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.device import forked_rng
@@ -130,27 +130,8 @@ def run_folder(path: Path) -> Iterator[None]:
     Raises:
         HubkitError: HK-BUSY when another process holds it; HK-DISK and HK-IO when it cannot be made, or written to.
     """
+    what, fix = "another process trains in this folder", "wait for it, or use another folder"
     with refusing(path):
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = _hold(path)
-        try:
+        with held(path / ".lock", HubkitError("HK-BUSY", what, where=str(path), fix=fix)):
             yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-
-
-def _hold(path: Path) -> int | None:
-    """A descriptor that locks the folder until it is closed or the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no advisory locks on folders; there two runs are not told apart
-        return None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        what = "another process trains in this folder"
-        raise HubkitError("HK-BUSY", what, where=str(path), fix="wait for it, or use another folder") from None
-    return descriptor

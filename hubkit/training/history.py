@@ -6,10 +6,11 @@ No clock is in them: the same run writes the same bytes, also when it was killed
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
+
+from hubkit.documents.files import write
 
 HISTORY = "metrics.jsonl"
 RESULT = "metrics.json"
@@ -26,9 +27,7 @@ class History:
     def __init__(self, run_dir: Path, step: int, evaluated: int) -> None:
         self._path = run_dir / HISTORY
         kept = [line for line in _lines(self._path) if _is_before(line, step, evaluated)]
-        partial = run_dir / f"{HISTORY}.partial"
-        partial.write_bytes(b"".join(kept))
-        os.replace(partial, self._path)
+        write(self._path, b"".join(kept))
         (run_dir / RESULT).unlink(missing_ok=True)
         self._file: IO[bytes] = self._path.open("ab")
 
@@ -58,6 +57,4 @@ def _is_before(line: bytes, step: int, evaluated: int) -> bool:
 
 def write_result(run_dir: Path, document: Mapping[str, object]) -> None:
     """`metrics.json`, replaced in one rename."""
-    partial = run_dir / f"{RESULT}.partial"
-    partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, run_dir / RESULT)
+    write(run_dir / RESULT, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())

@@ -20,7 +20,7 @@ from hubkit.tensors.device import computing, described
 from hubkit.training import checkpoint as checkpoints
 from hubkit.training.attention import short_attention
 from hubkit.training.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
-from hubkit.training.checkpoint import Checkpoint, Progress
+from hubkit.training.checkpoint import Checkpoint, RunProgress
 from hubkit.training.encode import Row, rows_digest
 from hubkit.training.events import Event, Finished, Metrics, Saved, Started, Stepped, Stopped, Validated
 from hubkit.training.guards import Interrupt, require_usable, run_folder, training_state
@@ -120,7 +120,7 @@ class _Run:
         self.options, self.run_dir, self.report = options, run_dir, report
         self.per_epoch = steps_per_epoch(len(rows), options.batch_size, options.accumulate)
         self.total = options.total_steps(self.per_epoch)
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.best: dict[str, Tensor] = {}
         self.saved: tuple[int, int] | None = None
         self.pace: deque[tuple[float, int]] = deque(maxlen=TIMED)

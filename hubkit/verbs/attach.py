@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.added_tokens import require_ids
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_record
+from hubkit.named.sources import base_record
 from hubkit.named.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,12 +61,13 @@ def attach(
     if live is model:
         require_uncompiled(live)
     taken = model.adapters if isinstance(model, Attached) else ()
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress, taken=taken)
+    where = Where(registry, offline, progress)
+    members = open_terms(terms, where, taken=taken)
     tokens = one_vocabulary(members)
     if tokens and tokenizer is not None:
         require_ids(members[0].name, tokens, tokenizer.get_vocab(), "tokenizer")
         tokenizer = None  # with these tokens it is another than the base's, and may be
-    record = base_record(base, registry=registry) if base else fingerprint_model(live, tokenizer)
+    record = base_record(base, None, where) if base else fingerprint_model(live, tokenizer)
     require_base(members, record, allow_base_mismatch)
     sites = model.sites if isinstance(model, Attached) else Base.from_model(live)
     codec = codec_of_terms(members)

@@ -20,8 +20,10 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write
 from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, chosen_name
+from hubkit.named.sources import chosen_name
 from hubkit.named.terms import Term, Terms, as_sum, codec_of_terms, open_terms
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
@@ -111,9 +113,10 @@ def compose(
         raise HubkitError("HK-USAGE", "nothing is to be written", want="--out, --report or both", status=USAGE)
     page = None if report is None else require_page(Path(report), replace)
     name = None if out is None else chosen_name(name, Path(out))
-    members = as_sum(open_terms(terms, registry=registry, offline=offline, progress=progress), method)
+    where = Where(registry, offline, progress)
+    members = as_sum(open_terms(terms, where), method)
     overrides = _one_base(members, allow_base_mismatch)
-    sites, used = _base(members, base, revision, allow_base_mismatch, registry, offline, progress)
+    sites, used = _base(members, base, revision, allow_base_mismatch, where)
     overrides = tuple(dict.fromkeys((*overrides, *used)))
     adapters = _read(members, sites)
     found = None if page is None else _compare(members, adapters, sites)
@@ -215,13 +218,7 @@ def _nothing() -> Any:
 
 
 def _base(
-    members: list[Term],
-    base: str | None,
-    revision: str | None,
-    allow: bool,
-    registry: str | None,
-    offline: bool,
-    progress: Progress | None,
+    members: list[Term], base: str | None, revision: str | None, allow: bool, where: Where
 ) -> tuple[Base, tuple[str, ...]]:
     """The members' base, with its weights where `base` names it; and the overrides that this needed."""
     from hubkit.methods.reading import recorded_base
@@ -232,7 +229,7 @@ def _base(
         return recorded_base(members[0].folder), ()
     from hubkit.tensors.base.base import Base
 
-    source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
+    source, record = base_with_record(base, revision, where)
     return Base.from_folder(source.path), require_base(members, record, allow)
 
 

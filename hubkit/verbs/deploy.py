@@ -22,7 +22,9 @@ from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix
-from hubkit.named.sources import Progress, adapter_source, base_source
+from hubkit.named.sources import adapter_source, base_source
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.verbs.lock import at
 
@@ -100,7 +102,7 @@ def deploy(
         raise HubkitError("HK-USAGE", "deploy needs an engine", want=", ".join(ENGINES), fix="--engine", status=USAGE)
     chosen, path = engine_named(engine), Path(lock)
     pinned = Lock.read(path)
-    plan = _plan(pinned, path if path.is_dir() else path.parent, registry, offline, progress)
+    plan = _plan(pinned, path if path.is_dir() else path.parent, Where(registry, offline, progress))
     reasons = chosen.refusals(plan)
     if reasons:
         what = f"the engine {engine!r} cannot run this lock exactly"
@@ -120,34 +122,34 @@ def deploy(
     return Deployed(folder, engine, sha256(data), pinned.digest, command, len(files), size, False, False)
 
 
-def _plan(pinned: Lock, folder: Path, registry: str | None, offline: bool, progress: Progress | None) -> Plan:
+def _plan(pinned: Lock, folder: Path, where: Where) -> Plan:
     """Bring everything that is locked here and hash it."""
     from hubkit.engines import Member, Plan
 
-    base = _base_folder(pinned, folder, registry, offline, progress)
+    base = _base_folder(pinned, folder, where)
     _require_locked("base", pinned.base.source, base, pinned.base.files)
     members: list[Member] = []
     for one in pinned.adapters:
         reference = _adapter_reference(one, folder)
-        source = adapter_source(str(reference), registry=registry, offline=offline, progress=progress)
+        source = adapter_source(str(reference), where)
         adapter = open_adapter(source.path)
         if adapter.manifest.digest != one.digest:
             raise _drift(one.name, one.source, [f"{MANIFEST_NAME}: {adapter.manifest.digest}, not {one.digest}"])
         member = Member(one.name, adapter, one.weight)
         if adapter.manifest.kind == "mix":
             taken = {name for known in members for name in known.adapters} | {known.name for known in pinned.adapters}
-            mix = open_mix(adapter, reference, registry=registry, offline=offline, progress=progress, taken=taken)
+            mix = open_mix(adapter, reference, where, taken=taken)
             inside = {found.name: found.folder for found in mix.adapters}
             member = dataclasses.replace(member, tree=mix.tree, adapters=inside)
         members.append(member)
     return Plan(base, tuple(file.path for file in pinned.base.files), tuple(members), pinned.mix)
 
 
-def _base_folder(pinned: Lock, folder: Path, registry: str | None, offline: bool, progress: Progress | None) -> Path:
+def _base_folder(pinned: Lock, folder: Path, where: Where) -> Path:
     if pinned.base.revision is None:
         return folder / pinned.base.source
     reference = _pinned(parse_reference(pinned.base.source), pinned.base.revision)
-    return base_source(str(reference), registry=registry, offline=offline, progress=progress).path
+    return base_source(str(reference), None, where).path
 
 
 def _adapter_reference(one: LockedAdapter, folder: Path) -> Reference:

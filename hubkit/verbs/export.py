@@ -10,8 +10,10 @@ from hubkit.artifact.added_tokens import BESIDE
 from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.artifact.identity.base_tokenizer import TOKENIZER
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, adapter_source
+from hubkit.named.sources import adapter_source
 from hubkit.named.terms import Term, require_adapter, require_base
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
@@ -69,9 +71,10 @@ def export(
     if to not in FORMS:
         raise HubkitError("HK-EXPORT", f"unknown form {to!r}", want=", ".join(FORMS), have=to, status=USAGE)
     out = Path(out)
-    source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
+    where = Where(registry, offline, progress)
+    source = adapter_source(reference, where)
     folder = require_adapter(open_adapter(source.path))
-    adapter = read_adapter(folder, _sites(folder, reference, base, revision, registry, offline))
+    adapter = read_adapter(folder, _sites(folder, reference, base, revision, where))
     files = {**adapter.method.export(adapter, to), **_tokenizer(folder)}
     own = set(files)
     if replace and out.is_dir() and any(p.name not in own for p in out.iterdir()):
@@ -84,9 +87,7 @@ def export(
     return Exported(out, to, tuple(sorted(files)), folder.manifest.digest)
 
 
-def _sites(
-    folder: AdapterFolder, reference: str, base: str | None, revision: str | None, registry: str | None, offline: bool
-) -> Base:
+def _sites(folder: AdapterFolder, reference: str, base: str | None, revision: str | None, where: Where) -> Base:
     """The sites of the adapter's base: as it lists them, or of the base that is named."""
     from hubkit.methods.reading import recorded_base
     from hubkit.named.sources import base_with_record
@@ -94,7 +95,7 @@ def _sites(
 
     if base is None:
         return recorded_base(folder)
-    source, record = base_with_record(base, revision, registry=registry, offline=offline)
+    source, record = base_with_record(base, revision, where)
     require_base([Term(folder.manifest.name, reference, 1.0, folder)], record, False)
     return Base.from_folder(source.path)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, base_source, base_with_record
+from hubkit.named.sources import base_source, base_with_record
 from hubkit.named.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,15 +91,15 @@ def generate(
         )  # fmt: skip
     require_mix(mix)
     place = device_named(device)
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress) if terms else []
+    where = Where(registry, offline, progress)
+    members = open_terms(terms, where) if terms else []
     named, revision = _base(base, revision, members)
-    where: dict[str, Any] = {"registry": registry, "offline": offline, "progress": progress}
     overrides: tuple[str, ...] = ()
     if members:
-        source, record = base_with_record(named, revision, **where)
+        source, record = base_with_record(named, revision, where)
         overrides = require_base(members, record, allow_base_mismatch)
     else:
-        source = base_source(named, revision, **where)
+        source = base_source(named, revision, where)
     tokens = one_vocabulary(members)
     report(described(place))
     model: nn.Module = load_base(source.path, dtype, codec_of_terms(members), place)
@@ -128,32 +130,20 @@ def _base(base: str | None, revision: str | None, members: list[Term]) -> tuple[
     return origin.source, revision or origin.revision
 
 
-def _templated(tokenizer: Any, messages: list[dict[str, str]], base: Path) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    # a template is a program of the base's author: it may fail in any of these ways
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        have = f"{type(error).__name__}: {error}"
-        raise HubkitError(
-            "HK-TEMPLATE", "the base's chat template fails on the prompt", where=str(base), have=have, fix="--raw"
-        ) from None
-
-
 def _answer(
     model: Any, tokenizer: Any, prompt: str, raw: bool, tokens: int, temperature: float, base: Path, front: int
 ) -> tuple[str, int]:
     import torch
 
-    from hubkit.tensors.live.loading import context_length
+    from hubkit.tensors.base.decoder import context_of_folder
+    from hubkit.training.encode import render
 
     text, templated = prompt, bool(tokenizer.chat_template) and not raw
     if templated:
         messages = [{"role": "user", "content": prompt}]
-        text = _templated(tokenizer, messages, base)
+        text = render(tokenizer, messages, True, str(base), fix="--raw")
     inputs = tokenizer(text, add_special_tokens=not templated, return_tensors="pt")
-    length, longest = inputs["input_ids"].shape[1], context_length(base)
+    length, longest = inputs["input_ids"].shape[1], context_of_folder(base)
     if length == 0 or (longest is not None and front + length + tokens > longest):
         virtual = f"{front} virtual + " if front else ""
         raise HubkitError(

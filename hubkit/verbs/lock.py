@@ -19,8 +19,8 @@ from hubkit.documents.recipe import RECIPE_NAME, Recipe, RecipeAdapter, read_rec
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
 from hubkit.named.sources import adapter_source, base_record, base_reference, read_manifest
+from hubkit.named.where import Where
 from hubkit.registry.api import RemoteFile
-from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
 
@@ -77,7 +77,7 @@ def lock(
     if check and before is not None:
         _require_fresh(wanted, path, before, target)
         return Locked(target, before.digest, before, (), True)
-    made = _Resolver(path.parent, registry, None if upgrade else before, allow_base_mismatch).run(wanted)
+    made = _Resolver(path.parent, Where(registry), None if upgrade else before, allow_base_mismatch).run(wanted)
     changed = _changes(before, made)
     if not dry_run and (changed or before is None or before.to_bytes() != made.to_bytes()):
         made.write(target)
@@ -92,8 +92,8 @@ def at(folder: Path, reference: Reference) -> Reference:
 class _Resolver:
     """Turns one recipe into a lock."""
 
-    def __init__(self, folder: Path, registry: str | None, before: Lock | None, allow: bool) -> None:
-        self.folder, self.registry, self.before, self.allow = folder, registry, before, allow
+    def __init__(self, folder: Path, where: Where, before: Lock | None, allow: bool) -> None:
+        self.folder, self.where, self.before, self.allow = folder, where, before, allow
         self.overrides: list[str] = []
 
     def run(self, recipe: Recipe) -> Lock:
@@ -111,15 +111,15 @@ class _Resolver:
             else at(self.folder, base_reference(source, known.revision if known and known.revision else revision))
         )
         if reference.path is not None:
-            record = base_record(str(reference.path))
+            record = base_record(str(reference.path), None, self.where)
             record = replace(record, fingerprint=replace(record.fingerprint, source=source))
             return LockedBase(source, None, record.fingerprint, _local_base(reference.path)), record
-        record = base_record(str(reference), registry=self.registry)
+        record = base_record(str(reference), None, self.where)
         commit = record.fingerprint.revision or ""
         return LockedBase(source, commit, record.fingerprint, self._remote_base(reference, commit)), record
 
     def _remote_base(self, reference: Reference, commit: str) -> tuple[LockedFile, ...]:
-        place, repo = open_registry(reference, self.registry), reference.repo or ""
+        place, repo = self.where.open(reference), reference.repo or ""
 
         def read(file: RemoteFile) -> bytes:
             return place.read(repo, commit, file.path)
@@ -146,12 +146,12 @@ class _Resolver:
         for known in self.before.adapters if self.before else ():
             if (known.name, known.source) == (one.name, one.source) and known.revision:
                 return known.revision
-        place = open_registry(reference, self.registry)
+        place = self.where.open(reference)
         return resolve_revision(place, reference.repo or "", reference.revision).commit
 
     def _manifest(self, reference: Reference) -> Manifest:
         try:
-            return read_manifest(reference, self.registry)
+            return read_manifest(reference, self.where)
         except HubkitError as error:
             if error.code != "HK-NOT-FOUND":
                 raise
@@ -178,7 +178,7 @@ class _Resolver:
         """The base's tensors as the adapter lists them; fetched only to say what differs."""
         if TENSORS_NAME not in {entry.path for entry in manifest.files}:
             return None
-        source = adapter_source(str(reference), registry=self.registry)
+        source = adapter_source(str(reference), self.where)
         return open_adapter(source.path, verify=False).base_tensors()
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import tokenizer_files
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from hubkit.tensors.files.shards import Shards
@@ -89,8 +91,9 @@ def merge(
     wanted, name = dtype_named(dtype), chosen_name(name, out)
     require_mix(mix)
     _require_replaceable(out, replace)
-    members = open_terms(terms, registry=registry, offline=offline, progress=progress)
-    source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
+    where = Where(registry, offline, progress)
+    members = open_terms(terms, where)
+    source, record = base_with_record(base, revision, where)
     overrides = require_base(members, record, allow_base_mismatch)
     shards, tokenizer = open_shards(source.path), tokenizer_files(members, source.path)
     plan = _plan(members, mix, shards)

@@ -16,9 +16,11 @@ from hubkit.documents.manifest import BaseFingerprint, Manifest, Parent
 from hubkit.documents.mix import MixDocument, MixMember, NodeKind, Tree, leaves, replaced, require_small, weights
 from hubkit.errors import HubkitError
 from hubkit.named.members import relative, unused
-from hubkit.named.sources import Progress, chosen_name
+from hubkit.named.sources import chosen_name
 from hubkit.named.terms import Term, Terms, adapters, open_terms, require_base, require_mix
 from hubkit.named.trees import parse_tree
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def mix(
     require_mix(mix)
     wanted = parse_tree(terms, mix)
     references = {reference: 1.0 for reference, _ in leaves(wanted)}
-    members = open_terms(references, registry=registry, offline=offline, progress=progress)
+    members = open_terms(references, Where(registry, offline, progress))
     _require_apart(members, out)
     overrides = _one_base(members, allow_base_mismatch)
     document, whole = _document(wanted, dict(zip(references, members, strict=True)), out)

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import Progress, base_record
+from hubkit.named.sources import base_record
 from hubkit.named.terms import open_terms, require_adapter, require_base
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,16 +58,16 @@ def offer(
     taken = sorted(set(adapters) & {*attached.adapters, *attached.offered})
     if taken:
         raise HubkitError("HK-NAME-TAKEN", "these names are taken", have=taken, fix="other names, or remove them first")
-    where: dict[str, Any] = {"registry": registry, "offline": offline, "progress": progress}
+    where = Where(registry, offline, progress)
 
     @functools.cache
     def record() -> Any:
-        return base_record(base, registry=registry) if base else fingerprint_model(attached.model, tokenizer)
+        return base_record(base, None, where) if base else fingerprint_model(attached.model, tokenizer)
 
     def load(name: str, reference: str) -> Adapter:
         from hubkit.methods.reading import read_adapter
 
-        members = open_terms({reference: 1.0}, **where)
+        members = open_terms({reference: 1.0}, where)
         require_base(members, record(), allow_base_mismatch)
         return read_adapter(require_adapter(members[0].folder), attached.sites, name=name, dtype="base")
 

@@ -31,7 +31,9 @@ from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import moved
-from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.sources import base_with_record, chosen_name
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 _NOT_COPIED = {MANIFEST_NAME, CARD_NAME, PEFT_CONFIG, WEIGHTS_NAME, TENSORS_NAME}
@@ -103,13 +105,13 @@ def pack(
             "HK-VERSION", "this is no semantic version", want="MAJOR.MINOR.PATCH, e.g. 1.2.0", have=version,
             fix="https://semver.org", status=USAGE,
         )  # fmt: skip
-    where: Any = {"registry": registry, "offline": offline, "progress": progress}
+    where = Where(registry, offline, progress)
     adopted = not (folder / MANIFEST_NAME).is_file()
     if name is not None or (adopted and folder.is_dir()):
         name = chosen_name(name, folder)
     given: dict[str, Any] = {"version": version, "name": name, "license": license}
     if adopted:
-        manifest, files = adopt(folder, name or folder.name, base, revision, **where)
+        manifest, files = adopt(folder, name or folder.name, base, revision, where)
     else:
         manifest, files = _repack(folder, base, revision, allow_base_mismatch, where)
     manifest = replace(manifest, **{key: value for key, value in given.items() if value is not None})
@@ -134,7 +136,7 @@ def pack(
 
 
 def _repack(
-    folder: Path, base: str | None, revision: str | None, allow: bool, where: dict[str, Any]
+    folder: Path, base: str | None, revision: str | None, allow: bool, where: Where
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of an adapter of ours; checked as they are now, whatever the manifest's list says."""
     from hubkit.artifact.identity.base_match import require_same_base
@@ -160,7 +162,7 @@ def _repack(
     if base is None:
         read_adapter(opened, recorded_base(opened))
         return manifest, files
-    source, record = base_with_record(base, revision, **where)
+    source, record = base_with_record(base, revision, where)
     if manifest.base is not None:
         have = record.fingerprint, opened.base_tensors(), record.tensors
         used = require_same_base(manifest.name, str(folder), manifest.base, *have, allow)

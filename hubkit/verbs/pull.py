@@ -9,8 +9,10 @@ from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import MixAdapter, open_mix
-from hubkit.named.sources import Progress, Source, adapter_source, base_reference, base_source, read_manifest
+from hubkit.named.sources import Source, adapter_source, base_reference, base_source, read_manifest
+from hubkit.named.where import Where
 from hubkit.registry.address import is_repo
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 
@@ -60,14 +62,14 @@ def pull(
         HubkitError: ``HK-REFERENCE``; every refusal of `hubkit.registry.store.store.Store.pull`; nothing is left then.
             ``HK-MIX-MEMBER`` for a member of a mix that cannot be had or is another than the one that was mixed.
     """
-    find = base_source if base else adapter_source
+    where = Where(registry, offline, progress)
     if base and not offline:
-        reference = _base_of(reference, registry)
-    found = find(reference, registry=registry, offline=offline, progress=progress)
+        reference = _base_of(reference, where)
+    found = base_source(reference, None, where) if base else adapter_source(reference, where)
     if found.stored is None:
         what = "this is a folder, there is nothing to pull"
         raise HubkitError("HK-REFERENCE", what, want="org/name", have=reference, status=USAGE)
-    members = () if base else _members(found, registry, offline, progress)
+    members = () if base else _members(found, where)
     return Pulled(
         reference=found.reference,
         path=found.path,
@@ -80,20 +82,18 @@ def pull(
     )
 
 
-def _members(found: Source, registry: str | None, offline: bool, progress: Progress | None) -> tuple[MixAdapter, ...]:
+def _members(found: Source, where: Where) -> tuple[MixAdapter, ...]:
     """The adapters of a mix, pulled; nothing for what is no mix."""
     if not (found.path / MANIFEST_NAME).is_file() or Manifest.read(found.path).kind != "mix":
         return ()
-    origin = parse_reference(found.reference)
-    mix = open_mix(open_adapter(found.path), origin, registry=registry, offline=offline, progress=progress)
-    return mix.adapters
+    return open_mix(open_adapter(found.path), parse_reference(found.reference), where).adapters
 
 
-def _base_of(text: str, registry: str | None) -> str:
+def _base_of(text: str, where: Where) -> str:
     """The base an adapter names, with its commit; `text` itself when that is no adapter of hubkit's."""
     reference = base_reference(text)
     try:
-        manifest = read_manifest(reference, registry)
+        manifest = read_manifest(reference, where)
     except HubkitError as error:
         if error.code not in ("HK-NOT-FOUND", "HK-NOT-ADAPTER"):
             raise
@@ -102,7 +102,7 @@ def _base_of(text: str, registry: str | None) -> str:
     if manifest.kind == "model":
         return text
     if base is None or not base.source or not is_repo(base.source):
-        where = f"{reference}  {MANIFEST_NAME}#/base/source"
+        field = f"{reference}  {MANIFEST_NAME}#/base/source"
         have = (base.source if base else None) or "nothing"
-        raise HubkitError("HK-BASE-MISSING", "the adapter names no repository of its base", where=where, have=have)
+        raise HubkitError("HK-BASE-MISSING", "the adapter names no repository of its base", where=field, have=have)
     return f"{base.source}@{base.revision}" if base.revision else base.source

@@ -20,6 +20,7 @@ from hubkit.documents.names import check_allowed, check_names
 from hubkit.documents.schema import sha256
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import require_published
+from hubkit.named.where import Where
 from hubkit.registry.api import Refs, Registry, RemoteFile
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import parse_reference
@@ -96,7 +97,7 @@ def push(
         raise HubkitError("HK-REFERENCE", "push needs a repository", want="org/name", have=repo, status=USAGE)
     content = _content(adapter)
     if adapter.manifest.kind == "mix":
-        require_published(adapter, target, registry)
+        require_published(adapter, target, Where(registry))
     place = open_registry(target, registry)
     for _ in range(ATTEMPTS - 1):
         with suppress(_Stale):

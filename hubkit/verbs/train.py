@@ -13,8 +13,10 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tenso
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Progress, base_with_record, chosen_name
+from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +120,7 @@ def train(
     place = device_named(device)
     require_optimizer(wanted.optimizer, place)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
-    source, record = base_with_record(base, revision, registry=registry, offline=offline, progress=progress)
+    source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
     sites = Base.from_folder(source.path)
     codec, front = codec_of(chosen, settings, sites), virtual_tokens(chosen, settings, sites)
@@ -189,13 +191,13 @@ def _rows(
     front: int,
 ) -> tuple[list[Row], list[Row]]:
     """Encoded training and validation rows, short enough for `front` virtual tokens to stand in front of each."""
-    from hubkit.tensors.live.loading import context_length
+    from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.training.batching import split
     from hubkit.training.data import choose_columns
     from hubkit.training.encode import encode
 
     chosen = choose_columns(records, columns)
-    context = context_length(base)
+    context = context_of_folder(base)
     longest = None if context is None else context - front
     if options.max_length is not None and longest is not None and options.max_length > longest:
         beside = f" beside {front} virtual tokens" if front else ""

@@ -17,7 +17,9 @@ from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
 from hubkit.documents.names import check_allowed, check_names
 from hubkit.errors import UNDECIDED, HubkitError
 from hubkit.named.members import OpenedMix, open_mix
-from hubkit.named.sources import Progress, adapter_source, base_record, base_reference
+from hubkit.named.sources import adapter_source, base_record, base_reference
+from hubkit.named.where import Where
+from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
@@ -82,13 +84,14 @@ def verify(
             ``HK-MIX-MEMBER`` for a member of a mix; with status 3 ``HK-BASE-UNPROVEN`` where the base cannot be looked
             at, ``HK-METHOD-UNKNOWN``, and ``HK-MIX-MEMBER`` where a member cannot.
     """
-    source = adapter_source(reference, registry=registry, offline=offline, progress=progress)
+    where = Where(registry, offline, progress)
+    source = adapter_source(reference, where)
     adapter = open_adapter(source.path, verify=False)
     checks = [_files(adapter)]
-    mix = _opened(adapter, source.reference, registry, offline, progress) if adapter.manifest.kind == "mix" else None
+    mix = _opened(adapter, source.reference, where) if adapter.manifest.kind == "mix" else None
     if mix is not None:
         checks.append(_members(mix))
-    record, shown = _base(adapter, base, registry, offline)
+    record, shown = _base(adapter, base, where)
     used = _same_base(adapter, source.reference, record, allow_base_mismatch)
     for one in mix.adapters if mix is not None else ():
         used += _same_base(one.folder, one.reference, record, allow_base_mismatch)
@@ -111,19 +114,12 @@ def require_finite(adapter: AdapterFolder) -> None:
     """Raises ``HK-NAN`` naming every tensor of an adapter that holds a NaN or an infinity."""
     if WEIGHTS_NAME not in {entry.path for entry in adapter.manifest.files}:
         return
-    import torch
     from safetensors import safe_open
 
-    bad: list[str] = []
+    from hubkit.tensors.parts.adapter import require_finite as refuse_others
+
     with safe_open(adapter.weights_path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            tensor = file.get_tensor(name)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                bad.append(name)
-    if bad:
-        what = f"{len(bad)} tensors of the adapter hold NaN or infinity"
-        fix = "train again from the last good checkpoint, with a lower learning rate"
-        raise HubkitError("HK-NAN", what, where=str(adapter.weights_path), have=bad, fix=fix)
+        refuse_others(((name, file.get_tensor(name)) for name in file.keys()), str(adapter.weights_path))  # noqa: SIM118
 
 
 def _files(adapter: AdapterFolder) -> Check:
@@ -149,13 +145,10 @@ def _files(adapter: AdapterFolder) -> Check:
     return Check("files", f"{len(manifest.files)} files, {size} bytes: every one is what the manifest says")
 
 
-def _opened(
-    adapter: AdapterFolder, reference: str, registry: str | None, offline: bool, progress: Progress | None
-) -> OpenedMix:
+def _opened(adapter: AdapterFolder, reference: str, where: Where) -> OpenedMix:
     """The mix with its adapters; where one cannot be looked at, nothing is decided."""
     try:
-        origin = parse_reference(reference)
-        return open_mix(adapter, origin, registry=registry, offline=offline, progress=progress)
+        return open_mix(adapter, parse_reference(reference), where)
     except HubkitError as error:
         if isinstance(error.__cause__, HubkitError) and error.__cause__.code in UNREACHABLE:
             error.status = UNDECIDED
@@ -170,7 +163,7 @@ def _members(mix: OpenedMix) -> Check:
     return Check("members", f"{count} in {mix.tree}: every one, to the byte, is the one that was mixed")
 
 
-def _base(adapter: AdapterFolder, base: str | None, registry: str | None, offline: bool) -> tuple[BaseRecord, str]:
+def _base(adapter: AdapterFolder, base: str | None, where: Where) -> tuple[BaseRecord, str]:
     """The identity of the base to compare with, and what to call it."""
     want = adapter.manifest.base
     if want is None:
@@ -185,10 +178,10 @@ def _base(adapter: AdapterFolder, base: str | None, registry: str | None, offlin
         reference = None  # the manifest's source is informative: a name that means nothing here
     if reference is None or (base is None and reference.path is not None):
         raise _undecided(adapter, "where the base is, is not known here", have=named or "no source")
-    if offline and reference.path is None:
+    if where.offline and reference.path is None:
         raise _undecided(adapter, "offline the base can only be a folder", have=str(reference))
     try:
-        return base_record(named, None if base else want.revision, registry=registry), str(reference)
+        return base_record(named, None if base else want.revision, where), str(reference)
     except HubkitError as error:
         if base or error.code not in UNREACHABLE:
             raise

@@ -29,7 +29,7 @@ from hubkit.methods.host import host
 from hubkit.tensors.device import described, device_named
 from hubkit.tensors.fourbit.decode import dequantize
 from hubkit.tensors.fourbit.linear import quantizable, shell
-from hubkit.tensors.fourbit.nf4 import Packed, quantize
+from hubkit.tensors.fourbit.nf4 import PackedWeight, quantize
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Route
@@ -331,7 +331,7 @@ def _times(call: Callable[[], object] | None) -> Any:
     return None if call is None else lambda: [call() for _ in range(10)]
 
 
-def _bytes(packed: Packed) -> int:
+def _bytes(packed: PackedWeight) -> int:
     """What a decode to bf16 reads and writes."""
     rows, columns = packed.shape
     return packed.codes.nbytes + packed.absmax.nbytes + 2 * rows * columns

@@ -8,18 +8,18 @@ import sys
 import pytest
 
 from hubkit.cli import progress
-from hubkit.cli.progress import Progress
+from hubkit.cli.progress import ProgressBar
 
 
 def test_quick_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("pull a/b", total=10) as work:
+    with ProgressBar("pull a/b", total=10) as work:
         work.advance(10)
     assert capsys.readouterr() == ("", "")
 
 
 def test_long_work_tells(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
-    with Progress("pull a\x1b/b", total=2_000_000) as work:
+    with ProgressBar("pull a\x1b/b", total=2_000_000) as work:
         work.advance(1_000_000, "one.bin")
     assert capsys.readouterr().err == "pull a\\x1b/b: 1 MB of 2 MB (50%) one.bin\npull a\\x1b/b: 1 MB of 2 MB (50%)\n"
 
@@ -27,8 +27,8 @@ def test_long_work_tells(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 def test_a_terminal_gets_a_bar_and_no_markup() -> None:
     code = (
         "import sys; sys.stderr.isatty = lambda: True\n"
-        "from hubkit.cli.progress import Progress\n"
-        "with Progress('pull [red]a[/red]', total=4, unit='steps') as work:\n"
+        "from hubkit.cli.progress import ProgressBar\n"
+        "with ProgressBar('pull [red]a[/red]', total=4, unit='steps') as work:\n"
         "    work.advance(1, 'loss 2.0'); work._bar.refresh()\n"
     )
     environment = {"TERM": "xterm", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "100"}

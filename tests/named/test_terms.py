@@ -10,6 +10,7 @@ from making import make_adapter
 from variants import refused, say
 
 from hubkit.named.terms import open_terms, parse_terms
+from hubkit.named.where import Where
 from hubkit.verbs.merge import merge
 
 
@@ -48,11 +49,11 @@ def test_a_folder_with_a_space_in_its_name(tiny_llama: Path, tmp_path: Path, mon
     make_adapter(tmp_path / "chat", tiny_llama).rename(tmp_path / "my chat")
     monkeypatch.chdir(tmp_path)
     assert parse_terms(["0.5*./my chat", "+", "./b"]) == [("./my chat", 0.5), ("./b", 1.0)]
-    assert [term.weight for term in open_terms(["-2*./my chat"])] == [-2.0]
+    assert [term.weight for term in open_terms(["-2*./my chat"], Where())] == [-2.0]
 
 
 def test_the_same_adapter_twice_has_two_names(adapter: Path) -> None:
-    members = open_terms([str(adapter), str(adapter)])
+    members = open_terms([str(adapter), str(adapter)], Where())
     assert [member.name for member in members] == ["chat", "chat-2"]
 
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from hubkit.errors import HubkitError
-from hubkit.training.checkpoint import CHECKPOINT, PARTIAL, Checkpoint, Progress, discard, load, machine, save
+from hubkit.training.checkpoint import CHECKPOINT, PARTIAL, Checkpoint, RunProgress, discard, load, machine, save
 
 
 def stored() -> Checkpoint:
-    progress = Progress(step=3, tokens=7, best_loss=0.1 + 0.2, recent=[(1 / 3, 4)], early=True)
+    progress = RunProgress(step=3, tokens=7, best_loss=0.1 + 0.2, recent=[(1 / 3, 4)], early=True)
     tensors = {"param/a": torch.randn(2, 3), "adamw.step/a": torch.tensor(3.0), "best/a": torch.randn(3).bfloat16()}
     return Checkpoint({"seed": 1, "rows": "sha256:0"}, machine(torch.device("cpu")), progress, tensors)
 

@@ -24,7 +24,8 @@ SMALL_BYTES: Final = 256 * 2**20
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".ot")
 _FIRST_READ: Final = 128 * 1024
 
-Read = Callable[[str, int, int | None], bytes]
+ReadRange = Callable[[str, int, int | None], bytes]
+"""Reads bytes of a file by its name: from where, to where (None: its end)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class BaseFiles:
 
     where: str
     files: Mapping[str, tuple[int, str | None]]
-    read: Read
+    read: ReadRange
     folder: Path | None = None
 
     def place(self, name: str) -> str:

@@ -11,10 +11,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from pathlib import Path
 from typing import Any, Final
+
+from hubkit.documents.files import write_through
 
 ENTRIES: Final = 4096
 """Entries kept; the oldest quarter is removed when there are more."""
@@ -94,15 +96,8 @@ def _entry(known: Identity) -> Path:
 
 def _replace(entry: Path, data: bytes) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=entry.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(temporary, entry)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    # neither locked nor durable: what a kill leaves is forgotten like an old entry, what a power cut damages is seen
+    write_through(entry.with_name(f".{secrets.token_hex(8)}"), entry, data, durable=False, mode=0o600)
     names = os.listdir(entry.parent)
     if len(names) > ENTRIES:
         _forget(entry.parent, names)

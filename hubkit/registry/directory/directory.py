@@ -3,7 +3,7 @@
 Layout below the root::
 
     registry.json                     {"schema": "hubkit/registry/1"}
-    locks/<org>--<name>.lock          never removed; flock
+    locks/<org>--<name>.lock          never removed
     scratch/                          unfinished work; swept when its owner is dead
     repos/<org>/<name>/repo.json      {"private": false}
     repos/<org>/<name>/refs.json      {"branches": {...}, "tags": {...}}: the one file that changes
@@ -22,18 +22,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from hubkit.documents.drafts import scratch
+from hubkit.documents.files import sync_folder
 from hubkit.documents.names import check_names
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
 from hubkit.registry.directory import objects, rules
-from hubkit.registry.directory.history import History, Tree
+from hubkit.registry.directory.history import FileTree, History
 from hubkit.registry.directory.layout import dump
-from hubkit.registry.directory.objects import Incoming
+from hubkit.registry.directory.objects import Incoming, publish
 from hubkit.registry.directory.reading import DirectoryReader
 
 REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 MAX_FILES = 100_000
-Edit = Callable[[Tree], None]
+Edit = Callable[[FileTree], None]
 
 
 class DirectoryRegistry(DirectoryReader):
@@ -48,7 +49,7 @@ class DirectoryRegistry(DirectoryReader):
     def create(self, repo: str, *, private: bool = False) -> bool:
         """See `Registry`; HK-EXISTS when one is there whose name differs only in case."""
         self._begin()
-        with self._guard(), self._locked(repo), locks.scratch(self.root / "scratch") as work:
+        with self._guard(), self._locked(repo), scratch(self.root / "scratch") as work:
             target = self._path(repo)
             if target.exists():
                 return False
@@ -60,17 +61,17 @@ class DirectoryRegistry(DirectoryReader):
             (made / "objects" / ".made").touch()
             History.prepare(made)
             first = History(made).add({}, (), "initial commit", "", work)
-            locks.publish(made / "repo.json", dump({"private": private}), work)
-            locks.publish(made / "refs.json", dump({"branches": {"main": first}, "tags": {}}), work)
+            publish(made / "repo.json", dump({"private": private}), work)
+            publish(made / "refs.json", dump({"branches": {"main": first}, "tags": {}}), work)
             target.parent.mkdir(exist_ok=True)
             os.rename(made, target)
-            locks.sync_folder(target.parent)
-            locks.sync_folder(self.root / "repos")
+            sync_folder(target.parent)
+            sync_folder(self.root / "repos")
         return True
 
     def delete(self, repo: str) -> None:
         """Remove a repository and all its bytes; HK-NOT-FOUND."""
-        with self._guard(), self._locked(repo), locks.scratch(self.root / "scratch") as work:
+        with self._guard(), self._locked(repo), scratch(self.root / "scratch") as work:
             os.rename(self._folder(repo), work / "repo")
 
     def move(self, repo: str, target: str) -> None:
@@ -84,12 +85,12 @@ class DirectoryRegistry(DirectoryReader):
                 raise HubkitError("HK-EXISTS", "a repository of this name exists", where=f"{self.name}/{target}")
             destination.parent.mkdir(exist_ok=True)
             os.rename(source, destination)
-            locks.sync_folder(destination.parent)
+            sync_folder(destination.parent)
 
     def set_private(self, repo: str, private: bool) -> None:
         """Hide a repository from strangers of a server, or show it."""
         with self._writing(repo) as (folder, work):
-            locks.publish(folder / "repo.json", dump({"private": private}), work)
+            publish(folder / "repo.json", dump({"private": private}), work)
 
     # commits
 
@@ -110,7 +111,7 @@ class DirectoryRegistry(DirectoryReader):
         self._tip(repo, branch, parent)  # a stale one is refused before anything is copied
         entries = self.put(repo, add)
 
-        def edit(tree: Tree) -> None:
+        def edit(tree: FileTree) -> None:
             for path in removed:
                 if tree.pop(path, None) is None:
                     raise HubkitError("HK-NOT-FOUND", f"no file '{path}' to delete", where=f"{self.name}/{repo}")
@@ -138,10 +139,10 @@ class DirectoryRegistry(DirectoryReader):
             self._set(repo, work, branches={branch: commit})
         return commit
 
-    def put(self, repo: str, files: Mapping[str, Path | bytes]) -> Tree:
+    def put(self, repo: str, files: Mapping[str, Path | bytes]) -> FileTree:
         """Store files' bytes for a commit to come; git attributes of the current tip decide how."""
         folder, attributes = self._folder(repo) / "objects", self.attributes(repo)
-        with self._guard(), locks.scratch(self.root / "scratch") as work:
+        with self._guard(), scratch(self.root / "scratch") as work:
             return {path: objects.ingest(folder, work, path, content, attributes) for path, content in files.items()}
 
     def attributes(self, repo: str) -> tuple[rules.Rule, ...]:
@@ -157,7 +158,7 @@ class DirectoryRegistry(DirectoryReader):
     def receive(self, repo: str, limit: int) -> Iterator[Incoming]:
         """A stream into the repository's objects, at most `limit` bytes; nothing stays unless it is finished."""
         folder = self._folder(repo)
-        with self._guard(), locks.scratch(self.root / "scratch") as work:
+        with self._guard(), scratch(self.root / "scratch") as work:
             incoming = Incoming(folder / "objects", work, limit)
             try:
                 yield incoming
@@ -238,7 +239,7 @@ class DirectoryRegistry(DirectoryReader):
             "branches": {k: v for k, v in {**now.branches, **(branches or {})}.items() if v is not None},
             "tags": {k: v for k, v in {**now.tags, **(tags or {})}.items() if v is not None},
         }
-        locks.publish(self._path(repo) / "refs.json", dump(new), work)
+        publish(self._path(repo) / "refs.json", dump(new), work)
 
     def _check_names(self, repo: str, paths: Iterable[str]) -> None:
         names = list(paths)

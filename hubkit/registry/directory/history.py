@@ -15,12 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
-from hubkit.registry.directory.objects import HEX64, Entry
+from hubkit.registry.directory.objects import HEX64, Entry, publish
 
 HEX40 = re.compile(r"[0-9a-f]{40}")
 MAX_DOCUMENT = 64 << 20
-Tree = dict[str, Entry]
+FileTree = dict[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class History:
             raise _damaged(path)
         return made
 
-    def tree(self, commit: str) -> Tree:
+    def tree(self, commit: str) -> FileTree:
         """All files of a commit, sorted by path."""
         path = self._trees / self.read(commit).tree
         try:
@@ -119,11 +118,11 @@ class History:
 
     def _put(self, path: Path, data: bytes, work: Path) -> None:
         if not path.exists():
-            locks.publish(path, data, work)
+            publish(path, data, work)
 
 
 @lru_cache(maxsize=32)
-def _tree(path: Path, mtime_ns: int, size: int) -> Tree:
+def _tree(path: Path, mtime_ns: int, size: int) -> FileTree:
     """A tree document; never changes, so it is parsed once (time and size are there to notice damage)."""
     raw = _load(path)
     try:

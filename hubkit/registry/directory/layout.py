@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hubkit.documents.drafts import locked, scratch
+from hubkit.documents.files import sync_folder
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
+from hubkit.registry.address import require_repo
+from hubkit.registry.directory.objects import publish
 
 SCHEMA = "hubkit/registry/1"
-SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 
 
 class Layout:
@@ -30,18 +31,8 @@ class Layout:
         return self.root.as_uri()
 
     def _path(self, repo: str) -> Path:
-        organization, slash, name = repo.partition("/")
-        parts = (organization, name)
-        if not slash or not all(SEGMENT.fullmatch(p) and "--" not in p and ".." not in p for p in parts):
-            raise HubkitError(
-                "HK-NAME",
-                "not a repository name",
-                have=repo[:200],
-                want="org/name of letters, digits, '-', '_', '.'; no '--' or '..', none of '-.' at an end",
-            )
-        if name.endswith((".git", ".lock")):
-            raise HubkitError("HK-NAME", "not a repository name", have=repo, want="no '.git' or '.lock' at its end")
-        return self.root / "repos" / organization / name
+        require_repo(repo, self.name)
+        return self.root.joinpath("repos", *repo.split("/"))
 
     def exists(self, repo: str) -> bool:
         """Whether there is a repository of this name."""
@@ -94,21 +85,21 @@ class Layout:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             self._check_format()
             if not self._checked:
-                with locks.scratch(self.root / "scratch") as work:
-                    locks.publish(self.root / "registry.json", dump({"schema": SCHEMA}), work)
-                locks.sync_folder(self.root)
+                with scratch(self.root / "scratch") as work:
+                    publish(self.root / "registry.json", dump({"schema": SCHEMA}), work)
+                sync_folder(self.root)
 
     @contextmanager
     def _locked(self, repo: str) -> Iterator[None]:
         self._path(repo)  # the name becomes a file name
-        with locks.locked(self.root / "locks" / (repo.replace("/", "--") + ".lock")):
+        with locked(self.root / "locks" / (repo.replace("/", "--") + ".lock")):
             yield
 
     @contextmanager
     def _writing(self, repo: str) -> Iterator[tuple[Path, Path]]:
         """The repository's folder and a scratch folder, under its lock."""
         self._folder(repo)
-        with self._guard(), self._locked(repo), locks.scratch(self.root / "scratch") as work:
+        with self._guard(), self._locked(repo), scratch(self.root / "scratch") as work:
             yield self._folder(repo), work
 
     @contextmanager

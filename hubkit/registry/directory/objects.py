@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from hubkit.documents.files import sync_folder, write_through
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
 from hubkit.registry.directory import rules
 
 CHUNK = 1 << 20
 SAMPLE = 512  # as many first bytes as clients of a Hub send it: the same file is judged alike on every way in
 HEX64 = re.compile(r"[0-9a-f]{64}")
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+# opening a pipe must not wait for a writer; Windows has neither flag
+_PLAIN: int = os.O_RDONLY | _NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Incoming:
     def __init__(self, folder: Path, work: Path, limit: int) -> None:
         self._folder = folder
         self._path = work / secrets.token_hex(8)
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._out: IO[bytes] = os.fdopen(handle, "wb", buffering=0)
         self._hash = hashlib.sha256()
         self._limit = limit
@@ -97,21 +100,30 @@ class Incoming:
             self.close()
             raise HubkitError("HK-FILES", "content differs from its digest", want=f"sha256:{want}", have=found)
         os.fsync(self._out.fileno())
-        os.fchmod(self._out.fileno(), 0o444)
         self.close()
+        os.chmod(self._path, 0o444)
         target = object_path(self._folder, found)
         if not target.exists():
             if not target.parent.exists():
                 # not `parents=True`: when the repository was removed meanwhile it must not come back
                 target.parent.mkdir(exist_ok=True)
-                locks.sync_folder(self._folder)
+                sync_folder(self._folder)
             os.replace(self._path, target)
-        locks.sync_folder(target.parent)  # also when another process put it there: it may not have got so far
+        sync_folder(target.parent)  # also when another process put it there: it may not have got so far
         return found
 
     def close(self) -> None:
         """Let go of the file; what was written stays scratch."""
         self._out.close()
+
+
+def publish(path: Path, data: bytes, work: Path) -> None:
+    """Write `data` to `path`, in an existing folder, so that it is there whole or not at all, even across a power cut.
+
+    Args:
+        work: a scratch folder on the same file system.
+    """
+    write_through(work / secrets.token_hex(8), path, data)
 
 
 def object_path(folder: Path, sha256: str) -> Path:
@@ -124,8 +136,9 @@ def object_path(folder: Path, sha256: str) -> Path:
 def open_regular(path: Path) -> BinaryIO:
     """Open a plain file for reading; HK-SYMLINK for a symlink, device, pipe or folder."""
     try:
-        # O_NONBLOCK: opening a pipe must not wait for a writer
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not _NO_FOLLOW and path.is_symlink():
+            raise not_plain(path)
+        handle = os.open(path, _PLAIN)
     except FileNotFoundError:
         raise HubkitError("HK-NOT-FOUND", "no such file", where=str(path)) from None
     except OSError as error:
@@ -160,7 +173,7 @@ def ingest(
         sha256, blob = hashlib.sha256(content).hexdigest(), git_blob(content)
         target = object_path(folder, sha256)
         if target.exists():
-            locks.sync_folder(target.parent)
+            sync_folder(target.parent)
         else:
             incoming = Incoming(folder, work, len(content))
             incoming.write(content)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hubkit.errors import HubkitError
-from hubkit.registry.api import Progress, Refs, RemoteFile
+from hubkit.registry.api import Arrived, Refs, RemoteFile
 from hubkit.registry.directory import objects
-from hubkit.registry.directory.history import Commit, History, Tree
+from hubkit.registry.directory.history import Commit, FileTree, History
 from hubkit.registry.directory.layout import Layout
 from hubkit.registry.directory.objects import Entry
 
@@ -37,7 +37,7 @@ class DirectoryReader(Layout):
         """See `Registry`; every digest is known."""
         return tuple(RemoteFile(path, e.size, f"sha256:{e.sha256}") for path, e in self.tree(repo, commit).items())
 
-    def tree(self, repo: str, commit: str) -> Tree:
+    def tree(self, repo: str, commit: str) -> FileTree:
         """All files of a commit by path, with git's names for them."""
         return History(self._folder(repo)).tree(commit)
 
@@ -79,7 +79,7 @@ class DirectoryReader(Layout):
             source.seek(start)
             return source.read(max(0, stop - start))
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Progress | None = None) -> None:
+    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
         """See `Registry`; HK-FILES when the stored bytes no longer have their digest."""
         entry = self.entry(repo, commit, path)
         try:

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from hubkit.errors import HubkitError
-from hubkit.registry.address import is_repo
-from hubkit.registry.api import Progress, Refs, RemoteFile
+from hubkit.registry.address import is_repo, require_repo
+from hubkit.registry.api import Arrived, Refs, RemoteFile
 from hubkit.registry.hub import faults
 from hubkit.registry.hub.faults import Asked
 from hubkit.registry.hub.listing import HEX40, Expected, expected, matches
@@ -19,7 +19,7 @@ from hubkit.registry.versions import no_revision
 
 MAX_FILES = 100_000
 MAX_REPOS = 100_000
-Tree = Mapping[str, Expected]
+Listing = Mapping[str, Expected]
 
 
 class HubReader:
@@ -31,7 +31,7 @@ class HubReader:
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
-        self._trees: OrderedDict[tuple[str, str], Tree] = OrderedDict()
+        self._trees: OrderedDict[tuple[str, str], Listing] = OrderedDict()
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class HubReader:
             raise HubkitError("HK-FILES", "a file is not what the registry's list says", where=asked.where)
         return data
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Progress | None = None) -> None:
+    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
         """See `Registry`; the bytes are those of the commit's listing (sha256, or git's name of a small file)."""
         entry = self._entry(repo, commit, path)
         self._reader.download(_file_url(repo, commit, path), self._asked(repo, commit, path), dest, entry, progress)
@@ -105,7 +105,7 @@ class HubReader:
         names = {str(row.get("id", "")) for row in rows}
         return tuple(sorted(n for n in names if is_repo(n) and (not prefix or n.startswith(f"{organization}/{start}"))))
 
-    def _tree(self, repo: str, commit: str) -> Tree:
+    def _tree(self, repo: str, commit: str) -> Listing:
         asked = self._asked(repo, commit)
         if not HEX40.fullmatch(commit):
             raise HubkitError("HK-NOT-FOUND", "not a commit id", where=asked.where, want="40 hex digits")
@@ -127,9 +127,7 @@ class HubReader:
         return entry
 
     def _asked(self, repo: str, revision: str | None = None, path: str = "") -> Asked:
-        if not is_repo(repo):
-            want = "org/name of letters, digits, '-', '_', '.'; no '--' or '..', none of '-.' at an end"
-            raise HubkitError("HK-NAME", "not a repository name", where=self.name, want=want, have=repo[:200])
+        require_repo(repo, self.name)
         return Asked(self.name, repo, revision, path)
 
 

@@ -24,7 +24,7 @@ from urllib.parse import urljoin
 from hubkit.documents.files import refusing
 from hubkit.errors import HubkitError
 from hubkit.registry.address import origin
-from hubkit.registry.api import Progress
+from hubkit.registry.api import Arrived
 from hubkit.registry.hub import faults
 from hubkit.registry.hub.faults import Asked
 from hubkit.registry.hub.listing import Expected
@@ -107,7 +107,7 @@ class Reader:
             raise faults.malformed("fewer bytes than asked for", asked, have=f"{len(data)} of {stop - start}")
         return data
 
-    def download(self, path: str, asked: Asked, dest: Path, want: Expected, progress: Progress | None) -> None:
+    def download(self, path: str, asked: Asked, dest: Path, want: Expected, progress: Arrived | None) -> None:
         """Stream a file to `dest` (which must not exist), continue after a broken connection, and check its digest.
 
         Raises:
@@ -179,7 +179,7 @@ class Reader:
 class _Transfer:
     """The bytes of one file on their way to disk, hashed as they arrive; `accept` may be called again to go on."""
 
-    def __init__(self, out: IO[bytes], want: Expected, progress: Progress | None) -> None:
+    def __init__(self, out: IO[bytes], want: Expected, progress: Arrived | None) -> None:
         self._out = out
         self._want = want
         self._progress = progress or (lambda count: None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hubkit.errors import HubkitError
 from hubkit.registry.directory.directory import DirectoryRegistry
-from hubkit.registry.directory.history import Tree
+from hubkit.registry.directory.history import FileTree
 
 MAX_CARD = 1 << 20
 MAX_FRONT = 64 << 10
@@ -50,7 +50,7 @@ def read_front(text: str) -> tuple[dict[str, Any], str | None]:
     return plain, None
 
 
-def card_of(registry: DirectoryRegistry, repo: str, tree: Tree) -> dict[str, Any]:
+def card_of(registry: DirectoryRegistry, repo: str, tree: FileTree) -> dict[str, Any]:
     """The metadata of a commit's README.md; empty when there is none or it cannot be read."""
     entry = tree.get("README.md")
     if entry is None or entry.size > MAX_CARD:
@@ -67,7 +67,7 @@ def _strings(value: object) -> list[str]:
     return [v for v in values if isinstance(v, str)]
 
 
-def tags_of(card: dict[str, Any], tree: Tree) -> list[str]:
+def tags_of(card: dict[str, Any], tree: FileTree) -> list[str]:
     """The tags by which the Hub finds a repository: its own, library, licence, and its base with the relation."""
     tags = [*_strings(card.get("library_name")), *_strings(card.get("tags"))]
     suffixes = {path.rsplit(".", 1)[-1] for path in tree if "." in path}

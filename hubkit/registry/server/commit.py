@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from hubkit.errors import HubkitError
 from hubkit.registry.directory import rules
 from hubkit.registry.directory.directory import DirectoryRegistry
-from hubkit.registry.directory.history import Tree
+from hubkit.registry.directory.history import FileTree
 from hubkit.registry.directory.objects import Entry, large_entry
 from hubkit.registry.server.calls import Call, Refusal
 from hubkit.registry.server.cards import read_front
@@ -48,7 +48,7 @@ def preupload(call: Call) -> Response:
     return JSONResponse({"files": [_advice(call, f, current, attributes, ignores) for f in files]})
 
 
-def _ignore_text(call: Call, repo: str, current: Tree, sent: object) -> str:
+def _ignore_text(call: Call, repo: str, current: FileTree, sent: object) -> str:
     entry = current.get(".gitignore")
     if isinstance(sent, str):
         return sent
@@ -58,7 +58,7 @@ def _ignore_text(call: Call, repo: str, current: Tree, sent: object) -> str:
 
 
 def _advice(
-    call: Call, file: object, current: Tree, attributes: tuple[rules.Rule, ...], ignores: Any
+    call: Call, file: object, current: FileTree, attributes: tuple[rules.Rule, ...], ignores: Any
 ) -> dict[str, Any]:
     if not isinstance(file, dict) or not isinstance(file.get("size"), int):
         raise Refusal(400, "each of 'files' needs 'path', 'size' and 'sample'")
@@ -134,7 +134,7 @@ class Draft:
             raise Refusal(400, f"Size of {oid} is {size}, not {value['size']}")
         return large_entry(oid, size)
 
-    def apply(self, tree: Tree) -> None:
+    def apply(self, tree: FileTree) -> None:
         """Do the operations, in order, to a tree."""
         for kind, path, entry in self.operations:
             if entry is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from hubkit.errors import HubkitError
-from hubkit.registry.directory.history import Tree
+from hubkit.registry.directory.history import FileTree
 from hubkit.registry.server.calls import Call, Refusal, iso, paged
 from hubkit.registry.server.cards import card_of, tags_of
 from hubkit.registry.server.tree import file_row
@@ -104,7 +104,7 @@ def settings(call: Call) -> Response:
     return JSONResponse({"visibility": "private" if call.registry.private(repo) else "public", "gated": False})
 
 
-def describe(call: Call, repo: str, commit: str, tree: Tree, blobs: bool) -> dict[str, Any]:
+def describe(call: Call, repo: str, commit: str, tree: FileTree, blobs: bool) -> dict[str, Any]:
     """The Hub's description of a repository at a commit."""
     card = card_of(call.registry, repo, tree)
     library = card.get("library_name")

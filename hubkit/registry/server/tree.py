@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from hubkit.registry.directory.history import Tree
+from hubkit.registry.directory.history import FileTree
 from hubkit.registry.directory.objects import Entry, pointer_text
 from hubkit.registry.server.calls import Call, Refusal, iso, paged
 
@@ -32,7 +32,7 @@ def folder_row(path: str, below: list[tuple[str, Entry]]) -> Row:
     return {"type": "directory", "oid": digest.hexdigest(), "size": 0, "path": path}
 
 
-def rows_below(tree: Tree, folder: str, recursive: bool) -> list[Row]:
+def rows_below(tree: FileTree, folder: str, recursive: bool) -> list[Row]:
     """Files and folders in `folder` ("" is the root), at any depth when `recursive`, sorted by path."""
     prefix = f"{folder}/" if folder else ""
     folders: dict[str, list[tuple[str, Entry]]] = {}

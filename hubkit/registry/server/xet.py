@@ -22,7 +22,7 @@ from pathlib import Path
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from hubkit.registry import locks
+from hubkit.documents.drafts import scratch
 from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.server import xorb
 from hubkit.registry.server.calls import Call, Refusal
@@ -57,7 +57,7 @@ class Sessions:
     def start(self, registry: DirectoryRegistry, repo: str) -> str:
         """A new session; its name, which nobody can guess."""
         stack = ExitStack()
-        folder = stack.enter_context(locks.scratch(registry.root / "scratch"))
+        folder = stack.enter_context(scratch(registry.root / "scratch"))
         name = secrets.token_hex(16)
         with self.lock:
             over = [n for n, s in self.open_sessions.items() if s.good_until < time.time()]

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubkit.artifact.identity.header import read_header
+from hubkit.documents.files import sync_file
 from hubkit.documents.manifest import FileEntry
 from hubkit.documents.names import check_allowed
 from hubkit.documents.schema import parse
 from hubkit.errors import HubkitError
-from hubkit.registry.api import Registry, RemoteFile
+from hubkit.registry.api import Progress, Registry, RemoteFile
 from hubkit.registry.directory.objects import open_regular
 from hubkit.registry.store.selection import INDEX, PEFT_CONFIG, Selection, differing
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes that have arrived and the bytes in all; from several threads, but never at the same time."""
 WORKERS = 4
 _CHUNK = 1 << 20
 _HEAD = 512
@@ -159,8 +158,8 @@ def _check(path: str, target: Path, file: RemoteFile, where: str) -> FileEntry:
             read_header(target)
         elif path in (PEFT_CONFIG, INDEX):
             parse(target.read_bytes(), f"{where}  {path}")
-        os.fchmod(content.fileno(), 0o444)
-        os.fsync(content.fileno())
+    sync_file(target)
+    os.chmod(target, 0o444)
     return FileEntry(path, size, found)
 
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hubkit.documents.drafts import locked
 from hubkit.documents.files import refusing, write
 from hubkit.documents.manifest import FileEntry
-from hubkit.registry.locks import locked
 from hubkit.registry.versions import is_range, parse_version, pick_version
 
 

@@ -31,7 +31,7 @@ _BASE_NAMES = (
     "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", MANIFEST_NAME, "tensors.json", "LICENSE",
 )  # fmt: skip
 
-Read = Callable[[RemoteFile], bytes]
+ReadSmall = Callable[[RemoteFile], bytes]
 """Gives the whole content of one small remote file."""
 
 
@@ -50,7 +50,7 @@ class Selection:
     content: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def select_adapter(listing: Iterable[RemoteFile], folder: str | None, read: Read, where: str) -> Selection:
+def select_adapter(listing: Iterable[RemoteFile], folder: str | None, read: ReadSmall, where: str) -> Selection:
     """The files of the adapter in `folder` (None: at the top) of a repository.
 
     With a ``hubkit.json``: what it lists and the model card, after the listing was compared with it. Without: the plain
@@ -75,7 +75,7 @@ def select_adapter(listing: Iterable[RemoteFile], folder: str | None, read: Read
     return _selection(taken, None, {}, where)
 
 
-def select_base(listing: Iterable[RemoteFile], folder: str | None, read: Read, where: str) -> Selection:
+def select_base(listing: Iterable[RemoteFile], folder: str | None, read: ReadSmall, where: str) -> Selection:
     """The files of a model: configuration, tokenizer, safetensors with their index; never a pickle.
 
     Raises:
@@ -120,7 +120,7 @@ def _is_root(path: str) -> bool:
     return path.rsplit("/", 1)[-1] in (MANIFEST_NAME, PEFT_CONFIG)
 
 
-def _listed(inside: Mapping[str, RemoteFile], read: Read, where: str) -> Selection:
+def _listed(inside: Mapping[str, RemoteFile], read: ReadSmall, where: str) -> Selection:
     """What the manifest lists, when the listing agrees with it."""
     data = _small(inside[MANIFEST_NAME], read, where)
     manifest = Manifest.from_bytes(data, f"{where}  {MANIFEST_NAME}")
@@ -180,7 +180,7 @@ def _require_tensors(taken: Iterable[str], there: Iterable[str], where: str) -> 
     raise HubkitError(code, what, where=where, want="safetensors", have=pickles, fix=fix)
 
 
-def _small(file: RemoteFile, read: Read, where: str) -> bytes:
+def _small(file: RemoteFile, read: ReadSmall, where: str) -> bytes:
     if file.size > MAX_DOCUMENT:
         want, have = f"at most {MAX_DOCUMENT} bytes", f"{file.size} bytes"
         raise HubkitError("HK-LIMIT", "a document is too large", where=f"{where}  {file.path}", want=want, have=have)

@@ -20,18 +20,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubkit.documents.drafts import locked, scratch
 from hubkit.documents.files import refusing, sync_folder
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
-from hubkit.registry.api import Registry, RemoteFile
-from hubkit.registry.store.fetching import Limits, Progress, fetch
+from hubkit.registry.api import Progress, Registry, RemoteFile
+from hubkit.registry.store.fetching import Limits, fetch
 from hubkit.registry.store.index import Index, Pulled, Source
 from hubkit.registry.store.selection import CARD, Selection, select_adapter, select_base
 from hubkit.registry.versions import resolve_revision
 
-__all__ = ["ADAPTER_LIMITS", "BASE_LIMITS", "Limits", "Progress", "Store", "Stored", "StoredEntry", "digest_files"]
+__all__ = ["ADAPTER_LIMITS", "BASE_LIMITS", "Limits", "Store", "Stored", "StoredEntry", "digest_files"]
 
 ADAPTER_LIMITS = Limits(max_files=1_000, max_bytes=64 << 30, max_file_bytes=32 << 30)
 BASE_LIMITS = Limits(max_files=10_000, max_bytes=4 << 40, max_file_bytes=256 << 30)
@@ -159,7 +159,7 @@ class Store:
     def remove(self, digest: str) -> None:
         """Take an artifact out of the store; no error when it is not there."""
         path = self.path(digest)
-        with refusing(path), locks.scratch(self.home / "staging") as work, self._writing():
+        with refusing(path), scratch(self.home / "staging") as work, self._writing():
             _discard(path, work)
 
     def _pull(
@@ -227,7 +227,7 @@ class Store:
             pulled = self._known(source, commit, selected)
             if pulled is not None:
                 return pulled, 0
-        with refusing(self.home), locks.scratch(self.home / "staging") as work:
+        with refusing(self.home), scratch(self.home / "staging") as work:
             made = work / "artifact"
             made.mkdir()
             files = fetch(registry, source.repo, commit, selected, made, where, progress)
@@ -254,7 +254,7 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         (self.home / "store" / "sha256").mkdir(parents=True, exist_ok=True)
-        with locks.locked(self.home / "store" / ".lock"):
+        with locked(self.home / "store" / ".lock"):
             yield
 
     def _stored(self, pulled: Pulled, name: str | None, fetched: int = 0) -> Stored:

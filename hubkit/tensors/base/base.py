@@ -24,11 +24,11 @@ from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
 from hubkit.tensors.base.expressions import expression
 from hubkit.tensors.base.layers import Layers, outside, within
-from hubkit.tensors.base.site import Read, Site
+from hubkit.tensors.base.site import Site
 from hubkit.tensors.base.token_sites import row_sites
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.files.dtypes import torch_dtype
-from hubkit.tensors.fourbit.files import PackedHeaders
+from hubkit.tensors.fourbit.files import PackedHeaders, ReadTensor
 from hubkit.tensors.fourbit.linear import QuantLinear, packed_facts, packed_of, quantizable
 from hubkit.tensors.fourbit.nf4 import CODEC
 
@@ -168,7 +168,11 @@ class Base:
 
     @classmethod
     def from_headers(
-        cls, headers: Mapping[str, TensorInfo], config: Mapping[str, object], source: str, read: Read | None = None
+        cls,
+        headers: Mapping[str, TensorInfo],
+        config: Mapping[str, object],
+        source: str,
+        read: ReadTensor | None = None,
     ) -> Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
         arch = arch_of(str(config.get("model_type", "")))
@@ -306,7 +310,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _with_tied_head(
-    sites: list[Site], arch: Arch, config: Mapping[str, object], read: Read | None, names: Iterable[str]
+    sites: list[Site], arch: Arch, config: Mapping[str, object], read: ReadTensor | None, names: Iterable[str]
 ) -> list[Site]:
     """`sites`, the output head among them where it is the embedding table: files leave it out or hold it twice."""
     table = embedding_table(sites, arch)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from hubkit.artifact.identity.base_files import local, read_config
 from hubkit.artifact.identity.config_identity import config_values
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.arch import Arch, decoders, encoders
+from hubkit.tensors.base.arch import Arch, arch_of, decoders, encoders
 from hubkit.tensors.base.site import Site
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -54,11 +56,32 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
             have=f"{config.get('model_type')}{' with cross attention' if crossed else ''}",
             fix="a method that edits weights or activations works on any architecture",
         )  # fmt: skip
+    kv_heads, head_dim = values.get("kv_heads") or heads, values.get("head_dim") or hidden // heads
+    return Decoder(layers, kv_heads, head_dim, hidden, context_length(config, arch))
+
+
+def context_of_folder(path: Path) -> int | None:
+    """`context_length` of the base in folder `path`.
+
+    Raises:
+        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-FILES``, ``HK-JSON``; ``HK-ARCH-FILE``.
+    """
+    config = read_config(local(path))
+    return context_length(config, arch_of(str(config.get("model_type", ""))))
+
+
+def context_length(config: Mapping[str, Any], arch: Arch) -> int | None:
+    """The longest text, in tokens, that a base was made for; None when its configuration does not say.
+
+    Args:
+        config: a parsed ``config.json``.
+        arch: the facts of its architecture.
+    """
     context = next((config[key] for key in _CONTEXT if type(config.get(key)) is int), None)
     if context is not None and arch.encoder is not None and arch.encoder.counted_positions:
         pad = config.get("pad_token_id")
         context -= (pad if type(pad) is int else 1) + 1  # rows of the table of positions that no token has
-    return Decoder(layers, values.get("kv_heads") or heads, values.get("head_dim") or hidden // heads, hidden, context)
+    return context
 
 
 def virtual_sites(sites: Mapping[str, Site], arch: Arch, config: Mapping[str, Any], where: str) -> dict[str, Site]:

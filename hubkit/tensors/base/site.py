@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.delta import Delta, accumulation_dtype
 from hubkit.tensors.fourbit.decode import dequantize
+from hubkit.tensors.fourbit.files import ReadTensor
 from hubkit.tensors.fourbit.linear import packed_of
-
-Read = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Site:
     bias_tensor: str | None
     tied: bool = False
     module: nn.Module | None = field(default=None, compare=False, repr=False)
-    read: Read | None = field(default=None, compare=False, repr=False)
+    read: ReadTensor | None = field(default=None, compare=False, repr=False)
     change: Delta | None = field(default=None, compare=False, repr=False)
     wide: bool = False
     packed: bool = False

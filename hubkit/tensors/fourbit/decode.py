@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hubkit.tensors.fourbit import decode_c as compiled
 from hubkit.tensors.fourbit import decode_triton as nf4_triton
-from hubkit.tensors.fourbit.nf4 import Packed, decoded_by_torch
+from hubkit.tensors.fourbit.nf4 import PackedWeight, decoded_by_torch
 
 
-def dequantize(packed: Packed, dtype: torch.dtype | None = None) -> Tensor:
+def dequantize(packed: PackedWeight, dtype: torch.dtype | None = None) -> Tensor:
     """The weight that `packed` stands for.
 
     Args:
@@ -44,7 +44,7 @@ def _decode(
 ) -> Tensor:  # fmt: skip
     """`dequantize` as one operation, which a compiler leaves as it is: what it makes of lookups itself is slow."""
     kind = ("nf4", block, nested_absmax, nested_map, nested_block, float(offset))
-    return dequantize(Packed(codes, absmax, levels, tuple(shape), dtype, *kind))
+    return dequantize(PackedWeight(codes, absmax, levels, tuple(shape), dtype, *kind))
 
 
 @_decode.register_fake

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hubkit.tensors.fourbit.nf4 import Packed, decoded_by_torch, quantize
+from hubkit.tensors.fourbit.nf4 import PackedWeight, decoded_by_torch, quantize
 from hubkit.tensors.native import built, wanted
 
 SMALLEST = 1 << 14
@@ -43,7 +43,7 @@ class Decoder:
         self._decode = library.hubkit_decode
         self._decode.argtypes, self._decode.restype = (ctypes.POINTER(_Weight), ctypes.c_int32), None
 
-    def __call__(self, packed: Packed, dtype: torch.dtype) -> Tensor:
+    def __call__(self, packed: PackedWeight, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype`, bfloat16 or float32."""
         out = torch.empty(packed.shape, dtype=dtype)
         given = (packed.codes, packed.absmax, packed.nested_absmax, packed.nested_map, packed.levels)
@@ -56,7 +56,7 @@ class Decoder:
         return out
 
 
-def decoder_for(packed: Packed, dtype: torch.dtype) -> Decoder | None:
+def decoder_for(packed: PackedWeight, dtype: torch.dtype) -> Decoder | None:
     """What decodes `packed` to `dtype`; None where torch has to."""
     count = 2 * packed.codes.numel()
     if count < SMALLEST or dtype not in (torch.bfloat16, torch.float32) or torch.compiler.is_compiling():

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hubkit.tensors.fourbit.nf4 import LEVELS, Packed, decoded_by_torch, dynamic_map
+from hubkit.tensors.fourbit.nf4 import LEVELS, PackedWeight, decoded_by_torch, dynamic_map
 from hubkit.tensors.native import wanted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _lock = threading.Lock()
 _agreed: dict[tuple[torch.device, torch.dtype, int, int, bool], bool] = {}
 
 
-def decoder_for(packed: Packed, dtype: torch.dtype) -> Callable[[Packed, torch.dtype], Tensor] | None:
+def decoder_for(packed: PackedWeight, dtype: torch.dtype) -> Callable[[PackedWeight, torch.dtype], Tensor] | None:
     """What decodes `packed` to `dtype`; None where torch has to.
 
     The first call for a device, dtype and form of packing compiles (seconds) and waits for the device; no other does.
@@ -66,7 +66,7 @@ def decoder_for(packed: Packed, dtype: torch.dtype) -> Callable[[Packed, torch.d
         return decoded if _agreed[form] else None
 
 
-def decoded(packed: Packed, dtype: torch.dtype) -> Tensor:
+def decoded(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The weight in `dtype`, on the device of `packed`; nothing is waited for."""
     codes, count = packed.codes.view(torch.uint8).view(-1), math.prod(packed.shape)
     out = torch.empty(packed.shape, dtype=dtype, device=codes.device)
@@ -112,7 +112,7 @@ def _decode_tile(
     Args:
         codes: (size,) uint8, the first of two codes in the high half.
         absmax: (blocks,) uint8 with NESTED, else float32.
-        levels, nested_absmax, nested_map: float32, as in `Packed`; the last two are not read without NESTED.
+        levels, nested_absmax, nested_map: float32, as in `PackedWeight`; the last two are not read without NESTED.
         out: (count,) values.
         offset: float32.
         BLOCK: values that share one absmax.
@@ -146,7 +146,7 @@ def _agrees(device: torch.device, dtype: torch.dtype, block: int, nested_block: 
     codes = torch.randint(0, 256, (-(-count // 2), 1), dtype=torch.uint8, generator=generator)
     scales = torch.rand(-(-blocks // nested_block) if nested_block else blocks, generator=generator)
     absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator)
-    packed = Packed(
+    packed = PackedWeight(
         codes.to(device), absmax.to(device), torch.tensor(LEVELS, device=device), (count,), dtype, block=block,
         nested_absmax=scales.to(device), nested_map=dynamic_map().to(device), nested_block=nested_block, offset=0.7,
     )  # fmt: skip

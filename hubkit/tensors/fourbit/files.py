@@ -10,9 +10,10 @@ from torch import Tensor
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.nf4 import STATE, Packed, read_state, unpacked
+from hubkit.tensors.fourbit.nf4 import STATE, PackedWeight, read_state, unpacked
 
-Read = Callable[[str], Tensor]
+ReadTensor = Callable[[str], Tensor]
+"""Reads a tensor of a base's files by its name."""
 
 
 class PackedHeaders:
@@ -24,7 +25,7 @@ class PackedHeaders:
         source: the base, for messages.
     """
 
-    def __init__(self, headers: Mapping[str, TensorInfo], read: Read | None, source: str) -> None:
+    def __init__(self, headers: Mapping[str, TensorInfo], read: ReadTensor | None, source: str) -> None:
         self._read, self._source = read, source
         self._states = {name[: name.index(f".{STATE}")]: name for name in headers if f".{STATE}" in name}
         self._statistics: dict[str, list[str]] = {}
@@ -56,7 +57,7 @@ class PackedHeaders:
             )
         return (facts.shape[0], facts.shape[1]), facts.dtype
 
-    def packed(self, tensor: str) -> Packed:
+    def packed(self, tensor: str) -> PackedWeight:
         """The packed weight named `tensor`.
 
         Raises:
@@ -69,7 +70,7 @@ class PackedHeaders:
             f"{self._source}: {tensor}",
         )
 
-    def reader(self, tensor: str, transposed: bool) -> Read:
+    def reader(self, tensor: str, transposed: bool) -> ReadTensor:
         """Reads any tensor; `tensor` itself decoded, (in, out) where the base's architecture stores it so."""
 
         def read(name: str) -> Tensor:

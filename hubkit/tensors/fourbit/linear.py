@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.nf4 import Packed, quantize, unpacked
+from hubkit.tensors.fourbit.nf4 import PackedWeight, quantize, unpacked
 
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
@@ -40,14 +40,14 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
-        self.packed: Packed | None = None
+        self.packed: PackedWeight | None = None
         nothing = torch.empty(0, dtype=torch.uint8, device="cpu")
         nothing._is_hf_initialized = self._is_hf_initialized = True  # type: ignore[attr-defined]
         self.register_buffer("weight", nothing, persistent=False)
         for name in (*_STATISTICS, "quant_state"):
             self.register_buffer(name, None, persistent=False)
 
-    def fill(self, packed: Packed) -> None:
+    def fill(self, packed: PackedWeight) -> None:
         """Takes over a packed weight.
 
         Raises:
@@ -190,7 +190,7 @@ class Swapped(QuantLinear):
         return super()._apply(fn, recurse)
 
 
-def packed_of(module: nn.Module | None) -> Packed | None:
+def packed_of(module: nn.Module | None) -> PackedWeight | None:
     """The packed weight of a quantized layer, hubkit's or bitsandbytes'; None for any other module.
 
     Raises:
@@ -228,7 +228,7 @@ def packed_facts(module: nn.Module) -> tuple[tuple[int, int], torch.dtype, bool]
     return (int(module.out_features), int(module.in_features)), dtype, transposed
 
 
-def _of_buffers(layer: QuantLinear, packed: Packed, dtype: torch.dtype) -> Packed:
+def _of_buffers(layer: QuantLinear, packed: PackedWeight, dtype: torch.dtype) -> PackedWeight:
     found = {key: getattr(layer, _attribute(key)) for key in packed.tensors()}
     made = replace(packed, codes=found[""], absmax=found["absmax"], levels=found["quant_map"], dtype=dtype)
     if packed.nested_map is None:

@@ -42,7 +42,7 @@ _LANES = 8  # rows of a gather, which runs in parallel over rows only
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedWeight:
     """One packed weight.
 
     Args:
@@ -97,7 +97,7 @@ class Packed:
         return found
 
 
-def quantize(weight: Tensor) -> Packed:
+def quantize(weight: Tensor) -> PackedWeight:
     """Packs a weight.
 
     Args:
@@ -129,13 +129,13 @@ def quantize(weight: Tensor) -> Packed:
     # on the CPU, whose order of summing is one: the mean is part of every value, and bits do not depend on the device
     offset = absmax.cpu().mean().item() if count else 0.0
     indices, nested = _quantize_statistics(absmax - offset)
-    return Packed(
+    return PackedWeight(
         codes.unsqueeze(1), indices, torch.tensor(LEVELS, device=device), tuple(weight.shape), weight.dtype,
         nested_absmax=nested, nested_map=dynamic_map().to(device, copy=True), offset=offset,
     )  # fmt: skip
 
 
-def decoded_by_torch(packed: Packed, dtype: torch.dtype) -> Tensor:
+def decoded_by_torch(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The weight that `packed` stands for, in torch alone, on any device; products are float32, rounded once."""
     scales, count, device = absmax_of(packed), math.prod(packed.shape), packed.codes.device
     codes = packed.codes.view(torch.uint8).view(-1)
@@ -156,14 +156,14 @@ def decoded_by_torch(packed: Packed, dtype: torch.dtype) -> Tensor:
     return result[:count].view(packed.shape)
 
 
-def moved(packed: Packed, device: torch.device) -> Packed:
+def moved(packed: PackedWeight, device: torch.device) -> PackedWeight:
     """`packed` with its tensors on `device`."""
     there: dict[str, Any] = {name: t.to(device) for name, t in vars(packed).items() if isinstance(t, Tensor)}
     del there["shift"]
     return replace(packed, **there)
 
 
-def absmax_of(packed: Packed) -> Tensor:
+def absmax_of(packed: PackedWeight) -> Tensor:
     """(blocks,) float32: the absmax of every block, decoded."""
     if packed.nested_absmax is None or packed.nested_map is None:
         return packed.absmax.float()
@@ -172,11 +172,11 @@ def absmax_of(packed: Packed) -> Tensor:
     return values.add_(packed.offset)
 
 
-def unpacked(tensors: Mapping[str, Tensor], where: str) -> Packed:
-    """The packed weight that bitsandbytes, or `Packed.tensors`, stored.
+def unpacked(tensors: Mapping[str, Tensor], where: str) -> PackedWeight:
+    """The packed weight that bitsandbytes, or `PackedWeight.tensors`, stored.
 
     Args:
-        tensors: as `Packed.tensors` gives them.
+        tensors: as `PackedWeight.tensors` gives them.
         where: name of the weight, for messages.
 
     Raises:
@@ -197,7 +197,7 @@ def unpacked(tensors: Mapping[str, Tensor], where: str) -> Packed:
     return made
 
 
-def read_state(state: Tensor, where: str) -> Packed:
+def read_state(state: Tensor, where: str) -> PackedWeight:
     """The facts of a packed weight, without its values: `state` holds their JSON.
 
     Raises:
@@ -207,7 +207,7 @@ def read_state(state: Tensor, where: str) -> Packed:
     try:
         facts = json.loads(bytes(state.tolist()))
         nested = "nested_blocksize" in facts
-        made = Packed(
+        made = PackedWeight(
             nothing, nothing, nothing, tuple(int(size) for size in facts["shape"]), _DTYPES[facts["dtype"]],
             facts["quant_type"], int(facts["blocksize"]), nothing if nested else None, nothing if nested else None,
             int(facts.get("nested_blocksize", NESTED)), float(facts.get("nested_offset", 0.0)),
@@ -220,7 +220,7 @@ def read_state(state: Tensor, where: str) -> Packed:
     return made
 
 
-def _require_fitting(packed: Packed, where: str) -> None:
+def _require_fitting(packed: PackedWeight, where: str) -> None:
     count = math.prod(packed.shape)
     blocks = -(-count // packed.block)
     nested = packed.nested_absmax is not None

@@ -233,12 +233,3 @@ def _live_tokenizer(tokenizer: Any) -> str | None:
         return None
     special = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad", "unk")}
     return tokenizer_digest(backend.to_str().encode(), special)
-
-
-def context_length(path: Path) -> int | None:
-    """The longest input, in tokens, that the base in folder `path` was made for; None when its config does not say."""
-    config = json.loads((path / "config.json").read_bytes())
-    for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    return None

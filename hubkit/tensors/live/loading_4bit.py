@@ -20,7 +20,7 @@ from hubkit.tensors.base.site import Site
 from hubkit.tensors.files.shards import Shards, open_shards
 from hubkit.tensors.fourbit.files import PackedHeaders
 from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
-from hubkit.tensors.fourbit.nf4 import CODEC, Packed, moved, quantize
+from hubkit.tensors.fourbit.nf4 import CODEC, PackedWeight, moved, quantize
 
 QUANTIZATION = "quantization_config"
 
@@ -93,7 +93,7 @@ def _hollow(kind: Any, names: Iterable[str]) -> Any:
 
 def _fill(
     model: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, dtype: torch.dtype, device: torch.device
-) -> Packed:
+) -> PackedWeight:
     layer = model.get_submodule(site.name)
     if not isinstance(layer, QuantLinear):
         raise HubkitError(
@@ -112,7 +112,7 @@ def _fill(
     return packed
 
 
-def _settings(packed: Packed, dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
+def _settings(packed: PackedWeight, dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
     """The part of ``config.json`` by which transformers and bitsandbytes load what is saved from here."""
     return {
         "quant_method": "bitsandbytes",

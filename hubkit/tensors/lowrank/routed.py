@@ -38,7 +38,7 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class Packed:
+class MixFactors:
     """The factors of every mix, in bf16.
 
     Args:
@@ -69,7 +69,7 @@ class RowGroup:
         rows.values += [value for part in self._parts for value in part._parameters.values() if value is not None]
         self._shared = SharedInput()
         self._ready: dict[Any, Gathered] = {}
-        self._packed: Packed | None = None
+        self._packed: MixFactors | None = None
 
     def act(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """`y` with what the parts at site `name` add to their rows.
@@ -121,7 +121,7 @@ class RowGroup:
         kernel.add(y.view(-1, y.shape[-1]), low, first, up, scale, places)
         return y
 
-    def _pack(self, key: object) -> Packed:
+    def _pack(self, key: object) -> MixFactors:
         """The factors of every mix, one behind the other."""
         count = 1 + max(number for number in self.rows.mixes if number is not None)  # also those that are not here
         ups: dict[str, tuple[int, Tensor, Tensor]] = {}
@@ -140,7 +140,7 @@ class RowGroup:
             downs.append(down)
             ups[name] = first, tiled(up), scales
             first += rank
-        return Packed(key, downs[0] if len(downs) == 1 else torch.cat(downs, 1), ups)
+        return MixFactors(key, downs[0] if len(downs) == 1 else torch.cat(downs, 1), ups)
 
     def _one_by_one(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Mix by mix: where rows are looked up, or each adapter drops its own components."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from hubkit.tensors.parts.part import KV, Edit, Part, Tokens
 from hubkit.tensors.parts.tied import TiedChange
 from hubkit.tensors.parts.vocabulary import rows_delta
 from hubkit.tensors.parts.whole import WholeModule, whole_delta
+from hubkit.tensors.seed import generator_for
 
 
 class MethodLike(Protocol):
@@ -79,10 +79,8 @@ class Adapter:
         for site_name, part in adapter.parts.items():
             site = base.site(site_name)
             part.to_empty(device="cpu").to(accumulation_dtype(site.dtype))
-            digest = hashlib.sha256(f"{seed}\0{site_name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             with torch.no_grad():
-                part.reset(site, base, generator)
+                part.reset(site, base, generator_for(seed, site_name))
             part.to(site.device)
         return adapter
 
@@ -211,13 +209,7 @@ class Adapter:
 
     def require_finite(self, where: str) -> None:
         """Raises ``HK-NAN`` naming every tensor that holds a NaN or an infinity."""
-        values = {name: value.detach() for name, value in self.parameters().items()}
-        bad = [name for name, value in values.items() if not torch.isfinite(value).all()]
-        if bad:
-            raise HubkitError(
-                "HK-NAN", f"{len(bad)} tensors of the adapter hold NaN or infinity", where=where, have=bad,
-                fix="train again from the last good checkpoint, with a lower learning rate",
-            )  # fmt: skip
+        require_finite(((name, value.detach()) for name, value in self.parameters().items()), where)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """``<site>.<role>`` -> parameter, in a fixed order."""
@@ -325,6 +317,20 @@ class Adapter:
     def virtual(self) -> list[KV | Tokens]:
         """The parts that act as tokens in front of the text."""
         return [part for part in self.parts.values() if isinstance(part, (KV, Tokens))]
+
+
+def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuses the tensors of an adapter, (name, values), where one holds a NaN or an infinity.
+
+    Raises:
+        HubkitError: ``HK-NAN`` naming every such tensor.
+    """
+    bad = [name for name, value in tensors if not torch.isfinite(value).all()]
+    if bad:
+        raise HubkitError(
+            "HK-NAN", f"{len(bad)} tensors of the adapter hold NaN or infinity", where=where, have=bad,
+            fix="train again from the last good checkpoint, with a lower learning rate",
+        )  # fmt: skip
 
 
 def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:

@@ -15,7 +15,8 @@ from torch import Tensor
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.base.delta import Delta
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.weights.operators import Member, Operator, combine, generator_for, normalized, operator_named
+from hubkit.tensors.seed import generator_for
+from hubkit.tensors.weights.operators import Member, Operator, combine, normalized, operator_named
 from hubkit.tensors.weights.truncate import WHOLE, Truncated, require_finite, truncate, truncate_dense, truncate_stack
 from hubkit.tensors.weights.workers import in_order, workers_for
 

@@ -19,7 +19,6 @@ are kept too, so that no order of memory decides. And what DARE drops follows fr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -75,12 +74,6 @@ class Member:
     weight: float
     delta: Delta
     generator: torch.Generator | None = None
-
-
-def generator_for(seed: int, *words: str) -> torch.Generator:
-    """A generator seeded by sha256(seed, words): the same for the same words, whatever else is drawn, in any order."""
-    digest = hashlib.sha256("\0".join([str(seed), *words]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def operator_named(name: str, density: float | None) -> Operator:

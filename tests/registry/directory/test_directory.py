@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hubkit.documents.drafts import scratch
 from hubkit.errors import HubkitError
-from hubkit.registry import locks
 from hubkit.registry.api import Registry
 from hubkit.registry.directory.directory import DirectoryRegistry
 
@@ -203,9 +203,9 @@ def test_killed_at_any_point_it_is_the_old_state_or_the_new(registry: DirectoryR
 
 
 def test_scratch_of_the_living_is_not_swept(tmp_path: Path) -> None:
-    with locks.scratch(tmp_path) as mine:
+    with scratch(tmp_path) as mine:
         (mine / "f").touch()
-        with locks.scratch(tmp_path) as other:
+        with scratch(tmp_path) as other:
             assert (mine / "f").exists()
             assert other != mine
     assert not mine.exists()
@@ -218,7 +218,7 @@ def test_scratch_of_many_at_once(tmp_path: Path) -> None:
     def work() -> None:
         try:
             for _ in range(60):
-                with locks.scratch(tmp_path) as mine:
+                with scratch(tmp_path) as mine:
                     (mine / "f").touch()
         except BaseException as fault:
             faults.append(fault)

@@ -21,7 +21,7 @@ import pytest
 from hubkit.documents.manifest import BaseFingerprint, FileEntry, Manifest
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
-from hubkit.registry.api import Progress, RemoteFile
+from hubkit.registry.api import Arrived, RemoteFile
 from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 from hubkit.registry.store.store import ADAPTER_LIMITS, Store, StoredEntry, digest_files
@@ -68,7 +68,7 @@ class Counting(DirectoryRegistry):
         self.calls.append("files")
         return super().files(repo, commit) if self.listing is None else tuple(self.listing)
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Progress | None = None) -> None:
+    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
         self.calls.append(f"download {path}")
         if path not in self.swap:
             return super().download(repo, commit, path, dest, progress)

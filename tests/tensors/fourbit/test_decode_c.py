@@ -16,7 +16,7 @@ import torch
 from hubkit.tensors import native
 from hubkit.tensors.fourbit import decode_c as compiled
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.nf4 import LEVELS, Packed, decoded_by_torch, quantize
+from hubkit.tensors.fourbit.nf4 import LEVELS, PackedWeight, decoded_by_torch, quantize
 
 CC = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(CC is None, reason="no C compiler here")
@@ -33,7 +33,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     compiled._loaded.cache_clear()
 
 
-def packed(shape: tuple[int, int], block: int = 64, nested: bool = True) -> Packed:
+def packed(shape: tuple[int, int], block: int = 64, nested: bool = True) -> PackedWeight:
     """Random codes and statistics, of any block size; ties to even come often, and absmax of 0, infinity and NaN."""
     generator = torch.Generator().manual_seed(7)
     count = shape[0] * shape[1]
@@ -48,7 +48,7 @@ def packed(shape: tuple[int, int], block: int = 64, nested: bool = True) -> Pack
     absmax = torch.randn(blocks, generator=generator).exp()
     absmax[:4] = torch.tensor([0.0, float("inf"), float("nan"), 3.4e38])
     absmax[4:40] = 1 + torch.arange(36)[: len(absmax[4:40])] / 128
-    return Packed(codes, absmax, torch.tensor(LEVELS), shape, torch.float32, block=block)
+    return PackedWeight(codes, absmax, torch.tensor(LEVELS), shape, torch.float32, block=block)
 
 
 @needs_compiler

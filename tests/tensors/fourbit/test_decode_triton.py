@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hubkit.tensors import native
 from hubkit.tensors.fourbit import decode_triton as nf4_triton
-from hubkit.tensors.fourbit.nf4 import LEVELS, Packed, absmax_of, decoded_by_torch, dynamic_map, quantize
+from hubkit.tensors.fourbit.nf4 import LEVELS, PackedWeight, absmax_of, decoded_by_torch, dynamic_map, quantize
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -38,12 +38,12 @@ KINDS = {"nf4": torch.tensor(LEVELS), "fp4": torch.tensor(FP4 + [-value for valu
 FAR = 1 << 31
 
 
-def packed(count: int, block: int, nested: bool, kind: str = "nf4") -> Packed:
+def packed(count: int, block: int, nested: bool, kind: str = "nf4") -> PackedWeight:
     """Random codes and statistics: absmax of 0, subnormal ones, large ones, ones that make ties to even frequent."""
     generator = torch.Generator().manual_seed(count + block)
     blocks = -(-count // block)
     codes = torch.randint(0, 256, (-(-count // 2), 1), dtype=torch.uint8, generator=generator)
-    made = Packed(codes, codes, KINDS[kind], (count,), torch.float32, kind, block)
+    made = PackedWeight(codes, codes, KINDS[kind], (count,), torch.float32, kind, block)
     if nested:
         absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator)
         scales = torch.rand(-(-blocks // 96), generator=generator)
@@ -56,7 +56,7 @@ def packed(count: int, block: int, nested: bool, kind: str = "nf4") -> Packed:
     return replace(made, absmax=absmax)
 
 
-def cases() -> Iterator[tuple[str, Packed]]:
+def cases() -> Iterator[tuple[str, PackedWeight]]:
     """Names and packed weights: made up ones, and what `quantize` makes."""
     for count in COUNTS:
         for block in BLOCKS:
@@ -72,7 +72,7 @@ def cases() -> Iterator[tuple[str, Packed]]:
             yield f"single/{shape}/{factor}", replace(made, absmax=absmax_of(made), nested_absmax=None, nested_map=None)
 
 
-def on(device: torch.device, weight: Packed) -> Packed:
+def on(device: torch.device, weight: PackedWeight) -> PackedWeight:
     names = ("codes", "absmax", "levels", "nested_absmax", "nested_map")
     found = {name: getattr(weight, name) for name in names}
     return replace(weight, **{name: None if t is None else t.to(device) for name, t in found.items()})
@@ -84,7 +84,7 @@ def same(have: Tensor, want: Tensor) -> bool:
     return alike and torch.equal(have.view(-1).view(torch.uint8), want.view(-1).view(torch.uint8))
 
 
-def wrong(decode: Callable[[Packed, torch.dtype], Tensor], device: torch.device) -> tuple[list[str], int]:
+def wrong(decode: Callable[[PackedWeight, torch.dtype], Tensor], device: torch.device) -> tuple[list[str], int]:
     """The cases that `decode` gets wrong, and how many there are."""
     found, count = [], 0
     for name, made in cases():
@@ -96,7 +96,7 @@ def wrong(decode: Callable[[Packed, torch.dtype], Tensor], device: torch.device)
     return found, count
 
 
-def far(device: torch.device) -> tuple[Packed, Packed]:
+def far(device: torch.device) -> tuple[PackedWeight, PackedWeight]:
     """A weight of more than 2^31 values, of which only the last are anything, and these as a weight of their own."""
     tail = replace(packed(4096 + 13, 64, True), nested_block=256)
     whole = replace(
@@ -180,7 +180,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_sample_is_decoded_once_for_each_form(anywhere: pytest.MonkeyPatch) -> None:
-    asked: list[Packed] = []
+    asked: list[PackedWeight] = []
     anywhere.setattr(nf4_triton, "decoded", lambda p, dtype: asked.append(p) or decoded_by_torch(p, dtype))
     for weight in (packed(4096, 64, True), packed(8192, 64, True), packed(8191, 64, True), packed(4096, 64, False)):
         for dtype in DTYPES * 2:
@@ -188,7 +188,7 @@ def test_a_sample_is_decoded_once_for_each_form(anywhere: pytest.MonkeyPatch) ->
     assert len(asked) == 9
 
 
-def failing(packed: Packed, dtype: torch.dtype) -> Tensor:
+def failing(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     raise RuntimeError("no compiler")
 
 

@@ -18,7 +18,7 @@ from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.live import loading as live
-from hubkit.tensors.live.loading import context_length, fingerprint_model, load_base
+from hubkit.tensors.live.loading import fingerprint_model, load_base
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -118,12 +118,6 @@ def test_loading_refuses_by_name(tmp_path: Path, tiny_llama: Path) -> None:
     model = load_base(tiny_llama)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_the_context_is_read_from_the_config(tiny_llama: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
-    assert (context_length(tiny_llama), context_length(tiny_gpt2)) == (256, 256)
-    (tmp_path / "config.json").write_text("{}")
-    assert context_length(tmp_path) is None
 
 
 def test_a_folder_of_which_more_is_made_than_its_weights_is_refused(tiny_llama: Path, tmp_path: Path) -> None:

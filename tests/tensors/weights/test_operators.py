@@ -8,8 +8,9 @@ from torch import Tensor
 from variants import refused
 
 from hubkit.tensors.base.delta import Delta
+from hubkit.tensors.seed import generator_for
 from hubkit.tensors.weights import operators
-from hubkit.tensors.weights.operators import OPERATORS, Member, combine, generator_for, normalized, operator_named
+from hubkit.tensors.weights.operators import OPERATORS, Member, combine, normalized, operator_named
 
 ROUNDED = 1e-6
 """Largest difference, relative to the largest entry, of a few fp32 additions in another order."""
