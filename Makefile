@@ -39,6 +39,7 @@ lint: $(READY)
 	$(BIN)/ruff check . scripts/errors
 	$(BIN)/ruff format --check . scripts/errors
 	$(BIN)/mypy
+	$(BIN)/mypy --strict plugins examples
 	$(BIN)/mypy --strict scripts/errors
 	$(BIN)/python scripts/errors
 
