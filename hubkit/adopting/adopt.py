@@ -31,7 +31,7 @@ CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 def adopt(
     folder: Path,
     name: str,
-    base: str | None,
+    base: Path | str | None,
     revision: str | None,
     *,
     registry: str | None = None,
@@ -78,7 +78,7 @@ def adopt(
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
     asked = revision or (foreign.get("revision") if base is None else None)
-    source, record = base_with_record(str(named), asked, **where)
+    source, record = base_with_record(named if isinstance(named, Path) else str(named), asked, **where)
     sites = Base.from_folder(source.path)
     stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
     if form.rows:

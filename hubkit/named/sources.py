@@ -47,7 +47,7 @@ class Source:
 
 
 def adapter_source(
-    text: str, *, registry: str | None = None, offline: bool = False, progress: Progress | None = None
+    text: Path | str, *, registry: str | None = None, offline: bool = False, progress: Progress | None = None
 ) -> Source:
     """The folder of the adapter that `text` names; pulled unless it is a folder already.
 
@@ -58,7 +58,7 @@ def adapter_source(
 
 
 def base_source(
-    text: str,
+    text: Path | str,
     revision: str | None = None,
     *,
     registry: str | None = None,
@@ -78,7 +78,7 @@ def base_source(
 
 
 def base_with_record(
-    text: str,
+    text: Path | str,
     revision: str | None = None,
     *,
     registry: str | None = None,
@@ -112,7 +112,7 @@ def chosen_name(name: str | None, folder: Path) -> str:
     return chosen
 
 
-def base_reference(text: str, revision: str | None = None) -> Reference:
+def base_reference(text: Path | str, revision: str | None = None) -> Reference:
     """The parsed reference of a base, see `base_source`."""
     if (Path(text) / "config.json").is_file():
         return Reference("folder", path=Path(text))
@@ -120,7 +120,7 @@ def base_reference(text: str, revision: str | None = None) -> Reference:
     return replace(found, revision=found.revision or revision) if found.kind == "repo" else found
 
 
-def base_record(text: str, revision: str | None = None, *, registry: str | None = None) -> BaseRecord:
+def base_record(text: Path | str, revision: str | None = None, *, registry: str | None = None) -> BaseRecord:
     """The identity of the base that `text` names: of a folder by its bytes, of a repository by its listing and headers.
 
     Nothing but headers and small files is downloaded.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
 from hubkit.errors import USAGE, HubkitError
@@ -57,6 +58,7 @@ class Composed:
     interference: Interference | None = None
 
 
+@checked
 def compose(
     terms: Terms,
     out: Path | str | None,
@@ -67,7 +69,7 @@ def compose(
     rank: int | None = None,
     energy: float | None = None,
     report: Path | str | None = None,
-    base: str | None = None,
+    base: Path | str | None = None,
     revision: str | None = None,
     name: str | None = None,
     license: str | None = None,
@@ -216,7 +218,7 @@ def _nothing() -> Any:
 
 def _base(
     members: list[Term],
-    base: str | None,
+    base: Path | str | None,
     revision: str | None,
     allow: bool,
     registry: str | None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import open_adapter
 from hubkit.artifact.identity.digest import hash_file
 from hubkit.artifact.staging import staged
+from hubkit.documents.arguments import checked
 from hubkit.documents.deployment import DEPLOYMENT_NAME, Deployment
 from hubkit.documents.files import refusing
 from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedFile
@@ -59,6 +60,7 @@ class Deployed:
     dry_run: bool
 
 
+@checked
 def deploy(
     folder: Path | str,
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.added_tokens import BESIDE
 from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.artifact.identity.base_tokenizer import TOKENIZER
+from hubkit.documents.arguments import checked
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import Progress, adapter_source
 from hubkit.named.terms import Term, require_adapter, require_base
@@ -36,12 +37,13 @@ class Exported:
     digest: str
 
 
+@checked
 def export(
-    reference: str,
+    reference: Path | str,
     out: Path | str,
     *,
     to: str = "peft",
-    base: str | None = None,
+    base: Path | str | None = None,
     revision: str | None = None,
     registry: str | None = None,
     offline: bool = False,
@@ -85,7 +87,12 @@ def export(
 
 
 def _sites(
-    folder: AdapterFolder, reference: str, base: str | None, revision: str | None, registry: str | None, offline: bool
+    folder: AdapterFolder,
+    reference: Path | str,
+    base: Path | str | None,
+    revision: str | None,
+    registry: str | None,
+    offline: bool,
 ) -> Base:
     """The sites of the adapter's base: as it lists them, or of the base that is named."""
     from hubkit.methods.reading import recorded_base
@@ -95,7 +102,7 @@ def _sites(
     if base is None:
         return recorded_base(folder)
     source, record = base_with_record(base, revision, registry=registry, offline=offline)
-    require_base([Term(folder.manifest.name, reference, 1.0, folder)], record, False)
+    require_base([Term(folder.manifest.name, str(reference), 1.0, folder)], record, False)
     return Base.from_folder(source.path)
 
 

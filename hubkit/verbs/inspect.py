@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hubkit.artifact.folder import WEIGHTS_NAME, open_adapter
 from hubkit.artifact.header import TensorInfo, header_length, parse_header
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import HubkitError
 from hubkit.registry.opening import open_registry
@@ -41,7 +43,8 @@ class Inspected:
     dtypes: tuple[str, ...]
 
 
-def inspect(reference: str, *, registry: str | None = None) -> Inspected:
+@checked
+def inspect(reference: Path | str, *, registry: str | None = None) -> Inspected:
     """Describe the adapter that `reference` names.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import WEIGHTS_NAME
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import HubkitError
 from hubkit.registry.address import is_repo
@@ -41,6 +42,7 @@ class Listed:
     path: Path | None = None
 
 
+@checked
 def list(prefix: str = "", *, remote: bool = False, registry: str | None = None) -> tuple[Listed, ...]:
     """What there is.
 

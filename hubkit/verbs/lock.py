@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import TENSORS_NAME, open_adapter
 from hubkit.artifact.identity.digest import hash_file
+from hubkit.documents.arguments import checked
 from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedBase, LockedFile
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest
 from hubkit.documents.recipe import RECIPE_NAME, Recipe, RecipeAdapter, read_recipe
@@ -47,6 +48,7 @@ class Locked:
     dry_run: bool
 
 
+@checked
 def lock(
     recipe: Path | str = RECIPE_NAME,
     *,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.errors import HubkitError
 from hubkit.named.sources import Progress, base_with_record, chosen_name
@@ -50,8 +51,9 @@ class Merged:
     dry_run: bool
 
 
+@checked
 def merge(
-    base: str,
+    base: Path | str,
     terms: Terms,
     out: Path | str,
     *,
@@ -113,7 +115,7 @@ def merge(
         if not files.changed:
             fix = "another adapter or weight" if dtype == "float32" else "another adapter or weight, or --dtype float32"
             raise HubkitError(
-                "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=base,
+                "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=str(base),
                 have="every change is zero, or too small for the dtype", fix=fix,
             )  # fmt: skip
         digest, size = _finish(stage, source.path, manifest, dict(files.files), tokenizer)

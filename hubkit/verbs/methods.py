@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from hubkit.documents.arguments import checked
 from hubkit.errors import HubkitError
 from hubkit.methods.host import Method, host
 
@@ -94,6 +95,7 @@ def methods(name: None = None) -> tuple[InstalledMethod, ...]: ...
 def methods(name: str) -> DescribedMethod: ...
 @overload
 def methods(name: str, new: Path | str) -> NewMethod: ...
+@checked
 def methods(
     name: str | None = None, new: Path | str | None = None
 ) -> tuple[InstalledMethod, ...] | DescribedMethod | NewMethod:

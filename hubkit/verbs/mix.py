@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import CARD_NAME, check_adapter, write_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint, Manifest, Parent
 from hubkit.documents.mix import MixDocument, MixMember, NodeKind, Tree, leaves, replaced, require_small, weights
 from hubkit.errors import HubkitError
@@ -46,6 +47,7 @@ class Mixed:
     dry_run: bool
 
 
+@checked
 def mix(
     terms: Terms | Mix,
     out: Path | str,

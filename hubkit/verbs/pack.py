@@ -26,6 +26,7 @@ from hubkit.artifact.folder import (
     tensors_bytes,
     write_adapter,
 )
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
@@ -63,10 +64,11 @@ class Packed:
     dry_run: bool
 
 
+@checked
 def pack(
     folder: Path | str,
     *,
-    base: str | None = None,
+    base: Path | str | None = None,
     out: Path | str | None = None,
     version: str | None = None,
     name: str | None = None,
@@ -134,7 +136,7 @@ def pack(
 
 
 def _repack(
-    folder: Path, base: str | None, revision: str | None, allow: bool, where: dict[str, Any]
+    folder: Path, base: Path | str | None, revision: str | None, allow: bool, where: dict[str, Any]
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of an adapter of ours; checked as they are now, whatever the manifest's list says."""
     from hubkit.artifact.identity.base_match import require_same_base

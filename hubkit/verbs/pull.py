@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubkit.artifact.folder import open_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import MixAdapter, open_mix
@@ -39,8 +40,9 @@ class Pulled:
     members: tuple[str, ...] = ()
 
 
+@checked
 def pull(
-    reference: str,
+    reference: Path | str,
     *,
     base: bool = False,
     registry: str | None = None,
@@ -66,7 +68,7 @@ def pull(
     found = find(reference, registry=registry, offline=offline, progress=progress)
     if found.stored is None:
         what = "this is a folder, there is nothing to pull"
-        raise HubkitError("HK-REFERENCE", what, want="org/name", have=reference, status=USAGE)
+        raise HubkitError("HK-REFERENCE", what, want="org/name", have=str(reference), status=USAGE)
     members = () if base else _members(found, registry, offline, progress)
     return Pulled(
         reference=found.reference,
@@ -89,7 +91,7 @@ def _members(found: Source, registry: str | None, offline: bool, progress: Progr
     return mix.adapters
 
 
-def _base_of(text: str, registry: str | None) -> str:
+def _base_of(text: Path | str, registry: str | None) -> Path | str:
     """The base an adapter names, with its commit; `text` itself when that is no adapter of hubkit's."""
     reference = base_reference(text)
     try:

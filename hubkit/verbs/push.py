@@ -14,6 +14,7 @@ from pathlib import Path
 from hubkit.artifact.card import render_card
 from hubkit.artifact.folder import CARD_NAME, AdapterFolder, open_adapter
 from hubkit.artifact.identity.digest import hash_file
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.documents.names import check_allowed, check_names
@@ -65,6 +66,7 @@ class Pushed:
         return not (self.created or self.uploaded or self.removed)
 
 
+@checked
 def push(
     folder: Path | str,
     repo: str,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tensors_bytes, write_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import HubkitError
@@ -47,8 +48,9 @@ class Trained:
     metrics: Metrics
 
 
+@checked
 def train(
-    base: str,
+    base: Path | str,
     data: Path | str,
     out: Path | str,
     *,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import WEIGHTS_NAME, AdapterFolder, open_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
 from hubkit.documents.names import check_allowed, check_names
@@ -57,10 +58,11 @@ class Verified:
     overrides: tuple[str, ...]
 
 
+@checked
 def verify(
-    reference: str,
+    reference: Path | str,
     *,
-    base: str | None = None,
+    base: Path | str | None = None,
     registry: str | None = None,
     offline: bool = False,
     allow_base_mismatch: bool = False,
@@ -170,7 +172,9 @@ def _members(mix: OpenedMix) -> Check:
     return Check("members", f"{count} in {mix.tree}: every one, to the byte, is the one that was mixed")
 
 
-def _base(adapter: AdapterFolder, base: str | None, registry: str | None, offline: bool) -> tuple[BaseRecord, str]:
+def _base(
+    adapter: AdapterFolder, base: Path | str | None, registry: str | None, offline: bool
+) -> tuple[BaseRecord, str]:
     """The identity of the base to compare with, and what to call it."""
     want = adapter.manifest.base
     if want is None:
@@ -184,7 +188,7 @@ def _base(adapter: AdapterFolder, base: str | None, registry: str | None, offlin
             raise
         reference = None  # the manifest's source is informative: a name that means nothing here
     if reference is None or (base is None and reference.path is not None):
-        raise _undecided(adapter, "where the base is, is not known here", have=named or "no source")
+        raise _undecided(adapter, "where the base is, is not known here", have=str(named) or "no source")
     if offline and reference.path is None:
         raise _undecided(adapter, "offline the base can only be a folder", have=str(reference))
     try:
