@@ -20,6 +20,7 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import Progress, chosen_name
 from hubkit.named.terms import Term, Terms, as_sum, codec_of_terms, open_terms
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from hubkit.tensors.weights.interference import Interference
 
 
-@dataclass(frozen=True)
-class Composed:
+@dataclass(frozen=True, repr=False)
+class Composed(Shown):
     """A composed adapter.
 
     Args:

@@ -21,6 +21,7 @@ from hubkit.documents.files import refusing
 from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedFile
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix
 from hubkit.named.sources import Progress, adapter_source, base_source
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 SEAL_NAME = "deployment.sha256"
 
 
-@dataclass(frozen=True)
-class Deployed:
+@dataclass(frozen=True, repr=False)
+class Deployed(Shown):
     """A deployment that was written, or that passed the check.
 
     Args:

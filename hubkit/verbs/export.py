@@ -10,6 +10,7 @@ from hubkit.artifact.added_tokens import BESIDE
 from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.artifact.identity.base_tokenizer import TOKENIZER
 from hubkit.documents.arguments import checked
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import Progress, adapter_source
 from hubkit.named.terms import Term, require_adapter, require_base
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 FORMS = ("peft", "adapterhub")
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Shown):
     """An exported adapter.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.documents.arguments import checked
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import Progress, base_source, base_with_record
 from hubkit.named.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class Generated:
+@dataclass(frozen=True, repr=False)
+class Generated(Shown):
     """One answer.
 
     Args:

@@ -11,6 +11,7 @@ from hubkit.artifact.folder import WEIGHTS_NAME, open_adapter
 from hubkit.artifact.header import TensorInfo, header_length, parse_header
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import Reference, parse_reference
@@ -20,8 +21,8 @@ PREFIX = 8
 """Bytes of a safetensors file that say how long its header is."""
 
 
-@dataclass(frozen=True)
-class Inspected:
+@dataclass(frozen=True, repr=False)
+class Inspected(Shown):
     """What an adapter is.
 
     Args:

@@ -18,6 +18,7 @@ from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedBase, Lo
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest
 from hubkit.documents.recipe import RECIPE_NAME, Recipe, RecipeAdapter, read_recipe
 from hubkit.documents.schema import sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import adapter_source, base_record, base_reference, read_manifest
 from hubkit.registry.api import RemoteFile
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord, TensorDigest
 
 
-@dataclass(frozen=True)
-class Locked:
+@dataclass(frozen=True, repr=False)
+class Locked(Shown):
     """A lock that was written, or found to be up to date.
 
     Args:

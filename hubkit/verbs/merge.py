@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import Progress, base_with_record, chosen_name
 from hubkit.named.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
@@ -26,8 +27,8 @@ _SKIPPED = {"config.json", "README.md", MANIFEST_NAME, TENSORS_NAME, PEFT_CONFIG
 _HEAD = 512
 
 
-@dataclass(frozen=True)
-class Merged:
+@dataclass(frozen=True, repr=False)
+class Merged(Shown):
     """A merged checkpoint.
 
     Args:

@@ -15,6 +15,7 @@ from hubkit.artifact.folder import CARD_NAME, check_adapter, write_adapter
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint, Manifest, Parent
 from hubkit.documents.mix import MixDocument, MixMember, NodeKind, Tree, leaves, replaced, require_small, weights
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.members import relative, unused
 from hubkit.named.sources import Progress, chosen_name
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.mix import Mix
 
 
-@dataclass(frozen=True)
-class Mixed:
+@dataclass(frozen=True, repr=False)
+class Mixed(Shown):
     """A mix that was written.
 
     Args:

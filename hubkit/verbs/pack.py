@@ -30,6 +30,7 @@ from hubkit.documents.arguments import checked
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import moved
 from hubkit.named.sources import Progress, base_with_record, chosen_name
@@ -41,8 +42,8 @@ _LOCAL_BASE = re.compile(r"^(base_model: *|- *['\"]?base_model:\w+:)(['\"]*|['\"
 """Front matter in which other tools name a folder of somebody's machine as the base."""
 
 
-@dataclass(frozen=True)
-class Packed:
+@dataclass(frozen=True, repr=False)
+class Packed(Shown):
     """A packed adapter.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from hubkit.artifact.folder import open_adapter
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import MixAdapter, open_mix
 from hubkit.named.sources import Progress, Source, adapter_source, base_reference, base_source, read_manifest
@@ -15,8 +16,8 @@ from hubkit.registry.address import is_repo
 from hubkit.registry.reference import parse_reference
 
 
-@dataclass(frozen=True)
-class Pulled:
+@dataclass(frozen=True, repr=False)
+class Pulled(Shown):
     """What was pulled.
 
     Args:

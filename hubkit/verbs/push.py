@@ -19,6 +19,7 @@ from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.documents.names import check_allowed, check_names
 from hubkit.documents.schema import sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import require_published
 from hubkit.registry.api import Refs, Registry, RemoteFile
@@ -32,8 +33,8 @@ ATTEMPTS = 3
 MAX_TEXT = 4 << 20
 
 
-@dataclass(frozen=True)
-class Pushed:
+@dataclass(frozen=True, repr=False)
+class Pushed(Shown):
     """What was published.
 
     Args:

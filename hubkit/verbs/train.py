@@ -13,6 +13,7 @@ from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tenso
 from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import Progress, base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from hubkit.training.options import TrainGiven, TrainOptions
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, repr=False)
+class Trained(Shown):
     """A finished training.
 
     Args:

@@ -16,6 +16,7 @@ from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
 from hubkit.documents.names import check_allowed, check_names
+from hubkit.documents.shown import Shown
 from hubkit.errors import UNDECIDED, HubkitError
 from hubkit.named.members import OpenedMix, open_mix
 from hubkit.named.sources import Progress, adapter_source, base_record, base_reference
@@ -35,8 +36,8 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True)
-class Verified:
+@dataclass(frozen=True, repr=False)
+class Verified(Shown):
     """An adapter that passed everything.
 
     Args:
