@@ -47,6 +47,7 @@ lint: $(READY)
 	$(BIN)/ruff check . scripts/errors scripts/rooms
 	$(BIN)/ruff format --check . scripts/errors scripts/rooms
 	$(BIN)/mypy
+	$(BIN)/mypy --strict plugins examples
 	$(BIN)/mypy --strict scripts/errors
 	$(BIN)/mypy --strict scripts/rooms
 	$(BIN)/python scripts/errors

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hubkit.plugins.lora import PEFT, RECIPE, SOURCES, LoraConfig, LoraPart, learning_rate
 from torch import Tensor, nn
 
 from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Part, Site, foreign_files, hookimpl
+from hubkit.plugins.lora import PEFT, RECIPE, SOURCES, LoraConfig, LoraPart, learning_rate
 
 CODEC = "nf4/64/double"
 

@@ -55,7 +55,8 @@ class Experts(Edit):
 
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         gates = nn.functional.linear(x, self.G.to(x.dtype)).softmax(-1) * self.scale
-        low = nn.functional.linear(x, self.A.to(x.dtype)).unflatten(-1, self.split) * gates[..., None]
+        low = nn.functional.linear(x, self.A.to(x.dtype))
+        low = low.view(*low.shape[:-1], *self.split) * gates[..., None]
         return nn.functional.linear(low.flatten(-2), self.B.to(x.dtype))
 
 

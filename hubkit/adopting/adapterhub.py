@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_adapterhub_folder(
-    folder: Path, data: Mapping[str, Any], name: str, base: str | None, revision: str | None, where: Where
+    folder: Path, data: Mapping[str, Any], name: str, base: Path | str | None, revision: str | None, where: Where
 ) -> tuple[Method, Adapter, BaseRecord]:
     """The adapter in an AdapterHub folder, at the sites of its base: every option and every tensor accounted for.
 
@@ -49,7 +49,7 @@ def read_adapterhub_folder(
     named = base or data.get("model_name")
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=config_path, fix="--base BASE")
-    source, record = base_with_record(str(named), revision, where)
+    source, record = base_with_record(named if isinstance(named, Path) else str(named), revision, where)
     sites = Base.from_folder(source.path)
     values, tensors = read_adapterhub(form, data, stored, sites, str(weights))
     config = parse_config(method.info.config, values, f"{config_path}#/config")

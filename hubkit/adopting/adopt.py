@@ -30,7 +30,7 @@ CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 
 
 def adopt(
-    folder: Path, name: str, base: str | None, revision: str | None, where: Where
+    folder: Path, name: str, base: Path | str | None, revision: str | None, where: Where
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
@@ -72,7 +72,7 @@ def adopt(
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
     asked = revision or (foreign.get("revision") if base is None else None)
-    source, record = base_with_record(str(named), asked, where)
+    source, record = base_with_record(named if isinstance(named, Path) else str(named), asked, where)
     sites = Base.from_folder(source.path)
     stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
     if form.rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -14,6 +14,9 @@ from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, offline_option
 from hubkit.cli.training import Drawing
 from hubkit.verbs.train import Trained, train
+
+if TYPE_CHECKING:
+    from hubkit.training.options import TrainGiven
 
 
 @declare("train")
@@ -63,7 +66,28 @@ from hubkit.verbs.train import Trained, train
 @offline_option
 @registry_option
 @json_option
-def command(base: str, data: Path, out: Path, config: tuple[str, ...], **given: Any) -> None:
+def command(
+    base: str,
+    data: Path,
+    out: Path,
+    method: str | None,
+    config: tuple[str, ...],
+    text: str | None,
+    messages: str | None,
+    prompt: tuple[str, ...],
+    completion: str | None,
+    raw: bool,
+    validation_data: Path | None,
+    name: str | None,
+    license: str | None,
+    revision: str | None,
+    registry: str | None,
+    offline: bool,
+    replace: bool,
+    resume: bool,
+    device: str,
+    **options: Unpack[TrainGiven],
+) -> None:
     """Train an adapter on a base and your rows.
 
     BASE is a folder or a repository. DATA is .jsonl, .json or .csv with text, chat messages, or prompt and
@@ -75,12 +99,14 @@ def command(base: str, data: Path, out: Path, config: tuple[str, ...], **given: 
     """
     from hubkit.training.data import Columns
 
-    names = {key: given.pop(key) for key in ("text", "messages", "prompt", "completion")}
-    columns = Columns(**names) if any(names.values()) else None
+    columns = Columns(text, messages, prompt, completion) if text or messages or prompt or completion else None
     with ProgressBar(f"pull {base}") as work, Drawing() as drawing:
         result = train(
-            base, data, out, config=settings(config), columns=columns, report=drawing, progress=work.reach, **given
-        )
+            base, data, out, method=method, config=settings(config), columns=columns, raw=raw,
+            validation_data=validation_data, name=name, license=license, revision=revision, registry=registry,
+            offline=offline, replace=replace, resume=resume, device=device, report=drawing, progress=work.reach,
+            **options,
+        )  # fmt: skip
     if result.metrics.early:
         note(f"stopped early: step {result.metrics.kept_step} was the best")
     emit(result, _render)

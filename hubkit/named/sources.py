@@ -41,7 +41,7 @@ class Source:
         return self.stored.commit if self.stored else None
 
 
-def adapter_source(text: str, where: Where) -> Source:
+def adapter_source(text: Path | str, where: Where) -> Source:
     """The folder of the adapter that `text` names; pulled unless it is a folder already.
 
     Raises:
@@ -50,7 +50,7 @@ def adapter_source(text: str, where: Where) -> Source:
     return _source(parse_reference(text), False, where)
 
 
-def base_source(text: str, revision: str | None, where: Where) -> Source:
+def base_source(text: Path | str, revision: str | None, where: Where) -> Source:
     """The folder of the base that `text` names; pulled unless it is a folder already.
 
     Args:
@@ -63,7 +63,7 @@ def base_source(text: str, revision: str | None, where: Where) -> Source:
     return _source(base_reference(text, revision), True, where)
 
 
-def base_with_record(text: str, revision: str | None, where: Where) -> tuple[Source, BaseRecord]:
+def base_with_record(text: Path | str, revision: str | None, where: Where) -> tuple[Source, BaseRecord]:
     """The folder of the base that `text` names, and its identity under the name that people know it by.
 
     Raises:
@@ -91,7 +91,7 @@ def chosen_name(name: str | None, folder: Path) -> str:
     return chosen
 
 
-def base_reference(text: str, revision: str | None = None) -> Reference:
+def base_reference(text: Path | str, revision: str | None = None) -> Reference:
     """The parsed reference of a base, see `base_source`."""
     if (Path(text) / "config.json").is_file():
         return Reference("folder", path=Path(text))
@@ -99,7 +99,7 @@ def base_reference(text: str, revision: str | None = None) -> Reference:
     return replace(found, revision=found.revision or revision) if found.kind == "repo" else found
 
 
-def base_record(text: str, revision: str | None, where: Where) -> BaseRecord:
+def base_record(text: Path | str, revision: str | None, where: Where) -> BaseRecord:
     """The identity of the base that `text` names: of a folder by its bytes, of a repository by its listing and headers.
 
     Nothing but headers and small files is downloaded.

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.mix import Mix
 
 _WEIGHT = re.compile(r"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?")
-Terms = str | Sequence[str] | Mapping[str, float]
+Terms = Path | str | Sequence[Path | str] | Mapping[str, float] | Mapping[Path, float]
+"""What `parse_terms` takes."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,16 @@ def parse_terms(terms: Terms) -> list[tuple[str, float]]:
 
     Args:
         terms: a mapping reference -> weight; or text, in one piece or in several: ``1.0*./a + -0.5*./b``,
-            ``./a - ./b``. The path of a folder may hold spaces where it is a piece, or a key, of its own.
+            ``./a - ./b``. The path of a folder may hold spaces where it is a piece, or a key, of its own; a `Path` is
+            always one folder.
 
     Raises:
         HubkitError: ``HK-TERMS`` for text that is no such sum, and for weights that are no finite numbers.
     """
     if isinstance(terms, Mapping):
-        found: list[tuple[str, object]] = [(str(reference), weight) for reference, weight in terms.items()]
+        found: list[tuple[str, object]] = [(as_text(reference), weight) for reference, weight in terms.items()]
     else:
-        found = [*_scan([terms] if isinstance(terms, str) else terms)]
+        found = [*_scan([terms] if isinstance(terms, str | os.PathLike) else terms)]
     weights = [_number(weight) for _, weight in found]
     bad = [f"{weight}*{name}" for (name, weight), number in zip(found, weights, strict=True) if number is None]
     if bad or not found:
@@ -67,7 +70,7 @@ def parse_terms(terms: Terms) -> list[tuple[str, float]]:
     return [(name, number) for (name, _), number in zip(found, weights, strict=True) if number is not None]
 
 
-def _scan(words: Sequence[str]) -> list[tuple[str, str]]:
+def _scan(words: Sequence[Path | str]) -> list[tuple[str, str]]:
     """(reference, weight as text) of each term in the words of a command line."""
     found: list[tuple[str, str]] = []
     sign = ""
@@ -88,7 +91,16 @@ def _scan(words: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _pieces(word: str) -> list[str]:
+def as_text(reference: object) -> str:
+    """One reference as text."""
+    if not isinstance(reference, str | os.PathLike):
+        raise not_terms([repr(reference)])
+    return reference if isinstance(reference, str) else str(parse_reference(Path(reference)))
+
+
+def _pieces(word: Path | str) -> list[str]:
+    if not isinstance(word, str):
+        return [as_text(word)]
     match = _WEIGHT.match(word)
     assert match is not None
     if re.search(r"\s", word[match.end() :].strip()) and os.path.isdir(word[match.end() :]):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from hubkit.documents.mix import DEEPEST, NodeKind, Tree, require_small, too_large
 from hubkit.errors import HubkitError
-from hubkit.named.terms import Terms, not_terms, parse_terms
+from hubkit.named.terms import Terms, as_text, not_terms, parse_terms
 
 if TYPE_CHECKING:
     from hubkit.tensors.parts.mix import Mix
@@ -32,9 +33,12 @@ def parse_tree(terms: Terms | Mix, kind: NodeKind) -> Tree:
     """
     if isinstance(terms, Mapping):
         found: Tree | str = _flat(terms, kind)
+    elif isinstance(terms, PathLike):
+        found = _flat(terms, kind)
     elif isinstance(terms, Sequence):
-        text = terms if isinstance(terms, str) else " ".join(terms)
-        found = _node(text, kind, 0) if _PARENTHESES.search(text) else _flat(terms, kind)
+        words = [terms] if isinstance(terms, str) else terms
+        grouped = any(isinstance(word, str) and _PARENTHESES.search(word) for word in words)
+        found = _node(" ".join(map(as_text, words)), kind, 0) if grouped else _flat(terms, kind)
     else:
         found = _of(terms, 0)
     tree = Tree(kind, ((found, 1.0),)) if isinstance(found, str) else found

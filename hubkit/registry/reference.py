@@ -57,16 +57,19 @@ class Reference:
         return f"{prefix[self.scheme]}{self.repo}{tail}"
 
 
-def parse_reference(text: str) -> Reference:
+def parse_reference(text: Path | str) -> Reference:
     """Read one reference.
 
     Args:
-        text: as typed; an existing local directory that holds a ``hubkit.json`` counts as a folder without ``./``.
+        text: as typed; an existing local directory that holds a ``hubkit.json`` counts as a folder without ``./``,
+            and a `Path` always is one.
 
     Raises:
         HubkitError: ``HK-REFERENCE`` (status 2) with the accepted forms. An address with a user name, password or
             query is refused and not repeated in the message: it may hold a token.
     """
+    if not isinstance(text, str):
+        return Reference("folder", path=Path(text))
     if not text or len(text) > 4096 or not text.isprintable() or text != text.strip():
         raise refused("not a reference", text)
     if "://" in text:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict
 
-from hubkit.errors import USAGE, HubkitError
+from hubkit.errors import USAGE, HubkitError, nearest
 
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -15,6 +16,33 @@ OPTIMIZERS = ("adamw", "paged_adamw_32bit", "paged_adamw_8bit")
 
 WITHOUT_INFLUENCE = frozenset({"save_every", "checkpointing"})
 """Options that change cost but no computed bit: a resumed run may change them."""
+
+
+class TrainGiven(TypedDict, total=False):
+    """Options of one run as they are given: any of the fields of `TrainOptions`; None is as good as not given."""
+
+    steps: int | None
+    epochs: float | None
+    batch_size: int | None
+    accumulate: int | None
+    optimizer: str | None
+    learning_rate: float | None
+    warmup: float | None
+    schedule: str | None
+    weight_decay: float | None
+    clip: float | None
+    max_length: int | None
+    truncate: bool | None
+    seed: int | None
+    dtype: str | None
+    checkpointing: bool | None
+    compile: bool | None
+    validation: float | None
+    patience: int | None
+    eval_every: int | None
+    save_every: int | None
+    chunked_loss: bool | None
+    short_attention: bool | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +101,25 @@ class TrainOptions:
     save_every: int = 100
     chunked_loss: bool = True
     short_attention: bool = True
+
+    @classmethod
+    def of(cls, given: TrainGiven, recipe: Mapping[str, Any]) -> TrainOptions:
+        """What was asked, then the recipe of a method, then the defaults.
+
+        Raises:
+            HubkitError: ``HK-OPTIONS``.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(given.keys() - known)
+        if unknown:
+            near = [n for u in unknown for n in nearest(u, known, 1)]
+            raise HubkitError(
+                "HK-OPTIONS", f"unknown training option {', '.join(unknown)}", want=", ".join(sorted(known)),
+                fix=f"near: {', '.join(near)}" if near else "", status=USAGE,
+            )  # fmt: skip
+        asked = {key: value for key, value in given.items() if value is not None}
+        without = known - {"epochs"} if "steps" in asked else known
+        return cls(**{key: value for key, value in recipe.items() if key in without} | asked)
 
     def __post_init__(self) -> None:
         faults = list(self._faults())

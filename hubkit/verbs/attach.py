@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.added_tokens import require_ids
+from hubkit.documents.arguments import checked
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_record
 from hubkit.named.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
     from hubkit.tensors.live.attached import Attached
 
 
+@checked
 def attach(
     model: nn.Module | Attached,
     terms: Terms,
     *,
-    base: str | None = None,
+    base: Path | str | None = None,
     tokenizer: Any = None,
     mix: str = "sum",
     trainable: bool = False,

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import chosen_name
 from hubkit.named.terms import Term, Terms, as_sum, codec_of_terms, open_terms
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     from hubkit.tensors.weights.interference import Interference
 
 
-@dataclass(frozen=True)
-class Composed:
+@dataclass(frozen=True, repr=False)
+class Composed(Shown):
     """A composed adapter.
 
     Args:
@@ -59,6 +61,7 @@ class Composed:
     interference: Interference | None = None
 
 
+@checked
 def compose(
     terms: Terms,
     out: Path | str | None,
@@ -69,7 +72,7 @@ def compose(
     rank: int | None = None,
     energy: float | None = None,
     report: Path | str | None = None,
-    base: str | None = None,
+    base: Path | str | None = None,
     revision: str | None = None,
     name: str | None = None,
     license: str | None = None,
@@ -218,7 +221,7 @@ def _nothing() -> Any:
 
 
 def _base(
-    members: list[Term], base: str | None, revision: str | None, allow: bool, where: Where
+    members: list[Term], base: Path | str | None, revision: str | None, allow: bool, where: Where
 ) -> tuple[Base, tuple[str, ...]]:
     """The members' base, with its weights where `base` names it; and the overrides that this needed."""
     from hubkit.methods.reading import recorded_base

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.folder import open_adapter
 from hubkit.artifact.identity.digest import hash_file
 from hubkit.artifact.staging import staged
+from hubkit.documents.arguments import checked
 from hubkit.documents.deployment import DEPLOYMENT_NAME, Deployment
 from hubkit.documents.files import refusing
 from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedFile
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix
 from hubkit.named.sources import adapter_source, base_source
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 SEAL_NAME = "deployment.sha256"
 
 
-@dataclass(frozen=True)
-class Deployed:
+@dataclass(frozen=True, repr=False)
+class Deployed(Shown):
     """A deployment that was written, or that passed the check.
 
     Args:
@@ -61,6 +63,7 @@ class Deployed:
     dry_run: bool
 
 
+@checked
 def deploy(
     folder: Path | str,
     *,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.added_tokens import BESIDE
 from hubkit.artifact.folder import AdapterFolder, open_adapter, staged
 from hubkit.artifact.identity.base_tokenizer import TOKENIZER
+from hubkit.documents.arguments import checked
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import adapter_source
 from hubkit.named.terms import Term, require_adapter, require_base
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 FORMS = ("peft", "adapterhub")
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Shown):
     """An exported adapter.
 
     Args:
@@ -38,12 +40,13 @@ class Exported:
     digest: str
 
 
+@checked
 def export(
-    reference: str,
+    reference: Path | str,
     out: Path | str,
     *,
     to: str = "peft",
-    base: str | None = None,
+    base: Path | str | None = None,
     revision: str | None = None,
     registry: str | None = None,
     offline: bool = False,
@@ -87,7 +90,9 @@ def export(
     return Exported(out, to, tuple(sorted(files)), folder.manifest.digest)
 
 
-def _sites(folder: AdapterFolder, reference: str, base: str | None, revision: str | None, where: Where) -> Base:
+def _sites(
+    folder: AdapterFolder, reference: Path | str, base: Path | str | None, revision: str | None, where: Where
+) -> Base:
     """The sites of the adapter's base: as it lists them, or of the base that is named."""
     from hubkit.methods.reading import recorded_base
     from hubkit.named.sources import base_with_record
@@ -96,7 +101,7 @@ def _sites(folder: AdapterFolder, reference: str, base: str | None, revision: st
     if base is None:
         return recorded_base(folder)
     source, record = base_with_record(base, revision, where)
-    require_base([Term(folder.manifest.name, reference, 1.0, folder)], record, False)
+    require_base([Term(folder.manifest.name, str(reference), 1.0, folder)], record, False)
     return Base.from_folder(source.path)
 
 

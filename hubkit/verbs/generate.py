@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubkit.documents.arguments import checked
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_source, base_with_record
 from hubkit.named.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class Generated:
+@dataclass(frozen=True, repr=False)
+class Generated(Shown):
     """One answer.
 
     Args:
@@ -39,10 +41,11 @@ class Generated:
     device: str
 
 
+@checked
 def generate(
     prompt: str,
     *,
-    base: str | None = None,
+    base: Path | str | None = None,
     terms: Terms = (),
     mix: str = "sum",
     max_new_tokens: int = 64,
@@ -120,7 +123,7 @@ def generate(
     return Generated(text, count, source.reference, shown, overrides, described(place))
 
 
-def _base(base: str | None, revision: str | None, members: list[Term]) -> tuple[str, str | None]:
+def _base(base: Path | str | None, revision: str | None, members: list[Term]) -> tuple[Path | str, str | None]:
     if base:
         return base, revision
     origin = members[0].folder.manifest.base if members else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hubkit.artifact.folder import WEIGHTS_NAME, open_adapter
 from hubkit.artifact.identity.header import TensorInfo, header_length, parse_header
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import Reference, parse_reference
@@ -18,8 +21,8 @@ PREFIX = 8
 """Bytes of a safetensors file that say how long its header is."""
 
 
-@dataclass(frozen=True)
-class Inspected:
+@dataclass(frozen=True, repr=False)
+class Inspected(Shown):
     """What an adapter is.
 
     Args:
@@ -41,7 +44,8 @@ class Inspected:
     dtypes: tuple[str, ...]
 
 
-def inspect(reference: str, *, registry: str | None = None) -> Inspected:
+@checked
+def inspect(reference: Path | str, *, registry: str | None = None) -> Inspected:
     """Describe the adapter that `reference` names.
 
     Args:

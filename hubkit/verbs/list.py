@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import WEIGHTS_NAME
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.shown import Shown, Table
 from hubkit.errors import HubkitError
 from hubkit.registry.address import is_repo
 from hubkit.registry.opening import open_registry
@@ -20,8 +22,8 @@ FEW = 20
 """Up to so many repositories are listed with their versions: that is one request each."""
 
 
-@dataclass(frozen=True)
-class Listed:
+@dataclass(frozen=True, repr=False)
+class Listed(Shown):
     """One line.
 
     Args:
@@ -41,6 +43,7 @@ class Listed:
     path: Path | None = None
 
 
+@checked
 def list(prefix: str = "", *, remote: bool = False, registry: str | None = None) -> tuple[Listed, ...]:
     """What there is.
 
@@ -58,7 +61,7 @@ def list(prefix: str = "", *, remote: bool = False, registry: str | None = None)
 def _stored(prefix: str) -> tuple[Listed, ...]:
     from hubkit.registry.store.store import Store
 
-    return tuple(
+    return Table(
         Listed(entry.reference, _kind(entry), entry.names, entry.digest, entry.size, entry.path)
         for entry in Store().list()
         if entry.repo.startswith(prefix)
@@ -81,4 +84,4 @@ def _remote(prefix: str, registry: str | None) -> tuple[Listed, ...]:
     found = place.repos(prefix or None)
     repos = (prefix,) if is_repo(prefix) and prefix in found else found
     few = len(repos) <= FEW
-    return tuple(Listed(repo, None, tuple(sorted_versions(place.refs(repo).tags)) if few else ()) for repo in repos)
+    return Table(Listed(repo, None, tuple(sorted_versions(place.refs(repo).tags)) if few else ()) for repo in repos)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import TENSORS_NAME, open_adapter
 from hubkit.artifact.identity.digest import hash_file
+from hubkit.documents.arguments import checked
 from hubkit.documents.lock import LOCK_NAME, Lock, LockedAdapter, LockedBase, LockedFile
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest
 from hubkit.documents.recipe import RECIPE_NAME, Recipe, RecipeAdapter, read_recipe
 from hubkit.documents.schema import sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import adapter_source, base_record, base_reference, read_manifest
 from hubkit.named.where import Where
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord, TensorDigest
 
 
-@dataclass(frozen=True)
-class Locked:
+@dataclass(frozen=True, repr=False)
+class Locked(Shown):
     """A lock that was written, or found to be up to date.
 
     Args:
@@ -47,6 +49,7 @@ class Locked:
     dry_run: bool
 
 
+@checked
 def lock(
     recipe: Path | str = RECIPE_NAME,
     *,

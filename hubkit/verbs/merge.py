@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
@@ -27,8 +29,8 @@ _SKIPPED = {"config.json", "README.md", MANIFEST_NAME, TENSORS_NAME, PEFT_CONFIG
 _HEAD = 512
 
 
-@dataclass(frozen=True)
-class Merged:
+@dataclass(frozen=True, repr=False)
+class Merged(Shown):
     """A merged checkpoint.
 
     Args:
@@ -52,8 +54,9 @@ class Merged:
     dry_run: bool
 
 
+@checked
 def merge(
-    base: str,
+    base: Path | str,
     terms: Terms,
     out: Path | str,
     *,
@@ -116,7 +119,7 @@ def merge(
         if not files.changed:
             fix = "another adapter or weight" if dtype == "float32" else "another adapter or weight, or --dtype float32"
             raise HubkitError(
-                "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=base,
+                "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=str(base),
                 have="every change is zero, or too small for the dtype", fix=fix,
             )  # fmt: skip
         digest, size = _finish(stage, source.path, manifest, dict(files.files), tokenizer)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from hubkit.documents.arguments import checked
+from hubkit.documents.shown import Shown, Table
 from hubkit.errors import HubkitError
 from hubkit.methods.host import Method, host
 
@@ -41,8 +43,8 @@ class Option:
     help: str
 
 
-@dataclass(frozen=True)
-class DescribedMethod:
+@dataclass(frozen=True, repr=False)
+class DescribedMethod(Shown):
     """What a method says of itself.
 
     Args:
@@ -71,8 +73,8 @@ class DescribedMethod:
     sources: str
 
 
-@dataclass(frozen=True)
-class NewMethod:
+@dataclass(frozen=True, repr=False)
+class NewMethod(Shown):
     """The package of a new method, as it was written.
 
     Args:
@@ -94,6 +96,7 @@ def methods(name: None = None) -> tuple[InstalledMethod, ...]: ...
 def methods(name: str) -> DescribedMethod: ...
 @overload
 def methods(name: str, new: Path | str) -> NewMethod: ...
+@checked
 def methods(
     name: str | None = None, new: Path | str | None = None
 ) -> tuple[InstalledMethod, ...] | DescribedMethod | NewMethod:
@@ -113,7 +116,7 @@ def methods(
         return _describe(host().load(name))
     offers = host().offers()
     default = host().default() if offers else ""
-    return tuple(
+    return Table(
         InstalledMethod(
             name=name,
             distribution=", ".join(claim.distribution for claim in claims),

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import CARD_NAME, check_adapter, write_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint, Manifest, Parent
 from hubkit.documents.mix import MixDocument, MixMember, NodeKind, Tree, leaves, replaced, require_small, weights
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.members import relative, unused
 from hubkit.named.sources import chosen_name
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.mix import Mix
 
 
-@dataclass(frozen=True)
-class Mixed:
+@dataclass(frozen=True, repr=False)
+class Mixed(Shown):
     """A mix that was written.
 
     Args:
@@ -48,6 +50,7 @@ class Mixed:
     dry_run: bool
 
 
+@checked
 def mix(
     terms: Terms | Mix,
     out: Path | str,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubkit.documents.arguments import checked
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_record
-from hubkit.named.terms import open_terms, require_adapter, require_base
+from hubkit.named.terms import as_text, open_terms, require_adapter, require_base
 from hubkit.named.where import Where
 from hubkit.registry.api import Progress
 
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.adapter import Adapter
 
 
+@checked
 def offer(
     model: nn.Module | Attached,
-    adapters: Mapping[str, str],
+    adapters: Mapping[str, Path | str],
     *,
     memory: int | None = None,
-    base: str | None = None,
+    base: Path | str | None = None,
     tokenizer: Any = None,
     registry: str | None = None,
     offline: bool = False,
@@ -54,6 +57,7 @@ def offer(
 
     if memory is not None and memory < 1:
         raise HubkitError("HK-OPTIONS", "out of range", want="memory >= 1 byte", have=str(memory), status=USAGE)
+    references = {name: as_text(reference) for name, reference in adapters.items()}
     attached = model if isinstance(model, Attached) else Attached(model)
     taken = sorted(set(adapters) & {*attached.adapters, *attached.offered})
     if taken:
@@ -71,7 +75,7 @@ def offer(
         require_base(members, record(), allow_base_mismatch)
         return read_adapter(require_adapter(members[0].folder), attached.sites, name=name, dtype="base")
 
-    for name, reference in adapters.items():
+    for name, reference in references.items():
         attached.offer(name, functools.partial(load, name, reference))
     if memory is not None:
         attached.memory = memory

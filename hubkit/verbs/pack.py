@@ -26,9 +26,11 @@ from hubkit.artifact.folder import (
     tensors_bytes,
     write_adapter,
 )
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import moved
 from hubkit.named.sources import base_with_record, chosen_name
@@ -42,8 +44,8 @@ _LOCAL_BASE = re.compile(r"^(base_model: *|- *['\"]?base_model:\w+:)(['\"]*|['\"
 """Front matter in which other tools name a folder of somebody's machine as the base."""
 
 
-@dataclass(frozen=True)
-class Packed:
+@dataclass(frozen=True, repr=False)
+class Packed(Shown):
     """A packed adapter.
 
     Args:
@@ -65,10 +67,11 @@ class Packed:
     dry_run: bool
 
 
+@checked
 def pack(
     folder: Path | str,
     *,
-    base: str | None = None,
+    base: Path | str | None = None,
     out: Path | str | None = None,
     version: str | None = None,
     name: str | None = None,
@@ -136,7 +139,7 @@ def pack(
 
 
 def _repack(
-    folder: Path, base: str | None, revision: str | None, allow: bool, where: Where
+    folder: Path, base: Path | str | None, revision: str | None, allow: bool, where: Where
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of an adapter of ours; checked as they are now, whatever the manifest's list says."""
     from hubkit.artifact.identity.base_match import require_same_base

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubkit.artifact.folder import open_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import MixAdapter, open_mix
 from hubkit.named.sources import Source, adapter_source, base_reference, base_source, read_manifest
@@ -16,8 +18,8 @@ from hubkit.registry.api import Progress
 from hubkit.registry.reference import parse_reference
 
 
-@dataclass(frozen=True)
-class Pulled:
+@dataclass(frozen=True, repr=False)
+class Pulled(Shown):
     """What was pulled.
 
     Args:
@@ -41,8 +43,9 @@ class Pulled:
     members: tuple[str, ...] = ()
 
 
+@checked
 def pull(
-    reference: str,
+    reference: Path | str,
     *,
     base: bool = False,
     registry: str | None = None,
@@ -68,7 +71,7 @@ def pull(
     found = base_source(reference, None, where) if base else adapter_source(reference, where)
     if found.stored is None:
         what = "this is a folder, there is nothing to pull"
-        raise HubkitError("HK-REFERENCE", what, want="org/name", have=reference, status=USAGE)
+        raise HubkitError("HK-REFERENCE", what, want="org/name", have=str(reference), status=USAGE)
     members = () if base else _members(found, where)
     return Pulled(
         reference=found.reference,
@@ -89,7 +92,7 @@ def _members(found: Source, where: Where) -> tuple[MixAdapter, ...]:
     return open_mix(open_adapter(found.path), parse_reference(found.reference), where).adapters
 
 
-def _base_of(text: str, where: Where) -> str:
+def _base_of(text: Path | str, where: Where) -> Path | str:
     """The base an adapter names, with its commit; `text` itself when that is no adapter of hubkit's."""
     reference = base_reference(text)
     try:

@@ -14,10 +14,12 @@ from pathlib import Path
 from hubkit.artifact.card import render_card
 from hubkit.artifact.folder import CARD_NAME, AdapterFolder, open_adapter
 from hubkit.artifact.identity.digest import hash_file
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.documents.names import check_allowed, check_names
 from hubkit.documents.schema import sha256
+from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import require_published
 from hubkit.named.where import Where
@@ -32,8 +34,8 @@ ATTEMPTS = 3
 MAX_TEXT = 4 << 20
 
 
-@dataclass(frozen=True)
-class Pushed:
+@dataclass(frozen=True, repr=False)
+class Pushed(Shown):
     """What was published.
 
     Args:
@@ -66,6 +68,7 @@ class Pushed:
         return not (self.created or self.uploaded or self.removed)
 
 
+@checked
 def push(
     folder: Path | str,
     repo: str,

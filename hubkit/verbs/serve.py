@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from hubkit.documents.arguments import checked
 
+
+@checked
 def serve(
     root: Path | str,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    tokens: Path | None = None,
+    tokens: Path | str | None = None,
     public_url: str | None = None,
     open_to_network: bool = False,
     ready: Callable[[str], None] | None = None,
@@ -36,7 +39,7 @@ def serve(
         Path(root),
         host,
         port,
-        tokens_file=tokens,
+        tokens_file=None if tokens is None else Path(tokens),
         public_url=public_url,
         open_to_network=open_to_network,
         ready=ready,

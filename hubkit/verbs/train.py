@@ -7,11 +7,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tensors_bytes, write_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
+from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
@@ -24,14 +26,14 @@ if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.methods.host import Method
     from hubkit.tensors.parts.adapter import Adapter
-    from hubkit.training.data import Columns
+    from hubkit.training.data import Columns, Record
     from hubkit.training.encode import Row
     from hubkit.training.events import Event, Metrics
-    from hubkit.training.options import TrainOptions
+    from hubkit.training.options import TrainGiven, TrainOptions
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, repr=False)
+class Trained(Shown):
     """A finished training.
 
     Args:
@@ -49,8 +51,9 @@ class Trained:
     metrics: Metrics
 
 
+@checked
 def train(
-    base: str,
+    base: Path | str,
     data: Path | str,
     out: Path | str,
     *,
@@ -69,7 +72,7 @@ def train(
     device: str = "auto",
     report: Callable[[Event], None] = lambda event: None,
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[TrainGiven],
 ) -> Trained:
     """Trains an adapter.
 
@@ -109,6 +112,7 @@ def train(
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
     from hubkit.training.optimizers import require_optimizer
+    from hubkit.training.options import TrainOptions
 
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
@@ -116,7 +120,7 @@ def train(
     name = chosen_name(name, out)
     chosen = host().load(method or host().default())
     settings = parse_config(chosen.info.config, config or {}, "--set")
-    wanted = _options(chosen, options)
+    wanted = TrainOptions.of(options, chosen.info.recipe)
     place = device_named(device)
     require_optimizer(wanted.optimizer, place)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
@@ -156,33 +160,9 @@ def _may_replace(out: Path, replace: bool, unfinished: bool, resume: bool) -> bo
     return True
 
 
-def _options(method: Method, given: Mapping[str, Any]) -> TrainOptions:
-    """The run's options: what was asked, then the method's recipe, then the defaults.
-
-    Raises:
-        HubkitError: ``HK-OPTIONS``.
-    """
-    from hubkit.errors import USAGE, nearest
-    from hubkit.training.options import TrainOptions
-
-    known = {field.name for field in dataclasses.fields(TrainOptions)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        near = [n for u in unknown for n in nearest(u, known, 1)]
-        raise HubkitError(
-            "HK-OPTIONS", f"unknown training option {', '.join(unknown)}", want=", ".join(sorted(known)),
-            fix=f"near: {', '.join(near)}" if near else "", status=USAGE,
-        )  # fmt: skip
-    asked = {key: value for key, value in given.items() if value is not None}
-    recipe = {key: value for key, value in method.info.recipe.items() if key in known}
-    if "steps" in asked:
-        recipe.pop("epochs", None)
-    return TrainOptions(**{**recipe, **asked})
-
-
 def _rows(
-    records: Any,
-    held: Any,
+    records: list[Record],
+    held: list[Record] | None,
     tokenizer: Any,
     columns: Columns | None,
     base: Path,
@@ -206,12 +186,14 @@ def _rows(
             have=str(options.max_length), fix=f"--max-length {longest}", status=2,
         )  # fmt: skip
     limit = options.max_length or longest or 1 << 30
-    how: dict[str, Any] = {"max_length": limit, "truncate": options.truncate, "raw": raw, "front": front}
-    rows = encode(records, tokenizer, chosen, **how)
+
+    def encoded(some: list[Record], columns: Columns) -> list[Row]:
+        return encode(some, tokenizer, columns, max_length=limit, truncate=options.truncate, raw=raw, front=front)
+
+    rows = encoded(records, chosen)
     if held is None:
         return split(rows, options.validation, options.seed)
-    chosen = choose_columns(held, columns)
-    return rows, encode(held, tokenizer, chosen, **how)
+    return rows, encoded(held, choose_columns(held, columns))
 
 
 def _fit(
@@ -225,7 +207,10 @@ def _fit(
     name: str,
     codec: str | None,
     device: torch.device,
-    **run: Any,
+    run_dir: Path,
+    report: Callable[[Event], None],
+    identity: Mapping[str, object],
+    resume: bool,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.tensors.device import computing
     from hubkit.tensors.live.attached import Attached
@@ -238,9 +223,11 @@ def _fit(
         adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
         attached.add(name, adapter)
     attached.set_mix(name)
-    run |= {"rates": adapter.learning_rates(), "kept": adapter.kept()}
     with attached.compiled_training() if options.compile else contextlib.nullcontext():
-        metrics = fit(attached, adapter.trainables(), method.train_step, rows, validation, options, **run)
+        metrics = fit(
+            attached, adapter.trainables(), method.train_step, rows, validation, options, run_dir=run_dir,
+            report=report, identity=identity, resume=resume, rates=adapter.learning_rates(), kept=adapter.kept(),
+        )  # fmt: skip
     adapter.to_compute_dtype()
     adapter.require_finite(name)
     return adapter.without_zeros(), metrics

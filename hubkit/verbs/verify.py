@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import WEIGHTS_NAME, AdapterFolder, open_adapter
+from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
 from hubkit.documents.names import check_allowed, check_names
+from hubkit.documents.shown import Shown
 from hubkit.errors import UNDECIDED, HubkitError
 from hubkit.named.members import OpenedMix, open_mix
 from hubkit.named.sources import adapter_source, base_record, base_reference
@@ -36,8 +38,8 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True)
-class Verified:
+@dataclass(frozen=True, repr=False)
+class Verified(Shown):
     """An adapter that passed everything.
 
     Args:
@@ -59,10 +61,11 @@ class Verified:
     overrides: tuple[str, ...]
 
 
+@checked
 def verify(
-    reference: str,
+    reference: Path | str,
     *,
-    base: str | None = None,
+    base: Path | str | None = None,
     registry: str | None = None,
     offline: bool = False,
     allow_base_mismatch: bool = False,
@@ -163,7 +166,7 @@ def _members(mix: OpenedMix) -> Check:
     return Check("members", f"{count} in {mix.tree}: every one, to the byte, is the one that was mixed")
 
 
-def _base(adapter: AdapterFolder, base: str | None, where: Where) -> tuple[BaseRecord, str]:
+def _base(adapter: AdapterFolder, base: Path | str | None, where: Where) -> tuple[BaseRecord, str]:
     """The identity of the base to compare with, and what to call it."""
     want = adapter.manifest.base
     if want is None:
@@ -177,7 +180,7 @@ def _base(adapter: AdapterFolder, base: str | None, where: Where) -> tuple[BaseR
             raise
         reference = None  # the manifest's source is informative: a name that means nothing here
     if reference is None or (base is None and reference.path is not None):
-        raise _undecided(adapter, "where the base is, is not known here", have=named or "no source")
+        raise _undecided(adapter, "where the base is, is not known here", have=str(named) or "no source")
     if where.offline and reference.path is None:
         raise _undecided(adapter, "offline the base can only be a folder", have=str(reference))
     try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hubkit.plugins import lora
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
@@ -18,6 +17,7 @@ from hubkit.errors import HubkitError
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import batch, tiny_model
+from hubkit.plugins import lora
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.parts.adapter import Adapter

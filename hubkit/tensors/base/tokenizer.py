@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hubkit.documents.arguments import checked
 from hubkit.errors import HubkitError
 
 
+@checked
 def load_tokenizer(path: Path | str) -> Any:
     """The tokenizer in folder `path`.
 

@@ -29,6 +29,7 @@ from hubkit.artifact.identity.digest import (
     values_digest,
 )
 from hubkit.artifact.identity.header import TensorInfo
+from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.tokenizer import transformers_module
@@ -38,6 +39,7 @@ from hubkit.tensors.files.shards import tensor_bytes
 from hubkit.tensors.live.loading_4bit import is_packed, load_packed
 
 
+@checked
 def load_base(
     path: Path | str, dtype: str | None = None, codec: str | None = None, device: str | torch.device = "auto"
 ) -> nn.Module:

@@ -26,6 +26,9 @@ class _Node:
     members: tuple[tuple[Mix, float], ...]
 
     def __init__(self, members: Members) -> None:
+        if isinstance(members, str) or not isinstance(members, Iterable):
+            kind, want = type(self).__name__, "a mapping of names to weights, or a list of names and mixes"
+            raise HubkitError("HK-MIX", f"these are no members of a {kind}", want=want, have=repr(members))
         pairs = members.items() if isinstance(members, Mapping) else members
         fixed = tuple(_pair(pair) for pair in pairs)
         if not fixed:

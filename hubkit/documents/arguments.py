@@ -1,0 +1,70 @@
+"""What a public function was given, looked at before it begins: a value of another type is named, not stumbled over."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_KINDS: Mapping[str, type] = {
+    "Any": object, "Callable": cast(type, Callable), "Iterable": Iterable, "Mapping": Mapping, "None": type(None),
+    "Path": os.PathLike, "Sequence": Sequence, "bool": bool, "float": Real, "int": Integral, "str": str,
+}  # fmt: skip
+_ALIASES = {
+    "Mix": "str | Sum | Stack | Route",
+    "NodeKind": "str",
+    "Progress": "Callable",
+    "Terms": "str | Path | Sequence | Mapping",
+}
+_INSIDE = re.compile(r"\[[^\[\]]*\]")
+
+
+def checked(function: Function) -> Function:
+    """Decorator of a public function: its arguments are compared with its annotations before it runs.
+
+    Annotations are read as text, so nothing is imported for them: a class that is no kind of Python's own is known by
+    its name. What is inside a mapping or sequence is the function's own business.
+
+    Raises:
+        TypeError: that names the function, the argument, what it may be and what it is.
+    """
+    annotations, code = function.__annotations__, function.__code__
+    positional = code.co_varnames[: code.co_argcount]
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        for name, value in (*zip(positional, arguments, strict=False), *named.items()):
+            if not fits(annotations.get(name, "Any"), value):
+                want, have = annotations[name], f"{type(value).__name__}: {value!r:.80}"
+                raise TypeError(f"{function.__name__}() takes {name} as {want}, not {have}")
+        return function(*arguments, **named)
+
+    return cast(Function, call)
+
+
+def fits(annotation: str, value: object) -> bool:
+    """Whether `value` is of one of the types that the text of an annotation lists."""
+    return any(_is(word, value) for word in words_of(annotation))
+
+
+def words_of(annotation: str) -> list[str]:
+    """The types that an annotation lists, without what stands in brackets and modules: ``["Mapping", "None"]``."""
+    while (shorter := _INSIDE.sub("", annotation)) != annotation:
+        annotation = shorter
+    found = [word.rpartition(".")[2] for word in annotation.split(" | ")]
+    return [inner for word in found for inner in (words_of(_ALIASES[word]) if word in _ALIASES else [word])]
+
+
+def _is(word: str, value: object) -> bool:
+    if word not in _KINDS:
+        return word in {one.__name__ for one in type(value).__mro__}
+    if word in ("int", "float") and isinstance(value, bool):
+        return False
+    if word in ("Sequence", "Iterable") and isinstance(value, str | bytes | bytearray):
+        return False
+    return isinstance(value, _KINDS[word])
