@@ -58,7 +58,7 @@ def adapter_source(
 
 
 def base_source(
-    text: str,
+    text: str | Path,
     revision: str | None = None,
     *,
     registry: str | None = None,
@@ -78,7 +78,7 @@ def base_source(
 
 
 def base_with_record(
-    text: str,
+    text: str | Path,
     revision: str | None = None,
     *,
     registry: str | None = None,
@@ -112,15 +112,15 @@ def chosen_name(name: str | None, folder: Path) -> str:
     return chosen
 
 
-def base_reference(text: str, revision: str | None = None) -> Reference:
+def base_reference(text: str | Path, revision: str | None = None) -> Reference:
     """The parsed reference of a base, see `base_source`."""
-    if (Path(text) / "config.json").is_file():
+    if isinstance(text, Path) or (Path(text) / "config.json").is_file():
         return Reference("folder", path=Path(text))
     found = parse_reference(text)
     return replace(found, revision=found.revision or revision) if found.kind == "repo" else found
 
 
-def base_record(text: str, revision: str | None = None, *, registry: str | None = None) -> BaseRecord:
+def base_record(text: str | Path, revision: str | None = None, *, registry: str | None = None) -> BaseRecord:
     """The identity of the base that `text` names: of a folder by its bytes, of a repository by its listing and headers.
 
     Nothing but headers and small files is downloaded.

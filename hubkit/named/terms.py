@@ -7,21 +7,23 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.documents.mix import Tree, weights
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix, unused
 from hubkit.named.sources import Progress, adapter_source
-from hubkit.registry.reference import parse_reference
+from hubkit.registry.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.tensors.parts.mix import Mix
 
 _WEIGHT = re.compile(r"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?")
-Terms = str | Sequence[str] | Mapping[str, float]
+Piece = str | os.PathLike[str]
+Terms = Piece | Sequence[Piece] | Mapping[Any, float]
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,19 @@ def parse_terms(terms: Terms) -> list[tuple[str, float]]:
 
     Args:
         terms: a mapping reference -> weight; or text, in one piece or in several: ``1.0*./a + -0.5*./b``,
-            ``./a - ./b``. The path of a folder may hold spaces where it is a piece, or a key, of its own.
+            ``./a - ./b``. The path of a folder may hold spaces where it is a piece, or a key, of its own; a `Path` is
+            always a folder's.
 
     Raises:
-        HubkitError: ``HK-TERMS`` for text that is no such sum, and for weights that are no finite numbers.
+        HubkitError: ``HK-TERMS`` for what is no such sum, and for weights that are no finite numbers.
     """
+    pieces = [terms] if isinstance(terms, str | os.PathLike) or not isinstance(terms, Iterable) else [*terms]
+    if strange := [f"{type(one).__name__}: {one!r:.60}" for one in pieces if not isinstance(one, str | os.PathLike)]:
+        raise not_terms(strange)
     if isinstance(terms, Mapping):
-        found: list[tuple[str, object]] = [(str(reference), weight) for reference, weight in terms.items()]
+        found: list[tuple[str, object]] = [(_text(reference), weight) for reference, weight in terms.items()]
     else:
-        found = [*_scan([terms] if isinstance(terms, str) else terms)]
+        found = [*_scan(pieces)]
     weights = [_number(weight) for _, weight in found]
     bad = [f"{weight}*{name}" for (name, weight), number in zip(found, weights, strict=True) if number is None]
     if bad or not found:
@@ -66,11 +72,20 @@ def parse_terms(terms: Terms) -> list[tuple[str, float]]:
     return [(name, number) for (name, _), number in zip(found, weights, strict=True) if number is not None]
 
 
-def _scan(words: Sequence[str]) -> list[tuple[str, str]]:
+def _text(piece: Piece) -> str:
+    """A reference as it is typed: a path begins with ``/`` or ``./``, so that it is never a repository."""
+    return piece if isinstance(piece, str) else str(Reference("folder", path=Path(piece)))
+
+
+def _scan(words: Sequence[Piece]) -> list[tuple[str, str]]:
     """(reference, weight as text) of each term in the words of a command line."""
     found: list[tuple[str, str]] = []
     sign = ""
-    for piece in (piece for word in words for piece in _pieces(word)):
+    for piece in (piece for word in words for piece in ([word] if isinstance(word, os.PathLike) else _pieces(word))):
+        if isinstance(piece, os.PathLike):
+            found.append((_text(piece), f"{sign.strip('+')}1"))
+            sign = ""
+            continue
         match = _WEIGHT.match(piece)
         assert match is not None
         name, own = piece[match.end() :], match["sign"]

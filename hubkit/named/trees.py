@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,10 @@ def parse_tree(terms: Terms | Mix, kind: NodeKind) -> Tree:
     Raises:
         HubkitError: ``HK-TERMS`` for text that is no such tree, ``HK-MIX`` for one beyond the limits.
     """
-    if isinstance(terms, Mapping):
+    if isinstance(terms, Mapping | os.PathLike):
         found: Tree | str = _flat(terms, kind)
     elif isinstance(terms, Sequence):
-        text = terms if isinstance(terms, str) else " ".join(terms)
+        text = terms if isinstance(terms, str) else " ".join(map(str, terms))
         found = _node(text, kind, 0) if _PARENTHESES.search(text) else _flat(terms, kind)
     else:
         found = _of(terms, 0)

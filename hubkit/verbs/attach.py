@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.added_tokens import require_ids
@@ -20,7 +21,7 @@ def attach(
     model: nn.Module | Attached,
     terms: Terms,
     *,
-    base: str | None = None,
+    base: str | Path | None = None,
     tokenizer: Any = None,
     mix: str = "sum",
     trainable: bool = False,
@@ -33,7 +34,7 @@ def attach(
 
     Args:
         model: a live base, or what an earlier `attach` returned: then these adapters are added to it.
-        terms: ``"./chat"``, ``"1.0*./a + -0.5*org/b"``, or a mapping reference -> weight.
+        terms: ``"./chat"``, ``"1.0*./a + -0.5*org/b"``, a path, several of these, or a mapping reference -> weight.
         base: folder or repository the model was loaded from. Without it the model's own weights are hashed, once;
             name it where the model was loaded in a narrower dtype than its files have.
         tokenizer: the model's, to be compared as well.
@@ -45,19 +46,20 @@ def attach(
         the module to call, train or compile; ``.detach()`` gives the model back as it was.
 
     Raises:
-        HubkitError: ``HK-MIX``, ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-TARGET``,
-            ``HK-VOCABULARY``; what pulling and opening raise. The model and what was attached to it are then as they
-            were.
+        HubkitError: ``HK-NOT-LIVE``, ``HK-TERMS``, ``HK-MIX``, ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``,
+            ``HK-SHAPE``, ``HK-TARGET``, ``HK-VOCABULARY``; what pulling and opening raise. The model and what was
+            attached to it are then as they were.
     """
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.base.base import Base
-    from hubkit.tensors.live.attached import Attached, require_uncompiled
+    from hubkit.tensors.live.accepting import require_model
+    from hubkit.tensors.live.attached import Attached
     from hubkit.tensors.live.loading import fingerprint_model
 
     live = model.model if isinstance(model, Attached) else model
     require_mix(mix)
     if live is model:
-        require_uncompiled(live)
+        require_model(live)
     taken = model.adapters if isinstance(model, Attached) else ()
     members = open_terms(terms, registry=registry, offline=offline, progress=progress, taken=taken)
     tokens = one_vocabulary(members)
@@ -77,6 +79,7 @@ def attach(
         for name, adapter in read.items():
             attached.add(name, adapter)
         attached.set_mix(chosen)
+        attached.record = record
     except HubkitError:
         for name in [name for name in read if name in attached.adapters]:
             attached.remove(name)

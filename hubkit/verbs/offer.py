@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import USAGE, HubkitError
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 def offer(
     model: nn.Module | Attached,
-    adapters: Mapping[str, str],
+    adapters: Mapping[str, str | Path],
     *,
     memory: int | None = None,
-    base: str | None = None,
+    base: str | Path | None = None,
     tokenizer: Any = None,
     registry: str | None = None,
     offline: bool = False,
@@ -44,8 +45,9 @@ def offer(
         the module to call: ``model(ids, route=["chat", None, "sql"])``.
 
     Raises:
-        HubkitError: ``HK-NAME-TAKEN``, ``HK-COMPILED``, ``HK-OPTIONS``. When an adapter is first named: what `attach`
-            raises, and ``HK-MEMORY`` when those that one call needs exceed `memory`; nothing has changed then.
+        HubkitError: ``HK-NOT-LIVE``, ``HK-NAME-TAKEN``, ``HK-COMPILED``, ``HK-OPTIONS``. When an adapter is first
+            named: what `attach` raises, and ``HK-MEMORY`` when those that one call needs exceed `memory`; nothing has
+            changed then.
     """
     from hubkit.tensors.live.attached import Attached
     from hubkit.tensors.live.loading import fingerprint_model
@@ -62,7 +64,7 @@ def offer(
     def record() -> Any:
         return base_record(base, registry=registry) if base else fingerprint_model(attached.model, tokenizer)
 
-    def load(name: str, reference: str) -> Adapter:
+    def load(name: str, reference: str | Path) -> Adapter:
         from hubkit.methods.reading import read_adapter
 
         members = open_terms({reference: 1.0}, **where)
