@@ -24,10 +24,13 @@ _NAMES = {verb: f"hubkit.verbs.{verb}" for verb in VERBS} | {
     "load_base": "hubkit.tensors.live.loading",
     "load_tokenizer": "hubkit.tensors.base.tokenizer",
     "offer": "hubkit.verbs.offer",
+    "save": "hubkit.verbs.save",
+    "trainer_callback": "hubkit.verbs.trainer_callback",
 }
 
 __all__ = [
-    "HubkitError", "Route", "Stack", "Sum", "__version__", "attach", "load_base", "load_tokenizer", "offer", *VERBS,
+    "HubkitError", "Route", "Stack", "Sum", "__version__", "attach", "load_base", "load_tokenizer", "offer", "save",
+    "trainer_callback", *VERBS,
 ]  # fmt: skip
 
 
