@@ -66,7 +66,7 @@ def test_trainer_trains_as_a_plain_loop(checkpointing: bool, tiny_llama: Path, a
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        want.append(float(loss))
+        want.append(loss.item())
     assert want[0] > want[-1]
     assert losses(done) == pytest.approx(want, abs=1e-4)
     assert all(torch.equal(p, before[name]) for name, p in attached.model.named_parameters())
@@ -176,7 +176,8 @@ def test_sft_trainer_trains_it(method: str, tiny_llama: Path, tmp_path: Path) ->
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     from hubkit.methods.host import host
 
-    made: dict[str, Any] = {"method": host().load(method)} if method != "lora" else {}
+    front = {"num_virtual_tokens": 3, "init": "gaussian"}
+    made: dict[str, Any] = {"method": host().load(method), **front} if method != "lora" else {}
     adapter = make_adapter(tmp_path / "chat", tiny_llama, **made)
     attached, plain = attached_to(tiny_llama, adapter), attached_to(tiny_llama, adapter)
     before = {name: p.detach().clone() for name, p in attached.model.named_parameters()}
@@ -187,9 +188,11 @@ def test_sft_trainer_trains_it(method: str, tiny_llama: Path, tmp_path: Path) ->
         report_to=[], use_cpu=True, disable_tqdm=True, bf16=False, packing=False,
     )  # fmt: skip
 
+    table = datasets.table.InMemoryTable.from_pydict({"input_ids": tokens})
+
     def sft(model: Attached) -> Any:
         return trl.SFTTrainer(
-            model=model, args=arguments, train_dataset=datasets.Dataset.from_dict({"input_ids": tokens}),
+            model=model, args=arguments, train_dataset=datasets.Dataset(table, fingerprint="rows"),
             processing_class=load_tokenizer(tiny_llama), callbacks=[hubkit.trainer_callback("chat")],
         )  # fmt: skip
 
@@ -202,7 +205,7 @@ def test_sft_trainer_trains_it(method: str, tiny_llama: Path, tmp_path: Path) ->
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        want.append(float(loss))
+        want.append(loss.item())
     assert losses(done) == pytest.approx(want, abs=1e-4)
     assert all(torch.equal(p, before[name]) for name, p in attached.model.named_parameters())
     folder = tmp_path / "run" / "checkpoint-4" / "chat"
