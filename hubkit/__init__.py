@@ -79,9 +79,12 @@ if TYPE_CHECKING:
     from hubkit.verbs.pull import pull as pull
     from hubkit.verbs.push import Pushed as Pushed
     from hubkit.verbs.push import push as push
+    from hubkit.verbs.save import SavedAdapter as SavedAdapter
+    from hubkit.verbs.save import save as save
     from hubkit.verbs.serve import serve as serve
     from hubkit.verbs.train import Trained as Trained
     from hubkit.verbs.train import train as train
+    from hubkit.verbs.trainer_callback import trainer_callback as trainer_callback
     from hubkit.verbs.verify import Check as Check
     from hubkit.verbs.verify import Verified as Verified
     from hubkit.verbs.verify import verify as verify
@@ -117,8 +120,10 @@ _HOMES = {
     "hubkit.verbs.pack": ("Packed", "pack"),
     "hubkit.verbs.pull": ("Pulled", "pull"),
     "hubkit.verbs.push": ("Pushed", "push"),
+    "hubkit.verbs.save": ("SavedAdapter", "save"),
     "hubkit.verbs.serve": ("serve",),
     "hubkit.verbs.train": ("Trained", "train"),
+    "hubkit.verbs.trainer_callback": ("trainer_callback",),
     "hubkit.verbs.verify": ("Check", "Verified", "verify"),
 }
 """The same once more, for use: module -> what of it is here. `tests/test_face.py` compares the two."""

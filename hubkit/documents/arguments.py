@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
@@ -24,7 +24,12 @@ _ALIASES = {
 _INSIDE = re.compile(r"\[[^\[\]]*\]")
 
 
-def checked(function: Function) -> Function:
+def checked_but(*names: str) -> Callable[[Function], Function]:
+    """`checked`, but for arguments that the function looks at itself, in words of its own."""
+    return lambda function: checked(function, names)
+
+
+def checked(function: Function, but: Collection[str] = ()) -> Function:
     """Decorator of a public function: its arguments are compared with its annotations before it runs.
 
     Annotations are read as text, so nothing is imported for them: a class that is no kind of Python's own is known by
@@ -33,7 +38,8 @@ def checked(function: Function) -> Function:
     Raises:
         TypeError: that names the function, the argument, what it may be and what it is.
     """
-    annotations, code = function.__annotations__, function.__code__
+    code = function.__code__
+    annotations = {name: text for name, text in function.__annotations__.items() if name not in but}
     positional = code.co_varnames[: code.co_argcount]
 
     @functools.wraps(function)

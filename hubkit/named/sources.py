@@ -93,7 +93,7 @@ def chosen_name(name: str | None, folder: Path) -> str:
 
 def base_reference(text: Path | str, revision: str | None = None) -> Reference:
     """The parsed reference of a base, see `base_source`."""
-    if (Path(text) / "config.json").is_file():
+    if isinstance(text, Path) or (Path(text) / "config.json").is_file():
         return Reference("folder", path=Path(text))
     found = parse_reference(text)
     return replace(found, revision=found.revision or revision) if found.kind == "repo" else found

@@ -61,8 +61,10 @@ def parse_terms(terms: Terms) -> list[tuple[str, float]]:
     """
     if isinstance(terms, Mapping):
         found: list[tuple[str, object]] = [(as_text(reference), weight) for reference, weight in terms.items()]
-    else:
+    elif isinstance(terms, str | os.PathLike | Sequence) and not isinstance(terms, bytes):
         found = [*_scan([terms] if isinstance(terms, str | os.PathLike) else terms)]
+    else:
+        raise not_terms([repr(terms)[:80]])
     weights = [_number(weight) for _, weight in found]
     bad = [f"{weight}*{name}" for (name, weight), number in zip(found, weights, strict=True) if number is None]
     if bad or not found:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hubkit.tensors.device import forked_rng
+from hubkit.tensors.live.likeness import Likeness
 from hubkit.training.encode import IGNORED
 
 CHUNK = 256
@@ -186,7 +187,8 @@ def find_head(model: nn.Module, batch: Mapping[str, Tensor]) -> nn.Linear | None
 
     Random generators are left as they were.
     """
-    owners: Iterator[Any] = (module for module in model.modules() if hasattr(module, "get_output_embeddings"))
+    asked = (module for module in model.modules() if not isinstance(module, Likeness))  # it would refuse some
+    owners: Iterator[Any] = (module for module in asked if hasattr(module, "get_output_embeddings"))
     candidates = (owner.get_output_embeddings() for owner in owners)
     head = next((candidate for candidate in candidates if isinstance(candidate, nn.Module)), None)
     if not isinstance(head, nn.Linear) or not _is_plain(head):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.added_tokens import require_ids
-from hubkit.documents.arguments import checked
+from hubkit.documents.arguments import checked_but
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_record
 from hubkit.named.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hubkit.tensors.live.attached import Attached
 
 
-@checked
+@checked_but("model", "terms")
 def attach(
     model: nn.Module | Attached,
     terms: Terms,
@@ -38,7 +38,7 @@ def attach(
 
     Args:
         model: a live base, or what an earlier `attach` returned: then these adapters are added to it.
-        terms: ``"./chat"``, ``"1.0*./a + -0.5*org/b"``, or a mapping reference -> weight.
+        terms: ``"./chat"``, ``"1.0*./a + -0.5*org/b"``, a path, several of these, or a mapping reference -> weight.
         base: folder or repository the model was loaded from. Without it the model's own weights are hashed, once;
             name it where the model was loaded in a narrower dtype than its files have.
         tokenizer: the model's, to be compared as well.
@@ -50,19 +50,20 @@ def attach(
         the module to call, train or compile; ``.detach()`` gives the model back as it was.
 
     Raises:
-        HubkitError: ``HK-MIX``, ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-TARGET``,
-            ``HK-VOCABULARY``; what pulling and opening raise. The model and what was attached to it are then as they
-            were.
+        HubkitError: ``HK-NOT-LIVE``, ``HK-TERMS``, ``HK-MIX``, ``HK-BASE-MISMATCH``, ``HK-COMPILED``, ``HK-KEYS``,
+            ``HK-SHAPE``, ``HK-TARGET``, ``HK-VOCABULARY``; what pulling and opening raise. The model and what was
+            attached to it are then as they were.
     """
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.base.base import Base
-    from hubkit.tensors.live.attached import Attached, require_uncompiled
+    from hubkit.tensors.live.accepting import require_model
+    from hubkit.tensors.live.attached import Attached
     from hubkit.tensors.live.loading import fingerprint_model
 
     live = model.model if isinstance(model, Attached) else model
     require_mix(mix)
     if live is model:
-        require_uncompiled(live)
+        require_model(live)
     taken = model.adapters if isinstance(model, Attached) else ()
     where = Where(registry, offline, progress)
     members = open_terms(terms, where, taken=taken)
@@ -83,6 +84,7 @@ def attach(
         for name, adapter in read.items():
             attached.add(name, adapter)
         attached.set_mix(chosen)
+        attached.record = record
     except HubkitError:
         for name in [name for name in read if name in attached.adapters]:
             attached.remove(name)

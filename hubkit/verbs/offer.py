@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubkit.documents.arguments import checked
+from hubkit.documents.arguments import checked_but
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_record
 from hubkit.named.terms import as_text, open_terms, require_adapter, require_base
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.adapter import Adapter
 
 
-@checked
+@checked_but("model")
 def offer(
     model: nn.Module | Attached,
     adapters: Mapping[str, Path | str],

@@ -31,13 +31,13 @@ from hubkit.documents.files import read, refusing
 from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.documents.shown import Shown
-from hubkit.errors import USAGE, HubkitError
+from hubkit.errors import HubkitError
 from hubkit.named.members import moved
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.where import Where
+from hubkit.named.writing import require_version
 from hubkit.registry.api import Progress
 
-_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 _NOT_COPIED = {MANIFEST_NAME, CARD_NAME, PEFT_CONFIG, WEIGHTS_NAME, TENSORS_NAME}
 _HEAD = 512
 _LOCAL_BASE = re.compile(r"^(base_model: *|- *['\"]?base_model:\w+:)(['\"]*|['\"]?[/~.][^\n]*)\n", re.MULTILINE)
@@ -103,11 +103,7 @@ def pack(
             ``HK-NAN``, ``HK-TARGET``, ``HK-BASE-*``, ``HK-VERSION``, ``HK-NAME``, ``HK-EXISTS``, ``HK-EXTRA-FILES``.
     """
     folder = Path(folder)
-    if version is not None and not _VERSION.fullmatch(version):
-        raise HubkitError(
-            "HK-VERSION", "this is no semantic version", want="MAJOR.MINOR.PATCH, e.g. 1.2.0", have=version,
-            fix="https://semver.org", status=USAGE,
-        )  # fmt: skip
+    require_version(version)
     where = Where(registry, offline, progress)
     adopted = not (folder / MANIFEST_NAME).is_file()
     if name is not None or (adopted and folder.is_dir()):

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, check_adapter, tensors_bytes, write_adapter
+from hubkit.artifact.folder import CARD_NAME, check_adapter
 from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
-from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
+from hubkit.documents.schema import canonical
 from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 from hubkit.named.where import Where
+from hubkit.named.writing import card_of, document_of, drafted, write_live
 from hubkit.registry.api import Progress
 
 if TYPE_CHECKING:
     import torch
 
-    from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.methods.host import Method
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.data import Columns, Record
@@ -128,17 +128,18 @@ def train(
     settings, vocabulary, tokens = prepared(settings, source.path)
     sites = Base.from_folder(source.path)
     codec, front = codec_of(chosen, settings, sites), virtual_tokens(chosen, settings, sites)
-    draft = _draft(name, chosen, settings, record, codec, license, vocabulary)
-    check_adapter(out, draft, {CARD_NAME: _card(out, draft, ())}, replace=replace)  # now, not after hours of training
+    draft = drafted(name, chosen, settings, record, codec, license, vocabulary)
+    check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, front)
-    identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": _document(settings)}
+    identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
         resume=resume, name=name, codec=codec, device=place,
     )  # fmt: skip
-    manifest = dataclasses.replace(draft, config=_document(adapter.config), training=_training(wanted, rows, metrics))
-    digest = _write(out, adapter, manifest, record, metrics, replace, tokens)
+    manifest = dataclasses.replace(draft, config=document_of(adapter.config), training=_training(wanted, rows, metrics))
+    beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
+    digest = write_live(out, adapter, manifest, record, replace, beside).digest
     checkpoint.discard(run_dir)
     count = sum(p.numel() for p in adapter.parameters().values())
     return Trained(out, digest, chosen.name, count, metrics)
@@ -233,63 +234,9 @@ def _fit(
     return adapter.without_zeros(), metrics
 
 
-def _draft(
-    name: str, method: Method, config: Any, record: BaseRecord, codec: str | None, license: str | None, vocabulary: Any
-) -> Manifest:
-    """The manifest as far as it is known before training."""
-    return Manifest(
-        kind="adapter",
-        name=name,
-        method=method.name,
-        plugin=Plugin(method.offer.distribution, method.offer.version),
-        config=_document(config),
-        base=dataclasses.replace(record.fingerprint, codec=codec),
-        vocabulary=vocabulary,
-        license=license,
-    )
-
-
 def _training(options: TrainOptions, rows: list[Row], metrics: Metrics) -> dict[str, Any]:
     from hubkit.training.encode import rows_digest
     from hubkit.training.options import WITHOUT_INFLUENCE
 
     settings = {k: v for k, v in options.to_document().items() if v is not None and k not in WITHOUT_INFLUENCE}
     return {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}
-
-
-def _card(out: Path, manifest: Manifest, files: Iterable[str]) -> bytes:
-    """The model card; what people wrote into that of an adapter which is replaced survives."""
-    from hubkit.artifact.card import card_file
-
-    card = out / CARD_NAME
-    with refusing(card):
-        ours = (out / MANIFEST_NAME).is_file() and card.is_file()
-        existing = card.read_bytes().decode(errors="replace") if ours else None
-    return card_file(manifest, files, existing)
-
-
-def _write(
-    out: Path,
-    adapter: Adapter,
-    manifest: Manifest,
-    record: BaseRecord,
-    metrics: Metrics,
-    replace: bool,
-    tokens: Mapping[str, bytes | Path],
-) -> str:
-    from hubkit.documents.schema import canonical
-    from hubkit.methods.foreign import own_files
-
-    public = manifest.shareable().base
-    assert public is not None
-    adapter.source, adapter.revision = public.source, public.revision
-    files: dict[str, bytes | Path] = {**tokens, **own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
-    files["metrics.json"] = canonical(metrics.to_document())
-    files[CARD_NAME] = _card(out, manifest, files)
-    return write_adapter(out, manifest, files, replace=replace).digest
-
-
-def _document(config: Any) -> dict[str, Any]:
-    from hubkit.methods.config import config_document
-
-    return config_document(config)

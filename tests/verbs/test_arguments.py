@@ -19,7 +19,7 @@ from hubkit.registry.reference import parse_reference
 h: Any = hubkit
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "attach model": (lambda: h.attach("x", "./a"), "model"),
-    "attach terms": (lambda: h.attach(_model(), b"./a"), "terms"),
+    "attach terms": (lambda: h.attach(_model(), 3), "terms"),
     "attach mix": (lambda: h.attach(_model(), "./a", mix=None), "mix"),
     "compose terms": (lambda: h.compose(3, "o"), "terms"),
     "compose a term": (lambda: h.compose([3], "o"), "terms of a sum.*3"),
@@ -59,6 +59,9 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "push repo": (lambda: h.push("f", 7), "repo"),
     "push registry": (lambda: h.push("f", "a/b", registry=3), "registry"),
     "Route": (lambda: h.Route(3), "route"),
+    "save model": (lambda: h.save(3, "a", "f"), "attached"),
+    "save name": (lambda: h.save(_model(), 3, "f"), "name"),
+    "save folder": (lambda: h.save(_model(), "a", 3), "folder"),
     "serve": (lambda: h.serve(3), "root"),
     "serve port": (lambda: h.serve("r", port="80"), "port"),
     "Stack": (lambda: h.Stack("chat"), "members of a Stack"),
@@ -74,6 +77,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "train report": (lambda: h.train("b", "d", "o", report=3), "report"),
     "train steps": (lambda: h.train("b", "d", "o", steps="3"), "steps"),
     "TrainOptions": (lambda: h.TrainOptions(steps="3"), "steps"),
+    "trainer_callback": (lambda: h.trainer_callback(3), "name"),
     "verify": (lambda: h.verify(3), "reference"),
     "verify base": (lambda: h.verify("./a", base=3), "base"),
 }

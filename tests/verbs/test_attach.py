@@ -142,6 +142,57 @@ def test_trainable_parts_are_masters(tiny_llama: Path, tmp_path: Path) -> None:
     assert {p.dtype for p in frozen.parameters()} == {torch.bfloat16}
 
 
+def test_paths_are_taken_wherever_names_are(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (make_adapter(tmp_path / name, tiny_llama, seed=seed) for seed, name in enumerate(("one", "two")))
+    two = two.rename(tmp_path / "two words")
+    want = logits(attach(load_base(tiny_llama), {str(one): 1.0, str(two): 0.5}))
+    for terms in ({one: 1.0, two: 0.5}, {str(one): 1.0, two: 0.5}):
+        assert torch.equal(logits(attach(load_base(tiny_llama), terms, base=tiny_llama)), want)
+    both = logits(attach(load_base(tiny_llama), [str(one), str(two)]))
+    less = logits(attach(load_base(tiny_llama), {one: 1, two: -1}))
+    for pieces, expected in (([one, two], both), ([str(one), two], both), ((one, "-", two), less)):
+        assert torch.equal(logits(attach(load_base(tiny_llama), pieces)), expected)
+    alone = logits(attach(load_base(tiny_llama), str(one)))
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits(attach(load_base(tiny_llama), Path("one"))), alone)
+    offered = hubkit.offer(load_base(tiny_llama), {"first": one}, base=tiny_llama)
+    ids = torch.randint(3, 300, (1, 5))
+    attached = attach(load_base(tiny_llama), one)
+    assert torch.equal(offered(ids, route=["first"]).logits, attached(ids, route=["one"]).logits)
+
+
+@pytest.mark.parametrize("terms", [None, 3, [None], ["./a", 0.5], {"./a": "much"}, {None: 1.0}, [], {}])
+def test_what_names_no_adapter(terms: Any, model: Any) -> None:
+    before = state(model)
+    refused("HK-TERMS", attach, model, terms)
+    assert state(model) == before
+
+
+def test_what_is_no_live_model(adapter: Path, tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    for given, said in (
+        (str(tiny_llama), "the name of a model"),
+        (tiny_llama, "the name of a model"),
+        (type(load_base(tiny_llama)), "a class"),
+        (tokenizer, "a tokenizer"),
+        (None, "no model"),
+    ):
+        error = refused("HK-NOT-LIVE", attach, given, str(adapter))
+        assert said in error.what
+        assert error.fix
+    assert "name of a model" in refused("HK-NOT-LIVE", hubkit.offer, "org/base", {"chat": str(adapter)}).what
+
+
+def test_a_model_that_peft_has_changed(adapter: Path, model: Any) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    theirs = peft.get_peft_model(model, config)
+    for given in (theirs, theirs.model, model):
+        assert "unload" in refused("HK-NOT-LIVE", attach, given, str(adapter)).fix
+    base = theirs.unload()
+    assert logits(attach(base, str(adapter))).isfinite().all()
+
+
 def test_a_compiled_model(adapter: Path, model: Any) -> None:
     compiled = torch.compile(model)
     assert "attach first" in refused("HK-COMPILED", attach, compiled, str(adapter)).fix

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hubkit.artifact.identity.digest import BaseRecord
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.front.decoder_hooks import BARE
 from hubkit.tensors.live.compiling import compiled_layers
 from hubkit.tensors.live.folded import Folded
+from hubkit.tensors.live.likeness import Likeness
 from hubkit.tensors.live.plan import Plan
 from hubkit.tensors.live.pool import Load
 from hubkit.tensors.live.recompute import checkpointing_modules, stand_in, step_aside
@@ -35,36 +37,30 @@ ROUTES = 2
 """Plans of routes that are kept for the next call."""
 
 
-def require_uncompiled(model: nn.Module) -> None:
-    """Refuses a model that torch.compile has wrapped, or a part of it: ``HK-COMPILED``."""
-    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
-        raise HubkitError(
-            "HK-COMPILED", "the model is compiled already: hooks registered now would be ignored",
-            fix="attach first, then torch.compile the attached model",
-        )  # fmt: skip
-
-
-class Attached(nn.Module):
+class Attached(Likeness):
     """A base with adapters attached and one mix of them active.
 
-    Plans are replaced, never changed: a call keeps what it began with.
+    Plans are replaced, never changed: a call keeps what it began with. What it does not have itself is the base's:
+    see `hubkit.tensors.live.likeness`.
 
     Args:
         model: the live base; its parameters are frozen while attached.
         base: its sites, if already known.
 
     Raises:
-        HubkitError: ``HK-COMPILED`` for a model that torch.compile has already wrapped: it would ignore the hooks.
+        HubkitError: ``HK-NOT-LIVE`` for what is no model, or not as it was loaded; ``HK-COMPILED`` for one that
+            torch.compile has already wrapped: it would ignore the hooks.
     """
 
     def __init__(self, model: nn.Module, base: Base | None = None) -> None:
-        require_uncompiled(model)
         super().__init__()
         self.model = model
         self._roster = Roster(model, base or Base.from_model(model), self._active, self.under)
         self.parts = self._roster.parts
         self.mix: Mix | None = None
         self.folded: Folded | None = None
+        self.record: BaseRecord | None = None
+        """What the base was proven to be, by whoever attached adapters to it."""
         self._plan = Plan()
         self._routes: dict[Route, Plan] = {}
         self._required = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -180,11 +176,6 @@ class Attached(nn.Module):
             for plan in (self._plan, *self._routes.values()):
                 if plan.rows is not None:
                     plan.rows.forget()
-
-    @property
-    def config(self) -> Any:
-        """The base's configuration."""
-        return self.model.config
 
     def forward(self, *args: Any, route: Iterable[Mix | None] | None = None, **kwargs: Any) -> Any:
         """The base's forward with the active mix.

@@ -90,7 +90,7 @@ def load_base(
     require_dtype(place, next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
     model.eval().requires_grad_(False)
     if codec and not stored:
-        _ORIGINS[model] = (_values(model), fingerprint_folder(path))
+        _ORIGINS[model] = (_values(model), fingerprint_folder(path), codec)
     return model
 
 
@@ -143,8 +143,14 @@ def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
 
 _PROBES = 8
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
-_ORIGINS: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord]] = weakref.WeakKeyDictionary()
-"""What a model was that was quantized while it was loaded: its values are not at hand any more."""
+_ORIGINS: weakref.WeakKeyDictionary[nn.Module, tuple[object, BaseRecord, str]] = weakref.WeakKeyDictionary()
+"""What a model was that was quantized while it was loaded, and how: its values are not at hand any more."""
+
+
+def codec_loaded(model: nn.Module) -> str | None:
+    """How `load_base` quantized `model`; None where it did not."""
+    origin = _ORIGINS.get(model)
+    return origin[2] if origin else None
 
 
 def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:

@@ -162,6 +162,8 @@ class Adapter:
             pieces = torch.split(joined, [values[at].numel() for at in places])
             for at, piece in zip(places, pieces, strict=True):
                 value = piece.view(values[at].shape).data  # .data: each counts its own changes in place
+                if dtype == "master":
+                    value = value.clone()  # in a storage of its own: who stores a state looks at storages
                 _assign(self.parts[at[0]], at[1], nn.Parameter(value, requires_grad=dtype == "master"))
         return finite
 
