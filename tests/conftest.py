@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from making import make_adapter
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,10 @@ for _name in (
     os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# How long one example takes says nothing where cores are shared.
+settings.register_profile("hubkit", deadline=None)
+settings.load_profile("hubkit")
 
 # A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that: not in tests.
 if threading.current_thread() is threading.main_thread():

@@ -66,7 +66,7 @@ version = "0.1.0"
 description = "The method $name for hubkit."
 readme = "README.md"
 requires-python = ">=3.11"
-dependencies = ["hubkit-adapters>=$version", "torch>=2.4"]
+dependencies = ["hubkit-adapters>=$version", "torch>=2.6"]
 
 [project.optional-dependencies]
 test = ["hubkit-adapters[transformers]", "pytest>=8"]

@@ -77,7 +77,7 @@ def _registered() -> bool:
 
 
 _OTHERS = ("softcap", "position_bias", "cache", "output_attentions")
-"""Arguments that ask for more than scaled dot-product attention."""
+"""Arguments that ask for more than scaled dot-product attention, unless they are None or (transformers 4) False."""
 
 
 def attend(
@@ -95,8 +95,8 @@ def attend(
     Returns:
         (rows, T, heads, d) and no weights.
     """
-    more = dropout or torch.compiler.is_compiling() or any(kwargs.get(name) is not None for name in _OTHERS)
-    if more or not _is_short(query, key, value, attention_mask):
+    asked = not all(kwargs.get(name) is None or kwargs[name] is False for name in _OTHERS)
+    if asked or dropout or torch.compiler.is_compiling() or not _is_short(query, key, value, attention_mask):
         found: tuple[Tensor, Tensor | None] = otherwise(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )

@@ -121,8 +121,8 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
 
 
 def _system_error(error: Exception, path: Path) -> OSError:
-    """What the operating system said to safetensors, which passes it on as text: "... (os error 28)"."""
-    match = re.search(r"\(os error (\d+)\)", str(error))
+    """What the operating system said to safetensors, which passes it on as text: "(os error 28)", "Os { code: 28,"."""
+    match = re.search(r"\bos (?:error|\{ code:) (\d+)", str(error), re.IGNORECASE)
     number = int(match[1]) if match else errno.EIO
     return OSError(number, os.strerror(number), str(path))
 

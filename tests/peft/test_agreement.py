@@ -127,6 +127,8 @@ FOREIGN = {
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_an_adapter_of_peft_is_adopted(case: str, tiny_llama: Path, tmp_path: Path) -> None:
+    if case == "one-layer-by-pattern" and peft.__version__ < "0.21":
+        pytest.skip("PEFT before 0.21 takes the layer 0 for none")
     theirs = made_by_peft(tiny_llama, tmp_path / "theirs", **FOREIGN[case])
     done = pack(tmp_path / "theirs", base=str(tiny_llama), out=tmp_path / "mine")
     assert done.adopted

@@ -184,7 +184,7 @@ def bases_that_are_none(base: Path, tmp_path: Path) -> dict[str, tuple[object, i
         "tokenizer of nothing": (made["token"], 1, "HK-TOKENIZER"),
         "config of another shape": (made["shape"], 1, "HK-BASE-LOAD"),
         "unknown architecture": (made["strange"], 1, "HK-BASE-LOAD"),
-        "config of other types": (made["list"], 1, "HK-TOKENIZER-LOAD"),
+        "config of other types": (made["list"], 1, "HK-TOKENIZER-LOAD or HK-BASE-LOAD"),  # transformers 5 or 4.57
     }
 
 
@@ -195,7 +195,7 @@ def test_a_missing_or_unreadable_base(
     before = tree(tmp_path)
     for case, (base, status, code) in cases.items():
         said = say(capsys, "train", base, rows, "-o", tmp_path / "x", "--steps", 1)
-        assert said.refusal(status) == code, (case, said.err)
+        assert said.refusal(status) in code.split(" or "), (case, said.err)
     assert tree(tmp_path) == before
 
 

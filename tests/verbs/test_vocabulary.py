@@ -226,7 +226,7 @@ def test_what_peft_saves_of_a_resized_model_is_adopted(way: str, base: Path, tmp
 def test_a_resized_model_that_changed_more_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     resized_by_peft(tiny_llama, tmp_path / "theirs")
     weights = tmp_path / "theirs" / WEIGHTS
-    tensors = load_file(weights)
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}  # not a map of what is replaced
     key = "base_model.model.model.embed_tokens.weight"
     changed = tensors[key].clone()
     changed[5, 5] += 1

@@ -93,6 +93,8 @@ class QuantLinear(nn.Module):
     ) -> None:
         stem = f"{prefix}weight"
         found = {key[len(stem) + 1 :]: value for key, value in state_dict.items() if _below(key, stem)}
+        if found.keys() == {""} and self.packed is None:
+            found = {}  # transformers before 5 offers an empty layer the weight alone; it is filled afterwards
         if found:
             self.fill(unpacked(found, stem))
         elif strict:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from hubkit.registry.directory.directory import DirectoryRegistry
 if TYPE_CHECKING:
     from tests.registry.conftest import HubServer
 
+REPOS = "repo" if version("huggingface_hub").startswith("0.") else "repos"  # its name before 1.0
 HF = str(Path(sys.executable).with_name("hf"))
 Client = Callable[..., str]
 
@@ -60,7 +62,7 @@ def test_hf_uploads_tags_and_downloads_a_folder(
     """With stock settings: a client that has hf_xet sends large files by Xet and nothing else."""
     repo = "ana/folder-xet"
     client("upload", repo, str(folder), ".")
-    client("repos", "tag", "create", repo, "v1.0.0")
+    client(REPOS, "tag", "create", repo, "v1.0.0")
     tagged = contents(folder)
     weights = bytearray(tagged["big.safetensors"])
     weights[4_000_000:4_000_010] = b"0123456789"
