@@ -17,21 +17,26 @@ OWN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # 
 
 
 def device_named(word: str) -> str:
-    """The device that `word` names: ``auto`` is CUDA, then MPS, then the CPU."""
+    """The device that `word` names, tried: ``auto`` is CUDA, then MPS, then the CPU."""
     import torch
 
-    if word != "auto":
-        return word
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if word == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=word).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        sys.exit(f"--device {word}: {str(error).splitlines()[0]}")
+    return word
 
 
 def load(device: str = "auto") -> tuple[Any, Any]:
     """(model, tokenizer): ``model/`` as it is, or ``base/`` with the adapters of ``adapters/``, on `device`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    place = device_named(device)
     whole = (HERE / "model").is_dir()
     folder = HERE / ("model" if whole else "base")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **OWN).to(device_named(device))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **OWN).to(place)
     members = [] if whole else json.loads((HERE / "hubkit.lock").read_text("utf-8"))["adapters"]
     if members:
         model = attach(model, {member["name"]: member["weight"] for member in members})

@@ -21,10 +21,8 @@ from hubkit.errors import USAGE, HubkitError
 
 WORDS = "auto, cpu, cuda, cuda:N or mps"
 _FULL = (
-    "out of memory",  # CUDA's allocator and driver, MPS
-    "can't allocate memory",  # the CPU's allocator: "DefaultCPUAllocator: can't allocate memory"
-    "not enough memory",  # the same on Windows
-    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA out of memory", "CUDA error: out of memory", "HIP out of memory", "HIP error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "MPS backend out of memory", "DefaultCPUAllocator:",
 )  # fmt: skip
 """What errors of a full memory say, beside those that have a class of their own."""
 _ASKED = re.compile(r"(?:[Tt]ried to allocate|Invalid buffer size:?) ([\d.]+ ?\w+)")
@@ -46,15 +44,27 @@ def device_named(word: str | torch.device) -> torch.device:
         word = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(word)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError):
+        fix = "--device cuda" if str(word).lower() in ("gpu", "cuda") or str(word).isdigit() else "--device auto"
         what = f"{str(word)!r} names no device"
-        raise HubkitError("HK-DEVICE", what, want=WORDS, have=_first_line(error), status=USAGE) from None
+        raise HubkitError("HK-DEVICE", what, want=WORDS, have=str(word), fix=fix, status=USAGE) from None
     if device.type == "cuda":
         return _cuda(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         built = "this macOS or this machine has none" if torch.backends.mps.is_built() else "torch was built without it"
         raise HubkitError("HK-DEVICE", "there is no MPS device", have=built, fix="--device cpu, or auto")
+    if device.type not in ("cpu", "mps"):
+        _require_values(device)
     return device
+
+
+def _require_values(device: torch.device) -> None:
+    """Refuses a device that holds no values (``meta``), or that this build of torch or this machine does not have."""
+    try:
+        torch.empty(1, device=device).tolist()
+    except Exception as error:  # a backend that is not there can raise anything
+        what = f"the device {device} cannot be used here"
+        raise HubkitError("HK-DEVICE", what, want=WORDS, have=_first_line(error), fix="--device auto") from None
 
 
 def _cuda(device: torch.device) -> torch.device:
@@ -148,7 +158,8 @@ def _refusal(device: torch.device, error: Exception, doing: str, fix: str) -> Hu
         asked = _ASKED.search(text)
         return HubkitError(
             "HK-MEMORY", f"there is not enough memory for {doing}", where=described(device),
-            want=f"{_size(asked[1])} more" if asked else "more", have=_free(device), fix=fix,
+            want=f"{_size(asked[1])} more" if asked else "more", have=[_free(device) or "no more", _first_line(error)],
+            fix=fix,
         )  # fmt: skip
     if isinstance(error, NotImplementedError) and device.type == "mps":
         return HubkitError(
@@ -186,7 +197,8 @@ def _size(amount: int | str) -> str:
     if not text.isdigit():
         return str(amount)
     count = int(text)
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    scale, unit = next(((s, u) for s, u in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if count >= 2**s), (0, "bytes"))
+    return f"{count / 2**scale:.2f} {unit}" if scale else f"{count} {unit}"
 
 
 def _first_line(error: Exception) -> str:

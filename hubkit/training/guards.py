@@ -73,8 +73,14 @@ def _start_checkpointing(model: nn.Module) -> Callable[[], object]:
     owner, word = _checkpointing_owner(model)
     if getattr(owner, f"is_{word}_checkpointing", False):
         return lambda: None
+    hooked = getattr(owner, "_require_grads_hook", None)
     getattr(owner, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
-    stop: Callable[[], object] = getattr(owner, f"{word}_checkpointing_disable")
+
+    def stop() -> None:
+        getattr(owner, f"{word}_checkpointing_disable")()
+        if hooked is None and getattr(owner, "_require_grads_hook", None) is not None:
+            owner.disable_input_require_grads()  # type: ignore[operator]  # transformers leaves its hook behind
+
     return stop
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
@@ -90,6 +89,7 @@ def fit(
         changes = run.restore(resume)
         with (
             closing(History(run_dir, run.progress.step, run.progress.evaluated)) as run.history,
+            computing(stepper.device, "training", run._smaller()),  # the first pass tries the head
             short_attention(model, options.short_attention),
             chunked_loss(model, longest, options.chunked_loss) as chunked,
             Interrupt() as interrupt,
@@ -199,10 +199,10 @@ class _Run:
         begun, progress, o = time.perf_counter(), self.progress, self.options
         batches = [[self.rows[index] for index in batch] for batch in self._plan(progress.step)]
         rate = o.learning_rate * rate_factor(o.schedule, progress.step, self.total, o.warmup)
-        torch.manual_seed(derive_seed(o.seed, "dropout", progress.step))
+        seed = derive_seed(o.seed, "dropout", progress.step)
         try:
             with computing(self.stepper.device, f"step {progress.step + 1}", self._smaller()):
-                done = self.stepper.step(batches, rate, cancelled)
+                done = self.stepper.step(batches, rate, cancelled, seed)
         except HubkitError as error:
             rows = ", ".join(row.where for batch in batches[:8] for row in batch[:8])
             error.where = error.where or f"step {progress.step + 1}" + (f" ({rows})" if rows else "")
@@ -222,10 +222,11 @@ class _Run:
 
     def _smaller(self) -> str:
         """What to change where memory is short."""
-        kept = f"; --resume --checkpointing goes on from step {self.saved[0]}" if self.saved else ""
+        able = not (self.options.checkpointing or self.options.compile)
+        kept = f"; --resume{' --checkpointing' * able} goes on from step {self.saved[0]}" if self.saved else ""
         return (
-            "--checkpointing, a smaller --batch-size with more --accumulate, a shorter --max-length, a lower rank,"
-            f" a --method that quantizes the base (hubkit methods){kept}"
+            f"{'--checkpointing, ' * able}a smaller --batch-size with more --accumulate, a shorter --max-length,"
+            f" a lower rank, a --method that quantizes the base (hubkit methods){kept}"
         )
 
     def _plan(self, step: int) -> list[list[int]]:

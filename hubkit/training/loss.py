@@ -12,6 +12,7 @@ class but tried on a few tokens: see `find_head`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +31,7 @@ CHUNK = 256
 """Rows of logits in memory at once: at a vocabulary of 49,152 in bfloat16, 25 MB and 50 MB."""
 
 LIFT = 2.0**14
-"""A power of two, so that no digit changes; a probability times it is far from float16's largest number."""
+"""A power of two, so that no digit changes; smaller where the head's weights are large, so that nothing overflows."""
 
 TRIED = 16
 """Tokens on which a model's head is tried."""
@@ -92,11 +93,11 @@ class _HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, buffers: _Buffers) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, buffers: _Buffers, lift: float) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten().to(flat.device)
         rows = _positions(targets, labels)
-        ctx.lift = LIFT if weight.dtype == torch.float16 else 1.0
+        ctx.lift = lift
         share = ctx.lift / len(rows)
         picked, targets = flat.index_select(0, rows), targets.index_select(0, rows).unsqueeze(1)
         losses = torch.empty(len(rows), dtype=torch.float32, device=flat.device)
@@ -121,12 +122,12 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         rows, grad = ctx.saved_tensors
         full = grad.new_zeros(ctx.shape).view(-1, ctx.shape[-1])
         # the factor (a micro-batch's share of the targets) stays float32: rounding it would bias the whole gradient
         full.index_copy_(0, rows, (grad.float() * (upstream / ctx.lift)).to(grad.dtype))
-        return full.view(ctx.shape), None, None, None
+        return full.view(ctx.shape), None, None, None, None
 
 
 class ChunkedOutput:
@@ -240,7 +241,10 @@ def chunked_loss(model: nn.Module, batch: Mapping[str, Tensor], enabled: bool = 
 
 
 def _chunked_forward(original: Callable[..., Any], head: nn.Linear) -> Callable[..., Any]:
-    buffers = _Buffers()
+    buffers, lift = _Buffers(), 1.0
+    if head.weight.dtype == torch.float16:
+        # a gradient is at most 2 * lift * the largest weight: half of float16's range
+        lift = min(LIFT, 2.0 ** math.floor(math.log2(2.0**14 / max(1e-6, float(head.weight.abs().amax())))))
     apply: Callable[..., Tensor] = _HeadLoss.apply
     foreign = ("num_items_in_batch", "shift_labels", "logits_to_keep")
 
@@ -256,7 +260,7 @@ def _chunked_forward(original: Callable[..., Any], head: nn.Linear) -> Callable[
             output = original(*args, **rest)
         if len(arrived) != 1 or arrived[0].shape[:2] != labels.shape:
             return original(*args, **kwargs)
-        loss: Tensor = apply(arrived[0], head.weight, labels, buffers)
+        loss: Tensor = apply(arrived[0], head.weight, labels, buffers, lift)
         return ChunkedOutput(output, loss, arrived[0], head)
 
     return forward

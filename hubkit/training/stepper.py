@@ -50,9 +50,14 @@ class Stepper:
         self.optimizer = make_optimizer(optimizer, rate_groups(params, rates or {}), weight_decay, self.device)
 
     def step(
-        self, batches: Sequence[Sequence[Row]], rate: float, cancelled: Callable[[], bool]
+        self, batches: Sequence[Sequence[Row]], rate: float, cancelled: Callable[[], bool], seed: int | None = None
     ) -> tuple[float, float] | None:
         """One optimizer step over `batches`, each weighted by its share of the targets.
+
+        Args:
+            rate: the learning rate.
+            cancelled: asked before each micro-batch.
+            seed: of the step's dropout; a step that is computed again, at a smaller loss scale, drops the same.
 
         Returns:
             the mean loss over all targets and the gradient's norm before clipping; None when `cancelled` before the
@@ -62,6 +67,8 @@ class Stepper:
             HubkitError: HK-NAN, HK-FROZEN, HK-PLUGIN; parameters and moments are untouched then.
         """
         while True:
+            if seed is not None:
+                torch.manual_seed(seed)
             try:
                 total = self._backward(batches, cancelled)
                 if total is None:

@@ -196,6 +196,53 @@ def test_layers_on_several_devices(device: torch.device) -> None:
     assert next(attached.adapters["lora"].parts["model.layers.1.mlp.up_proj"].parameters()).device == second
 
 
+def test_a_layer_in_the_middle_is_moved(device: torch.device) -> None:
+    from accelerate import dispatch_model
+
+    attached, rows = random_adapters(model_of("llama", num_hidden_layers=3), ("lora", "dora")).to(device), ids(3, 5)
+    second = torch.device(device.type, 1) if device.type == "standin" or torch.cuda.device_count() > 1 else device
+    with torch.no_grad():
+        want = attached(rows.to(device), route=["lora", "dora", None]).logits.cpu()
+        others = ("model.embed_tokens", "model.layers.0", "model.layers.2", "model.norm", "model.rotary_emb", "lm_head")
+        places = {**dict.fromkeys(others, str(device)), "model.layers.1": str(second)}
+        dispatch_model(attached.model, places, main_device=str(device), force_hooks=True)
+        near(attached(rows.to(device), route=["lora", "dora", None]).logits.cpu(), want)
+
+
+def test_moved_and_cast_while_merged_it_is_one_model_again(device: torch.device) -> None:
+    attached, rows = random_adapters(model_of("llama"), ("lora",)), ids(2, 5)
+    attached.set_mix("lora")
+    with torch.no_grad():
+        want = attached(rows).logits
+        with attached.merge():
+            attached.to(device)
+        near(attached(rows.to(device)).logits.cpu(), want)
+        with attached.merge():
+            attached.to(torch.bfloat16)
+        assert {p.dtype for p in attached.model.parameters()} == {torch.bfloat16}
+        assert attached(rows.to(device)).logits.isfinite().all()
+
+
+def test_an_adapter_made_before_a_move_comes_along_when_it_is_added(device: torch.device) -> None:
+    attached, rows = random_adapters(model_of("llama"), ("lora", "dora")), ids(2, 5)
+    with torch.no_grad():
+        want = attached(rows, route=["dora", "lora"]).logits
+        kept = attached.adapters["dora"]
+        attached.remove("dora")
+        attached.to(device)
+        attached.add("dora", kept)
+        near(attached(rows.to(device), route=["dora", "lora"]).logits.cpu(), want)
+
+
+def test_slots_follow_a_base_that_is_moved_alone(device: torch.device) -> None:
+    attached, rows = random_adapters(model_of("llama"), ("lora",)), ids(2, 5)
+    run = attached.compiled(slots=2, rank=2, backend="eager")
+    with torch.no_grad():
+        want = run(rows, route=["lora", None]).logits
+        attached.model.to(device)
+        near(run(rows.to(device), route=["lora", None]).logits.cpu(), want)
+
+
 def test_a_base_whose_weights_are_elsewhere_is_refused() -> None:
     model = model_of("llama")
     model.model.layers[1].to("meta")

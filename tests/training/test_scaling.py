@@ -118,3 +118,34 @@ def test_other_models_are_not_scaled_and_the_factor_grows_again() -> None:
     while scale.overflowed():
         assert scale.factor >= 1.0
     assert scale.factor == 1.0
+
+
+@pytest.mark.parametrize("size", [1.0, 6.0, 40.0])
+def test_the_head_may_be_large_and_the_targets_few(size: float, tmp_path: Path) -> None:
+    """The loop's own loss lifts its gradient before it is scaled: not so far that it overflows by itself."""
+    found = []
+    for chunked in (True, False):
+        base = llama(torch.float16)
+        with torch.no_grad():
+            base.lm_head.weight.mul_(size / base.lm_head.weight.abs().max())
+        model = Adapted(base)
+        options = replace(OPTIONS, steps=2, batch_size=1, chunked_loss=chunked)
+        metrics = fit(model, model.params(), train_step, rows(2), (), options, run_dir=tmp_path / str(chunked))
+        found.append(metrics.loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_step_computed_again_drops_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the factor was halved at first, the run is the one that began with the smaller one."""
+    from hubkit.training import scaling
+
+    want = trained(tmp_path / "halved", torch.float16, size=1e3)
+    stepped = []
+    for first in (scaling.FIRST, 2.0**4):
+        monkeypatch.setattr(scaling, "FIRST", first)
+        model = Adapted(llama(torch.float16), dropout=0.3)
+        fit(model, model.params(), lambda m, b: train_step(m, b) * 1e3, rows(10), (), replace(OPTIONS, steps=1),
+            run_dir=tmp_path / str(first))  # fmt: skip
+        stepped.append(torch.cat([p.detach().flatten() for p in model.params().values()]))
+    assert torch.nn.functional.cosine_similarity(*stepped, dim=0) > 0.999
+    assert want.isfinite().all()

@@ -337,6 +337,8 @@ class Attached(Likeness):
         Raises:
             HubkitError: ``HK-ROUTE``, ``HK-UNKNOWN-ADAPTER``; ``HK-SLOTS`` for a mix of several.
         """
+        if self._roster.moved:
+            self._follow()
         mix = Route(route) if route is not None else Route([self.mix] * rows)
         Rows([None] * len(mix.rows)).require(rows)
         several = [row for row in mix.rows if row is not None and not isinstance(row, str)]

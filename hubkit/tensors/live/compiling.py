@@ -12,6 +12,8 @@ is compiled does not depend on the batch that came first, which in a resumed run
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +50,7 @@ def compiled_layers(base: Base, active: Callable[[], Plan], own: Collection[int]
     """
     plan, layers = active(), layers_of(base)
     _require_compilable(base, plan, layers, own)
-    compiled = torch.compile(_run, **{"dynamic": True, **options})
+    compiled = torch.compile(_run_once(), **{"dynamic": True, **_limit(2 * len(layers) + 8), **options})
     forwards = {path: _forward(layer, Twins(base, plan, path), active, compiled) for path, layer in layers.items()}
     for path, layer in layers.items():
         vars(layer)["forward"] = forwards[path]
@@ -57,6 +59,17 @@ def compiled_layers(base: Base, active: Callable[[], Plan], own: Collection[int]
     finally:
         for layer in layers.values():
             del vars(layer)["forward"]
+
+
+def _run_once() -> Callable[..., Any]:
+    """`_run` with a code object of its own: torch counts what it has compiled by code, and gives up beyond a limit. One
+    training must not use up what the next may compile."""
+    return types.FunctionType(_run.__code__.replace(co_name=_run.__name__), _run.__globals__)
+
+
+def _limit(programs: int) -> dict[str, Any]:
+    """Lets torch compile so many programs, where it takes a limit: layers of different ranks are a program each."""
+    return {"recompile_limit": programs} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
 
 
 def layers_of(base: Base) -> dict[str, nn.Module]:

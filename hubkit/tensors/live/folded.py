@@ -63,8 +63,12 @@ class Folded:
 
     def _restore(self) -> None:
         for parameter, value in self._before:
-            parameter.data = value
+            parameter.data = value.to(parameter.device, parameter.dtype)  # it may have been moved or cast meanwhile
         for module, own in self._tied:
+            merged = module._parameters["weight"]
+            assert own is not None
+            assert merged is not None
+            own.data = own.data.to(merged.device, merged.dtype)
             module._parameters["weight"] = own
 
     def __enter__(self) -> nn.Module:

@@ -5,6 +5,7 @@ Which of them act is not known here; that is `hubkit.tensors.live.attached.Attac
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -61,7 +62,8 @@ class Roster:
         self._vocabulary: VocabularyHooks | None = None
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
         weighty = [site for site in base.sites.values() if site.module is not None]
-        self._ends = [weighty[0], weighty[-1]] if weighty else []
+        layers = {re.sub(r"(\.\d+)\..*", r"\1", site.name): site for site in weighty}  # one site of each layer
+        self._ends = list(layers.values())
         self._placed = self._place()
 
     @property
@@ -211,6 +213,10 @@ class Roster:
             self._vocabulary.last()
         self._added += 1
         self._keys[name] = f"adapter_{self._added}"
+        for site, part in adapter.parts.items():
+            place = self.sites.site(site).device
+            if any(value.device != place for value in part.parameters()):  # made before the base was moved
+                part.to(place)
         self.parts[self._keys[name]] = nn.ModuleList(adapter.parts.values()).train(self.parts.training)
 
     def _quantize(self) -> None:

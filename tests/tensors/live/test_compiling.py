@@ -125,7 +125,7 @@ def test_a_mix(backend: Counting) -> None:
 def test_where_torch_compiles_no_more_the_pass_is_eager_and_right(backend: Counting) -> None:
     model = attached()
     want, padded = step(model), step(model, padded=True)
-    with torch._dynamo.config.patch(recompile_limit=1), model.compiled_training(backend=backend):
+    with model.compiled_training(backend=backend, recompile_limit=1):
         alike(step(model), want)
         alike(step(model, padded=True), padded)
     assert backend.graphs == 1
@@ -248,3 +248,13 @@ def test_inductor() -> None:
     want = step(model)
     with model.compiled_training():
         alike(step(model), want)
+
+
+def test_one_training_does_not_use_up_what_the_next_may_compile(backend: Counting) -> None:
+    """Torch counts programs by code, eight at the most: each training has a code of its own."""
+    for rank in range(2, 12):
+        model = attached(a=("lora", {"rank": rank, "targets": ["q_proj"]}))
+        before = backend.graphs
+        with model.compiled_training(backend=backend):
+            step(model)
+        assert backend.graphs > before, rank
