@@ -122,6 +122,7 @@ class Likeness(nn.Module):
     push_to_hub = _refusing("push_to_hub", WHOLE, f"{STORE}; then hubkit push FOLDER ORG/NAME")
     __deepcopy__ = _refusing("deepcopy", BOUND, f"attach to another copy of the base; {STORE}")
     __reduce_ex__ = _refusing("copy, pickle or torch.save", BOUND, STORE)
+    _replicate_for_data_parallel = _refusing("DataParallel", BOUND, "one process per device, or CUDA_VISIBLE_DEVICES=0")
     add_adapter = _refusing("add_adapter", BENEATH, "hubkit.attach(attached, ADAPTER)")
     load_adapter = _refusing("load_adapter", BENEATH, "hubkit.attach(attached, ADAPTER)")
     set_adapter = _refusing("set_adapter", BENEATH, "attached.set_mix(NAME)")

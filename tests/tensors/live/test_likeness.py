@@ -94,6 +94,7 @@ REFUSED: dict[str, Callable[[Any], object]] = {
     "torch.save": lambda model: torch.save(model, io.BytesIO()),
     "deepcopy of its base": lambda model: copy.deepcopy(model.model),
     "torch.save of its base": lambda model: torch.save(model.model, io.BytesIO()),
+    "DataParallel": lambda model: model._replicate_for_data_parallel(),
     "save_pretrained": lambda model: model.save_pretrained("x"),
     "push_to_hub": lambda model: model.push_to_hub("x"),
     "add_adapter": lambda model: model.add_adapter("x"),
