@@ -6,6 +6,7 @@ On the stand-in the kernels are the CPU's, so what differs is a fault; on CUDA f
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from hubkit.verbs.attach import attach
 from hubkit.verbs.generate import generate
 from hubkit.verbs.offer import offer
 from hubkit.verbs.train import train
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def trained(base: Path, name: str, out: Path, where: str, **more: Any) -> tuple[list[float], list[Any]]:
@@ -85,6 +88,40 @@ def test_a_run_goes_on_on_another_device(
     )
     assert have == pytest.approx(want[2:], rel=1e-4)
     assert any("device: then cpu" in change for change in events[0].machine_changes)
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])])
+def test_qlora_beside_bitsandbytes(where: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Trained and answered with here, or through PEFT on layers that bitsandbytes packed: one model.
+
+    In training mode, because in eval mode bitsandbytes rearranges a CPU's weights for a kernel of its own, in bf16.
+    Rows are whole blocks of 64: elsewhere its decoding on a CPU takes the statistics of other blocks.
+    """
+    pytest.importorskip("bitsandbytes")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    torch.manual_seed(0)
+    shape = AutoConfig.from_pretrained(tiny_llama, hidden_size=64, intermediate_size=128, head_dim=16)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(base)
+    trained(base, "qlora", tmp_path / "out", where, learning_rate=0.1)
+    rows = ids(3, 7).to(where)
+    ours = attach(load_base(base, "float32", "nf4/64/double", device=where), tmp_path / "out", base=base)
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=packed, dtype=torch.float32, device_map={"": where}
+    )
+    theirs = peft.PeftModel.from_pretrained(model, str(tmp_path / "out")).train()
+    with torch.no_grad():
+        want = theirs(input_ids=rows).logits
+        near(ours(rows).logits.cpu(), want.cpu())
+        with theirs.disable_adapter():
+            plain = theirs(input_ids=rows).logits
+    assert (want - plain).abs().max() > 0.1 * want.abs().max(), "an adapter that does something"
 
 
 def moved(attached: Attached, device: torch.device, how: str) -> Attached:
