@@ -176,6 +176,13 @@ def _isolated(_shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUBKIT_HOME", str(_shared_home))
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws is the same in every run, whatever ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
     """An adapter named chat on `tiny_llama`."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from every_method import METHODS
 from variants import logits, names, other_weights, refused, rows_file
+from zoo import near
 
 import hubkit
 from hubkit.artifact.folder import open_adapter
@@ -46,7 +47,7 @@ def test_it_writes_what_train_has_written(kind: str, tiny_llama: Path, tmp_path:
     assert verify(str(second), base=str(tiny_llama)).overrides == ()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_what_is_saved_computes_what_was_attached(dtype: str, tiny_llama: Path, adapter: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     load_base(tiny_llama, dtype).save_pretrained(base)  # type: ignore[operator]
@@ -61,7 +62,8 @@ def test_what_is_saved_computes_what_was_attached(dtype: str, tiny_llama: Path, 
     if dtype == "float32":
         again = attach(load_base(base), tmp_path / "new", trainable=True)
         assert torch.equal(logits(again), logits(attached))
-        assert torch.allclose(logits(frozen), logits(attached), atol=1e-4)
+    if dtype == "float64":  # sums of the frozen way are in another order
+        near(logits(frozen), logits(attached))
     live = trainable(attached)
     assert live.keys() == masters.keys()
     assert all(torch.equal(live[name], value) and live[name].dtype == value.dtype for name, value in masters.items())
@@ -72,7 +74,7 @@ def test_peft_reads_it(tiny_llama: Path, adapter: Path, tmp_path: Path) -> None:
     attached = attach(load_base(tiny_llama), adapter, trainable=True)
     hubkit.save(attached, "chat", tmp_path / "new")
     theirs = peft.PeftModel.from_pretrained(load_base(tiny_llama), tmp_path / "new")
-    assert torch.allclose(logits(theirs), logits(attached), atol=1e-4)
+    near(logits(theirs), logits(attached))
 
 
 def test_version_and_license(tiny_llama: Path, adapter: Path, tmp_path: Path) -> None:
