@@ -163,6 +163,7 @@ class MethodSuite:
         values = {n: p.detach().clone() for n, p in parameters.items()}
         optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
         loss = self.load().train_step(attached, {"input_ids": batch(), "labels": batch()})
+        assert loss.requires_grad, "the loss does not depend on the adapter"
         loss.backward()  # type: ignore[no-untyped-call]
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in parameters.values())
         optimizer.step()
@@ -205,8 +206,8 @@ class MethodSuite:
 
     def test_a_routed_row_is_that_row_alone(self, case: tuple[str, Mapping[str, Any]]) -> None:
         attached = self.attached(case, 2)
-        rows = batch()
-        route = ["a", None, Sum(["b", "a"])]
+        rows = torch.cat([batch(), batch()[:1].flip(1)])
+        route = ["a", None, Sum(["b", "a"]), "a"]  # two rows of one mix act together, and must not see each other
         if any(isinstance(part, TokenRows) for part in attached.adapters["a"].parts.values()):
             with pytest.raises(HubkitError, match="HK-ROUTE"):  # logits have one length for all rows
                 attached(rows, route=route)
