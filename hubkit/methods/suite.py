@@ -77,12 +77,13 @@ def randomize(adapter: Adapter, seed: int) -> Adapter:
 
 
 def draws(part: Part, site: Site, base: Base) -> bool:
-    """Whether the starting values of a part are random: whether `reset` takes anything from its generator."""
+    """Whether the starting values of a part are random: drawn from its generator, and not from a range of one value."""
     generator = torch.Generator()
     before = generator.get_state()
     with torch.no_grad():
         part.reset(site, base, generator)
-    return not torch.equal(generator.get_state(), before)
+    drawn = not torch.equal(generator.get_state(), before)
+    return drawn and any(bool((value != value.flatten()[0]).any()) for value in part.parameters())
 
 
 class MethodSuite:
