@@ -109,7 +109,8 @@ def train(
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
-    from hubkit.methods.reading import codec_of, virtual_tokens
+    from hubkit.methods.reading import planned
+    from hubkit.tensors.base.agreement import outline, require_agreement
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.device import device_named
     from hubkit.tensors.live.loading import INCOMPLETE
@@ -131,15 +132,16 @@ def train(
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
     sites = Base.from_folder(source.path)
-    codec, front = codec_of(chosen, settings, sites), virtual_tokens(chosen, settings, sites)
-    draft = drafted(name, chosen, settings, record, codec, license, vocabulary)
+    plan, live = planned(chosen, settings, sites), Base.from_model(outline(source.path))
+    require_agreement(plan.sites, planned(chosen, settings, live).sites, sites, live)
+    draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
-    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, front)
+    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name, codec=codec, device=place, incomplete=allow_incomplete_base,
+        resume=resume, name=name, codec=plan.codec, device=place, incomplete=allow_incomplete_base,
     )  # fmt: skip
     manifest = dataclasses.replace(
         draft, config=document_of(adapter.config), training=_training(wanted, rows, metrics),

@@ -138,9 +138,10 @@ def logits(model: Any) -> Any:
 
 def _trained(cell: Cell, base: Path, work: Path) -> bool:
     """Trains two steps; whether there is an adapter."""
+    from variants import rows_file
+
     import hubkit
     from hubkit.errors import HubkitError
-    from variants import rows_file
 
     method, out, steps = METHODS[cell.method], work / "adapter", []
     rows = rows_file(work / "rows.jsonl", 8)
