@@ -17,6 +17,7 @@ from torch import nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.tokenizer import classes_of, model_class
 from hubkit.tensors.files.shards import Shards, open_shards
 from hubkit.tensors.fourbit.files import PackedHeaders
 from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
@@ -72,11 +73,8 @@ def load_packed(
 
 
 def _model_class(transformers: Any, config: Any) -> Any:
-    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not isinstance(kind, (tuple, list)):
-        return kind
-    named = [one for one in kind if one.__name__ in (config.architectures or ())]
-    return (named or kind)[0]
+    kinds = classes_of(model_class(transformers, config)._model_mapping[type(config)])
+    return next((one for one in kinds if one.__name__ in (config.architectures or ())), kinds[0])
 
 
 def _hollow(kind: Any, names: Iterable[str]) -> Any:
