@@ -23,7 +23,7 @@ from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 COMMIT = "1" * 40
 OTHER = "2" * 40

@@ -16,7 +16,7 @@ import pytest
 from hubkit.registry.directory.directory import DirectoryRegistry
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 BIG = bytes(range(256)) * 50
 

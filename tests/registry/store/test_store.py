@@ -27,7 +27,7 @@ from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 from hubkit.registry.store.store import ADAPTER_LIMITS, Store, StoredEntry, digest_files
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 CONFIG = b'{"peft_type": "LORA", "r": 1}'
 
