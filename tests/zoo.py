@@ -27,7 +27,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def model_of(kind: str, attention: str = "sdpa", **more: Any) -> Any:
+def model_of(kind: str, attention: str = "sdpa", /, **more: Any) -> Any:
     """A tiny seeded random causal model of one architecture."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

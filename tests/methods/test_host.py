@@ -188,7 +188,7 @@ def test_a_method_that_calls_itself_otherwise_is_refused() -> None:
 def test_what_a_hook_returns_is_looked_at() -> None:
     class Wrong(Plugin):
         @hookimpl
-        def inject(self, base: object, config: object) -> object:
+        def inject(self, base: object, config: object) -> object:  # type: ignore[override]
             return [1]
 
         @hookimpl
@@ -218,7 +218,7 @@ def test_faults_of_a_plugin_are_named_as_such(fault: Exception) -> None:
 def test_a_plugins_own_refusal_and_the_machines_faults_pass() -> None:
     class Refusing(Plugin):
         @hookimpl
-        def inject(self, base: object, config: object) -> object:
+        def inject(self, base: object, config: object) -> dict[str, object]:
             raise HubkitError("HK-CONFIG", "no")
 
         @hookimpl

@@ -288,7 +288,7 @@ def agree(model: Any, again: Any, case: str, batch: dict[str, Tensor], out: Path
         attached.set_mix("a")
         moved = torch.Generator().manual_seed(1)
         for parameter in adapter.trainables().values():
-            parameter += step * torch.randn(parameter.shape, generator=moved)
+            parameter.add_(step * torch.randn(parameter.shape, generator=moved))
         adapter.to_compute_dtype()
         mine = attached(**batch).last_hidden_state
         for file, data in adapter.method.export(adapter, "peft").items():
@@ -315,8 +315,8 @@ def test_the_real_encoder(case: str, minilm: Path, tmp_path: Path, record_proper
     texts = ["The capital of France is Paris.", "Two and two are four, as everybody knows who has learnt to count."]
     batch = AutoTokenizer.from_pretrained(minilm)(texts, return_tensors="pt", padding=True)
     kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    models = [AutoModel.from_pretrained(minilm).eval() for _ in range(2)]
-    difference, moved = agree(*models, case, kept, tmp_path, 0.003 if case != "prompt" else 0.05)
+    model, again = (AutoModel.from_pretrained(minilm).eval() for _ in range(2))
+    difference, moved = agree(model, again, case, kept, tmp_path, 0.003 if case != "prompt" else 0.05)
     record_property("difference", difference)
     record_property("moved", moved)
     assert moved > 1e-2, "an adapter that does something"

@@ -40,7 +40,8 @@ def saved_by_peft(model: Any, folder: Path, **options: Any) -> torch.Tensor:
             if parameter.requires_grad:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     made.save_pretrained(folder)
-    return logits(made)
+    want: torch.Tensor = logits(made)
+    return want
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +120,11 @@ def classifier(base: Path, seed: int = 0) -> Any:
 def test_a_classifier_is_adopted_merged_and_given_back(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import LlamaForSequenceClassification
 
+    def fresh() -> Any:
+        return LlamaForSequenceClassification.from_pretrained(tmp_path / "base").eval()
+
     classifier(tiny_llama).save_pretrained(tmp_path / "base")
     shutil.copy(tiny_llama / "tokenizer.json", tmp_path / "base")
-    fresh = lambda: LlamaForSequenceClassification.from_pretrained(tmp_path / "base").eval()  # noqa: E731
     want = saved_by_peft(fresh(), tmp_path / "theirs", target_modules=["q_proj"], task_type="SEQ_CLS")
     error = refused("HK-HEAD", pack, tmp_path / "theirs", base=str(tiny_llama), out=tmp_path / "mine")
     assert error.have == ["score"]

@@ -55,7 +55,7 @@ def test_a_fresh_adapter_in_half_precision_is_the_base(init: str) -> None:
 def test_it_starts_and_trains_as_in_peft(init: str) -> None:
     """The same curve of the loss: B A - B0 A0 on the base here, B A on a changed base there."""
     options = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": init}
-    theirs = get_peft_model(tiny_model("llama"), LoraConfig(**options))  # type: ignore[arg-type]
+    theirs = get_peft_model(tiny_model("llama"), LoraConfig(**options))
     ours = attached(init=init, rank=4, alpha=6, targets=["q_proj", "up_proj"])
     parameters = list(ours.adapters["a"].trainables().values())
     mine = losses(ours.train(), parameters)

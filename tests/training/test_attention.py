@@ -120,8 +120,7 @@ KINDS = ("llama", "gpt2", "qwen3", "gemma3_text", "mistral", "phi")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_has_it_for_a_while_with_its_own_masks(kind: str) -> None:
     """Padding, windows and causality are the model's: a mask that is left out would show."""
-    window: dict[str, Any] = {"sliding_window": 3} if kind in ("mistral", "gemma3_text") else {}
-    model = model_of(kind, **window)
+    model = model_of(kind, **({"sliding_window": 3} if kind in ("mistral", "gemma3_text") else {}))
     rows, mask = ids(3, 9), torch.ones(3, 9, dtype=torch.long)
     mask[0, :4] = mask[1, -3:] = 0
     exact = model(rows, attention_mask=mask).logits

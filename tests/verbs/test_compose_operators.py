@@ -46,7 +46,8 @@ def near(have: Tensor, want: Tensor, error: float = EXACT) -> None:
 
 def best(matrix: Tensor, rank: int) -> Tensor:
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return (u[:, :rank] * values[:rank]) @ vt[:rank]
+    made: Tensor = (u[:, :rank] * values[:rank]) @ vt[:rank]
+    return made
 
 
 @pytest.mark.parametrize("method", ["ties", "magnitude"])

@@ -69,7 +69,7 @@ def test_the_same_weights_in_other_files(adapter: Path, tiny_llama: Path, tmp_pa
     other = tmp_path / "sharded"
     shutil.copytree(tiny_llama, other, ignore=shutil.ignore_patterns("model.safetensors"))
     tensors = sorted(load_file(tiny_llama / "model.safetensors").items())
-    index = {}
+    index: dict[str, str] = {}
     for number in range(3):
         part = dict(tensors[number::3])
         save_file(part, other / f"part-{number}.safetensors", {"format": "pt", "note": str(number)})

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -237,7 +238,7 @@ def test_only_plain_files_go_in(registry: DirectoryRegistry, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "pipe")
     before = registry.resolve(REPO)
     for name in ("link", "pipe", "."):
-        refused("HK-SYMLINK", lambda name=name: push(registry, {"f": tmp_path / name}))
+        refused("HK-SYMLINK", partial(push, registry, {"f": tmp_path / name}))
     refused("HK-NOT-FOUND", lambda: push(registry, {"f": tmp_path / "absent"}))
     assert registry.resolve(REPO) == before
 

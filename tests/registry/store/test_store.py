@@ -38,7 +38,7 @@ def tensors(count: int = 8, fill: int = 0) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes([fill]) * (4 * count)
 
 
-def packed(version: str = "0.1.0", **files: bytes) -> dict[str, bytes]:
+def packed(version: str = "0.1.0", /, **files: bytes) -> dict[str, bytes]:
     """The files of an adapter with its manifest; keywords replace dots by two underscores."""
     content = {"adapter_model.safetensors": tensors(), "adapter_config.json": CONFIG}
     content |= {name.replace("__", "."): data for name, data in files.items()}

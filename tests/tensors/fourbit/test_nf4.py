@@ -109,6 +109,7 @@ def test_a_packed_layer_is_a_plain_one_with_the_decoded_weight(dtype: torch.dtyp
     y.sum().backward()
     want.sum().backward()
     assert x.grad is not None
+    assert twin.grad is not None
     assert torch.equal(x.grad, twin.grad)
     assert not bias or torch.allclose(made.bias.grad, plain.bias.grad)  # type: ignore[union-attr, arg-type]
 
@@ -116,7 +117,12 @@ def test_a_packed_layer_is_a_plain_one_with_the_decoded_weight(dtype: torch.dtyp
 def test_no_decoded_weight_is_kept_for_backward() -> None:
     made, _ = layer()
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         made(torch.randn(3, 40, requires_grad=True))
     assert not kept
 
@@ -165,7 +171,7 @@ def test_a_weight_that_cannot_be_quantized_leaves_the_model_alone() -> None:
 
     model = tiny_model("llama")
     last = list(Base.from_model(model).to_quantize())[-1]
-    last.module.weight.data[0, 0] = float("nan")  # type: ignore[union-attr, index, operator]
+    last.module.weight.data[0, 0] = float("nan")  # type: ignore[union-attr, operator]
     attached, method = Attached(model), host().load("qlora")
     adapter = Adapter.fresh("a", method, parse_config(method.info.config, {"rank": 2}, ""), attached.sites, 0)
     with pytest.raises(HubkitError, match="HK-NAN") as caught:

@@ -172,7 +172,7 @@ def test_what_reads_the_weight_cannot_stand_above_what_has_none_to_give(attached
         def merge(self, *_: Any) -> Any:
             raise NotMergeable("it depends on the input")
 
-    attached.adapters["b"].method = Unmergeable()  # type: ignore[assignment]
+    attached.adapters["b"].method = Unmergeable()
     attached.set_mix(Sum(["b", "l"]))
     attached.set_mix(Stack(["l", "b"]))
     with pytest.raises(HubkitError, match="it depends on the input"):
@@ -184,7 +184,8 @@ def test_threads_keep_their_own_mix(attached: Attached) -> None:
     want = {name: logits(attached, name) for name in ("a", "b")}
     attached.set_mix(None)
     base = attached(batch()).logits
-    barrier, wrong = threading.Barrier(2), []
+    barrier = threading.Barrier(2)
+    wrong: list[str] = []
 
     def work(name: str) -> None:
         with torch.no_grad(), attached.using(name):
@@ -318,8 +319,8 @@ def test_an_output_that_is_held_is_not_written_to(own: str) -> None:
         new = nn.Linear(16, 16, bias=False)
 
         def forward(x: Tensor) -> Tensor:
-            new.kept = nn.functional.linear(x, new.weight)
-            return new.kept
+            new.kept = out = nn.functional.linear(x, new.weight)
+            return out
 
         new.forward = forward
     new.load_state_dict(old.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def test_a_layer_that_torch_cannot_compile_is_refused_and_undone() -> None:
 
 
 def test_the_loop_trains_compiled_with_its_own_loss(tmp_path: Path, backend: Counting) -> None:
-    def trained(where: str, **how: Any) -> tuple[float, float | None, dict[str, Tensor]]:
+    def trained(where: str, **how: Any) -> tuple[float, float | None, Mapping[str, Tensor]]:
         model = Attached(tiny.llama())
         method = host().load("lora")
         config = parse_config(method.info.config, {"rank": 2}, "test")
@@ -226,7 +227,7 @@ def test_decoded_weights_are_not_kept() -> None:
 
     with model.compiled_training(fullgraph=True):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.model.model(ids(2, 7))  # type: ignore[operator, union-attr]
+            model.model.model(ids(2, 7))  # type: ignore[operator]
         alike(step(model, padded=True), want)
     assert kept
     assert not kept & {(48, 32), (32, 48), (16, 32), (32, 16)}  # of feed-forward, keys and values

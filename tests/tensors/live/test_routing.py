@@ -238,7 +238,7 @@ def test_parts_that_see_no_rows_cannot_be_routed() -> None:
 
     torch.manual_seed(0)
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "vocab_size": 48}
-    t5 = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))  # type: ignore[arg-type]
+    t5 = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
     attached = Attached(t5.eval().double())
     method = host().load("lora")
     for name, targets in (("bias", ["relative_attention_bias"]), ("q", ["q", "shared"])):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.delta import Delta
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.parts.mix import Mix, Stack, Sum, delta, leaves, make_mix, names, require_known, to_document
+from hubkit.tensors.parts.mix import Mix, Route, Stack, Sum, delta, leaves, make_mix, names, require_known, to_document
 
 NAMES = ["a", "b", "c"]
 WEIGHT = st.floats(-2, 2).map(lambda w: round(w, 2))
@@ -38,6 +38,7 @@ def factor(mix: Mix, weight: float = 1.0) -> float:
     """By hand: what the tree makes of a weight of 1, when it sees `weight`."""
     if isinstance(mix, str):
         return FACTORS[mix] * weight
+    assert not isinstance(mix, Route)
     total, seen = 0.0, weight
     for member, w in mix.members:
         change = w * factor(member, seen)
