@@ -82,7 +82,7 @@ def without_transformers(lines: list[str]) -> list[str]:
 def test_the_host_waits_once(name: str, kind: str, chunked: bool, checkpointing: bool) -> None:
     attached = attached_with(name, kind, STAND_IN).train()
     if checkpointing:
-        attached.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        attached.gradient_checkpointing_enable({"use_reentrant": False})
     adapter = attached.adapters[name]
     assert isinstance(adapter.method, Method)
     stepper = Stepper(

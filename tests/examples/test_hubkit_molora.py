@@ -74,7 +74,7 @@ def test_it_goes_through_every_command(hubkit: Command, tiny_llama: Path, tmp_pa
     assert (pulled / "hubkit.json").read_bytes() == (tmp_path / "own" / "hubkit.json").read_bytes()
     assert "ana/own" in hubkit("list").stdout
     checks = answer(hubkit("verify", "ana/own", "--base", tiny_llama, "--json"))["checks"]
-    assert [check["name"] for check in checks] == ["files", "base", "tensors"]  # type: ignore[attr-defined]
+    assert [check["name"] for check in checks] == ["files", "base", "tensors"]
     question = ["The capital of France", "--max-new-tokens", "8", "--json", "--base", tiny_llama]
     live = answer(hubkit("generate", *question, "--adapter", "ana/own"))["text"]
     assert live != answer(hubkit("generate", *question))["text"]

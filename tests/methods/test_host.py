@@ -6,7 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -88,9 +88,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def refusal(code: str, call: object, *arguments: object, **named: object) -> HubkitError:
+def refusal(code: str, call: Callable[..., object], *arguments: object, **named: object) -> HubkitError:
     with pytest.raises(HubkitError) as caught:
-        call(*arguments, **named)  # type: ignore[operator]
+        call(*arguments, **named)
     assert caught.value.code == code
     return caught.value
 

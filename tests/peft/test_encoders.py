@@ -228,7 +228,7 @@ def test_another_mix_runs_before_the_backward(between: Any) -> None:
         return prefix.grad
 
     want = gradient()
-    attached.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    attached.gradient_checkpointing_enable({"use_reentrant": False})
     near(gradient(), want)
 
 
@@ -260,7 +260,7 @@ def test_what_it_cannot_be_is_refused() -> None:
         with pytest.raises(ValueError, match="specify"):
             attached(**given)
     refused("HK-ATTENTION", attached, **{**rows(), "attention_mask": torch.ones(3, 1, 7, 7)})
-    attached.model.config._attn_implementation = "flex_attention"  # type: ignore[union-attr]
+    attached.config._attn_implementation = "flex_attention"
     refused("HK-ATTENTION", attached, **rows())
     decoder = Attached(encoder("bert", "LMHeadModel", is_decoder=True))
     assert "bert" in str(refused("HK-ARCH", fresh, "prompt", decoder).have)

@@ -96,8 +96,8 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
 
 
 def test_a_base_without_known_layers_is_refused() -> None:
-    model = tiny_model("llama")
-    model.config.model_type = "frobnicator"  # type: ignore[union-attr]
+    model: Any = tiny_model("llama")
+    model.config.model_type = "frobnicator"
     error = refused("HK-TARGET", made, Base.from_model(model))
     assert error.have == ["frobnicator"]
 

@@ -113,7 +113,8 @@ def test_another_base(
 def test_the_same_base_in_other_files(adapter: Path, tiny_llama: Path, tmp_path: Path) -> None:
     done = pack(adapter, base=str(resharded(tiny_llama, tmp_path / "other")))
     assert done.manifest.overrides == ()
-    assert set(done.manifest.base.files) == {"part-0.safetensors", "part-1.safetensors", "part-2.safetensors"}  # type: ignore[union-attr]
+    assert done.manifest.base is not None
+    assert set(done.manifest.base.files) == {"part-0.safetensors", "part-1.safetensors", "part-2.safetensors"}
 
 
 def test_what_is_not_of_an_adapter_is_left_where_it_is(foreign: Path, tiny_llama: Path, tmp_path: Path) -> None:

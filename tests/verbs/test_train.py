@@ -43,7 +43,8 @@ def test_a_complete_adapter(tiny_llama: Path, rows: Path, tmp_path: Path) -> Non
         "hubkit.json", "README.md", "adapter_config.json", "adapter_model.safetensors", "tensors.json", "metrics.json",
     }  # fmt: skip
     metrics = json.loads((tmp_path / "chat" / "metrics.json").read_text())
-    assert metrics == manifest.training["metrics"]  # type: ignore[index]
+    assert manifest.training is not None
+    assert metrics == manifest.training["metrics"]
     assert metrics["validation_loss"] < metrics["untrained_loss"]
     assert verify(str(tmp_path / "chat"), base=str(tiny_llama)).overrides == ()
     assert not (tmp_path / "chat.run" / "checkpoint.safetensors").exists()
@@ -127,7 +128,9 @@ def test_replacing_keeps_hand_written_words(tiny_llama: Path, rows: Path, tmp_pa
     card.write_bytes(card.read_bytes() + b"\nGr\xfcn, by hand.\n")  # not even UTF-8
     quick(tiny_llama, rows, tmp_path / "chat", replace=True, seed=3)
     assert "by hand." in card.read_text()
-    assert pack(tmp_path / "chat").manifest.training["options"]["seed"] == 3  # type: ignore[index]
+    training = pack(tmp_path / "chat").manifest.training
+    assert training is not None
+    assert training["options"]["seed"] == 3
 
 
 def test_an_empty_folder_is_free(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import make_adapter
@@ -16,9 +17,9 @@ from hubkit.verbs.push import push
 from hubkit.verbs.verify import verify
 
 
-def refused(*args: str, **options: object) -> HubkitError:
+def refused(*args: str, **options: Any) -> HubkitError:
     with pytest.raises(HubkitError) as refusal:
-        verify(*args, **options)  # type: ignore[arg-type]
+        verify(*args, **options)
     return refusal.value
 
 

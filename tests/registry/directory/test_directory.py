@@ -40,9 +40,8 @@ def refused(code: str, action: Callable[[], object]) -> HubkitError:
     return caught.value
 
 
-def push(registry: DirectoryRegistry, files: dict[str, bytes | Path], **options: object) -> str:
-    arguments = {"message": "m", "parent": None, **options}
-    return registry.commit(REPO, files, (), **arguments)  # type: ignore[arg-type]
+def push(registry: DirectoryRegistry, files: dict[str, bytes | Path], parent: str | None = None, **more: str) -> str:
+    return registry.commit(REPO, files, (), message="m", parent=parent, **more)
 
 
 def sound(registry: DirectoryRegistry) -> None:

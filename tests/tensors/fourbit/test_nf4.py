@@ -111,7 +111,11 @@ def test_a_packed_layer_is_a_plain_one_with_the_decoded_weight(dtype: torch.dtyp
     assert x.grad is not None
     assert twin.grad is not None
     assert torch.equal(x.grad, twin.grad)
-    assert not bias or torch.allclose(made.bias.grad, plain.bias.grad)  # type: ignore[union-attr, arg-type]
+    if bias:
+        assert made.bias is not None
+        assert made.bias.grad is not None
+        assert plain.bias.grad is not None
+        assert torch.allclose(made.bias.grad, plain.bias.grad)
 
 
 def test_no_decoded_weight_is_kept_for_backward() -> None:
@@ -171,7 +175,8 @@ def test_a_weight_that_cannot_be_quantized_leaves_the_model_alone() -> None:
 
     model = tiny_model("llama")
     last = list(Base.from_model(model).to_quantize())[-1]
-    last.module.weight.data[0, 0] = float("nan")  # type: ignore[union-attr, operator]
+    assert last.module is not None
+    last.module.get_parameter("weight").data[0, 0] = float("nan")
     attached, method = Attached(model), host().load("qlora")
     adapter = Adapter.fresh("a", method, parse_config(method.info.config, {"rank": 2}, ""), attached.sites, 0)
     with pytest.raises(HubkitError, match="HK-NAN") as caught:

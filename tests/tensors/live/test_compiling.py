@@ -172,9 +172,9 @@ def test_what_a_twin_would_leave_out_is_refused() -> None:
     layer.self_attn.forward = layer.self_attn.forward
     refused("HK-COMPILE", lambda: model.compiled_training().__enter__())
     del layer.self_attn.forward
-    model.model.gradient_checkpointing_enable()  # type: ignore[operator]
+    model.gradient_checkpointing_enable()
     refused("HK-COMPILE", lambda: model.compiled_training().__enter__())
-    model.model.gradient_checkpointing_disable()  # type: ignore[operator]
+    model.gradient_checkpointing_disable()
     assert not any("forward" in vars(module) for module in model.modules())
 
 

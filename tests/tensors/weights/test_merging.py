@@ -184,8 +184,10 @@ def test_one_cast_from_the_accumulated_sum(stored: torch.dtype, wanted: torch.dt
     before, after = tensors(tmp_path / "base"), tensors(tmp_path / "out")
     assert {t.dtype for t in after.values()} == {wanted or stored}
     name = "model.layers.0.self_attn.q_proj"
-    deltas = [adapters[n].delta(base.sites[name]) for n in "ab"]
-    change = deltas[0].scaled(0.7).plus(deltas[1].scaled(-0.3)).matrix()  # type: ignore[union-attr]
+    first, second = (adapters[n].delta(base.sites[name]) for n in "ab")
+    assert first is not None
+    assert second is not None
+    change = first.scaled(0.7).plus(second.scaled(-0.3)).matrix()
     assert change is not None
     want = before[f"{name}.weight"].double() + change.double()
     gap = torch.finfo(wanted or stored).eps * want.abs().max()
