@@ -149,9 +149,14 @@ def packed_by_bitsandbytes(size: str, device: torch.device) -> Any:
     model = base(size, device)
     for parent, name, layer in linears(model):
         made = bnb.nn.Linear4bit(
-            layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16,
-            compress_statistics=True, quant_type="nf4", device="meta",
-        )  # fmt: skip
+            layer.in_features,
+            layer.out_features,
+            bias=False,
+            compute_dtype=torch.bfloat16,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
         made.weight = bnb.nn.Params4bit(
             layer.weight.detach().cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
         )

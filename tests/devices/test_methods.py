@@ -222,8 +222,12 @@ def test_layers_on_several_devices(device: torch.device) -> None:
         second = torch.device(device.type, 1) if device.type == "standin" or torch.cuda.device_count() > 1 else device
         places = {"model.embed_tokens": device, "model.layers.0": device, "model.rotary_emb": device}
         places |= {"model.layers.1": second, "model.norm": second, "lm_head": device}
-        dispatch_model(attached.model, {name: str(place) for name, place in places.items()}, main_device=str(device),
-                       force_hooks=True)  # fmt: skip
+        dispatch_model(
+            attached.model,
+            {name: str(place) for name, place in places.items()},
+            main_device=str(device),
+            force_hooks=True,
+        )
         near(attached(rows.to(device), route=route).logits.cpu(), want)
         near(attached(rows.to(device), route=["prompt"] * len(route)).logits.cpu(), alone)
         fresh = METHODS["prefix"][1] | {"init": "vocabulary"}

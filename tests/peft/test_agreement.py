@@ -45,8 +45,15 @@ def _one_thread() -> None:
 
 
 def trained(base: Path, tmp_path: Path, config: dict[str, Any], name: str = "mine") -> Path:
-    train(str(base), rows_file(tmp_path / "rows.jsonl"), tmp_path / name, config=config, steps=4, learning_rate=0.02,
-          dtype="float32")  # fmt: skip
+    train(
+        str(base),
+        rows_file(tmp_path / "rows.jsonl"),
+        tmp_path / name,
+        config=config,
+        steps=4,
+        learning_rate=0.02,
+        dtype="float32",
+    )
     return tmp_path / name
 
 

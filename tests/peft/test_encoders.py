@@ -41,9 +41,18 @@ def encoder(family: str, head: str = "Model", attention: str = "sdpa", **more: A
     import transformers
 
     config = getattr(transformers, FAMILIES[family] + "Config")(
-        vocab_size=48, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32, type_vocab_size=2, pad_token_id=PAD, initializer_range=0.4, num_labels=3, **more,
-    )  # fmt: skip
+        vocab_size=48,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        type_vocab_size=2,
+        pad_token_id=PAD,
+        initializer_range=0.4,
+        num_labels=3,
+        **more,
+    )
     torch.manual_seed(1)
     model = getattr(transformers, FAMILIES[family] + head)._from_config(config, attn_implementation=attention)
     with torch.no_grad():
@@ -156,8 +165,9 @@ def test_all_of_it_is_what_the_bases_own_arguments_say(family: str) -> None:
     ones = torch.ones(3, N, dtype=torch.long)
     mask = torch.cat([ones, ones, batch["attention_mask"]], 1)
     types = torch.cat([ones * 0, batch["token_type_ids"]], 1)
-    want = model(inputs_embeds=embeds, attention_mask=mask, token_type_ids=types, position_ids=places,
-                 past_key_values=cache).last_hidden_state[:, N:]  # fmt: skip
+    want = model(
+        inputs_embeds=embeds, attention_mask=mask, token_type_ids=types, position_ids=places, past_key_values=cache
+    ).last_hidden_state[:, N:]
     near(have[batch["attention_mask"].bool()], want[batch["attention_mask"].bool()])
 
 

@@ -136,9 +136,7 @@ def test_a_classifier_is_adopted_merged_and_given_back(tiny_llama: Path, tmp_pat
     tensors = load_file(tmp_path / "theirs" / WEIGHTS)
     save_file({n: t for n, t in tensors.items() if "score" not in n}, tmp_path / "theirs" / WEIGHTS)
     refused("HK-HEAD", pack, tmp_path / "theirs", base=str(tiny_llama), out=tmp_path / "lost")
-    save_file(
-        {n: t[:2].clone() if "score" in n else t for n, t in tensors.items()}, tmp_path / "theirs" / WEIGHTS
-    )  # fmt: skip
+    save_file({n: t[:2].clone() if "score" in n else t for n, t in tensors.items()}, tmp_path / "theirs" / WEIGHTS)
     refused("HK-SHAPE", pack, tmp_path / "theirs", base=str(tmp_path / "base"), out=tmp_path / "lost")
     save_file({**tensors, "base_model.model.score.gain": torch.ones(3)}, tmp_path / "theirs" / WEIGHTS)
     refused("HK-KEYS", pack, tmp_path / "theirs", base=str(tmp_path / "base"), out=tmp_path / "lost")

@@ -111,8 +111,12 @@ def test_an_adapters_life(tiny_llama: Path, tmp_path: Path, capsys: pytest.Captu
     assert done.metrics.untrained_loss is not None
     assert done.metrics.validation_loss < done.metrics.untrained_loss
     assert names(tmp_path / "chat") == {
-        "hubkit.json", "README.md", "adapter_model.safetensors", "tensors.json", "metrics.json",
-    }  # fmt: skip
+        "hubkit.json",
+        "README.md",
+        "adapter_model.safetensors",
+        "tensors.json",
+        "metrics.json",
+    }
     assert verify(str(tmp_path / "chat"), base=str(tiny_llama)).overrides == ()
     again = train(str(tiny_llama), rows, tmp_path / "again" / "chat", **run)
     assert again.digest == done.digest

@@ -60,8 +60,17 @@ def main(folder: Path, pause: float = 0.0) -> None:
             print(event.step, flush=True)
             time.sleep(pause)
 
-    fit(model, {"part": model.part}, train_step, rows(18), rows(4, seed=9), OPTIONS, run_dir=folder, report=report,
-        resume=True)  # fmt: skip
+    fit(
+        model,
+        {"part": model.part},
+        train_step,
+        rows(18),
+        rows(4, seed=9),
+        OPTIONS,
+        run_dir=folder,
+        report=report,
+        resume=True,
+    )
     save_file({"part": model.part.detach()}, folder / "done")
 
 

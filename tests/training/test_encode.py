@@ -73,9 +73,12 @@ def message(role: str, content: str) -> dict[str, str]:
 
 def test_every_assistant_turn_is_a_target() -> None:
     talk = [
-        message("system", "six"), message("user", "one"), message("assistant", "two"),
-        message("user", "three"), message("assistant", "four five"),
-    ]  # fmt: skip
+        message("system", "six"),
+        message("user", "one"),
+        message("assistant", "two"),
+        message("user", "three"),
+        message("assistant", "four five"),
+    ]
     whole, targets = one({"messages": talk}, CHAT, tokenizer())
     assert whole.startswith("<|system|> six <|end|> <|user|> one <|end|> <|assistant|> two <|end|>")
     assert targets == "two <|end|> four five <|end|>"
@@ -137,8 +140,10 @@ def test_rows_without_targets_are_refused() -> None:
 
 def test_the_digest_is_of_ids_and_targets() -> None:
     tok = tokenizer()
-    made = [encode([Record({"text": text}, where)], tok, TEXT, max_length=9) for text, where in
-            (("one two", "a"), ("one two", "b"), ("one three", "a"))]  # fmt: skip
+    made = [
+        encode([Record({"text": text}, where)], tok, TEXT, max_length=9)
+        for text, where in (("one two", "a"), ("one two", "b"), ("one three", "a"))
+    ]
     digests = [rows_digest(rows) for rows in made]
     assert digests[0] == digests[1] != digests[2]
     assert rows_digest(encode([Record({"p": "one", "c": " two"}, "")], tok, PAIR, max_length=9, raw=True)) == digests[0]

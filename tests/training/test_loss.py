@@ -131,9 +131,16 @@ def soft_cap(cap: float | None) -> Any:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, final_logit_softcapping=cap, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        final_logit_softcapping=cap,
+        pad_token_id=0,
+    )
     return Gemma2ForCausalLM(config).requires_grad_(False).eval()
 
 
@@ -141,9 +148,17 @@ def scaled(kind: str, **factor: float) -> Any:
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2, **factor,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **factor,
+    )
     return getattr(transformers, f"{kind}ForCausalLM")(config).requires_grad_(False).eval()
 
 
@@ -151,9 +166,15 @@ def mixture() -> Any:
     import transformers
 
     config = transformers.MixtralConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=2, output_router_logits=True,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        output_router_logits=True,
+    )
     return transformers.MixtralForCausalLM(config).requires_grad_(False).eval()
 
 

@@ -15,11 +15,24 @@ from hubkit.training.schedule import rate_factor
 def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(HubkitError) as caught:
         TrainOptions(
-            steps=0, epochs=-1, batch_size=0, accumulate=1.5,  # type: ignore[arg-type]
-            learning_rate=math.nan, warmup=1, schedule="cos",
-            weight_decay=-1, clip=math.inf, max_length=1, seed=-1, dtype="int8", validation=1.0, patience=0,
-            eval_every=0, save_every=-1, optimizer="sgd",
-        )  # fmt: skip
+            steps=0,
+            epochs=-1,
+            batch_size=0,
+            accumulate=1.5,  # type: ignore[arg-type]
+            learning_rate=math.nan,
+            warmup=1,
+            schedule="cos",
+            weight_decay=-1,
+            clip=math.inf,
+            max_length=1,
+            seed=-1,
+            dtype="int8",
+            validation=1.0,
+            patience=0,
+            eval_every=0,
+            save_every=-1,
+            optimizer="sgd",
+        )
     assert caught.value.code == "HK-OPTIONS"
     assert caught.value.status == 2
     assert len(caught.value.have) == 18

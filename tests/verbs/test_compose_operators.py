@@ -123,8 +123,11 @@ def test_the_seed_is_all_that_matters(method: str, three: list[Path], tmp_path: 
     manifest = open_adapter(tmp_path / "one" / "x").manifest
     recorded = manifest.composition or {}
     assert {key: recorded[key] for key in ("operator", "density", "seed", "rank")} == {
-        "operator": method, "density": 0.5, "seed": 7, "rank": 3,
-    }  # fmt: skip
+        "operator": method,
+        "density": 0.5,
+        "seed": 7,
+        "rank": 3,
+    }
     assert [parent.weight for parent in manifest.parents] == [1.0, -0.5]
     assert f"`{method}`" in (tmp_path / "one" / "x" / "README.md").read_text()
     pack(tmp_path / "one" / "x", version="1.0.0")

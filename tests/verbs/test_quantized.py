@@ -53,8 +53,11 @@ def test_train_attach_merge(trained: Path, tiny_llama: Path, tmp_path: Path) -> 
     assert torch.equal(logits(attached.detach()), plain)
     assert quantized(model) == 0
     merge(str(tiny_llama), str(trained), tmp_path / "merged")
-    change = {n: s.weight() - Base.from_folder(tiny_llama).sites[n].weight()
-              for n, s in Base.from_folder(tmp_path / "merged").sites.items() if s.kind != "block"}  # fmt: skip
+    change = {
+        n: s.weight() - Base.from_folder(tiny_llama).sites[n].weight()
+        for n, s in Base.from_folder(tmp_path / "merged").sites.items()
+        if s.kind != "block"
+    }
     delta = again.adapters["chat"].delta(again.sites.sites["model.layers.0.mlp.up_proj"])
     matrix = None if delta is None else delta.matrix()
     assert matrix is not None

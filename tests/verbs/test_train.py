@@ -40,8 +40,13 @@ def test_a_complete_adapter(tiny_llama: Path, rows: Path, tmp_path: Path) -> Non
     assert (manifest.digest, manifest.name, manifest.license) == (done.digest, "chat", "mit")
     assert (manifest.method, manifest.config["rank"]) == ("lora", 2)
     assert names(tmp_path / "chat") == {
-        "hubkit.json", "README.md", "adapter_config.json", "adapter_model.safetensors", "tensors.json", "metrics.json",
-    }  # fmt: skip
+        "hubkit.json",
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tensors.json",
+        "metrics.json",
+    }
     metrics = json.loads((tmp_path / "chat" / "metrics.json").read_text())
     assert manifest.training is not None
     assert metrics == manifest.training["metrics"]
@@ -262,9 +267,14 @@ def test_rows_that_are_not_utf8(tiny_llama: Path, tmp_path: Path, capsys: pytest
     ],
 )
 def test_bad_options(
-    more: tuple[object, ...], status: int, code: str, tiny_llama: Path, rows: Path, tmp_path: Path,
+    more: tuple[object, ...],
+    status: int,
+    code: str,
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     before = tree(tmp_path)
     said = say(capsys, "train", tiny_llama, rows, "-o", tmp_path / "x", *more)
     assert said.refusal(status) == code, said.err

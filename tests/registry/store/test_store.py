@@ -340,9 +340,19 @@ def test_list(registry: Counting, store: Store) -> None:
     size = sum(file.size for file in found.files)
     reference = f"{registry.name}/ana/chat@{commit}"
     assert store.list() == (
-        StoredEntry(reference, "adapter", registry.name, "ana/chat", None, commit, found.digest, size,
-                    ("^1", "v1.0.0"), found.path),
-    )  # fmt: skip
+        StoredEntry(
+            reference,
+            "adapter",
+            registry.name,
+            "ana/chat",
+            None,
+            commit,
+            found.digest,
+            size,
+            ("^1", "v1.0.0"),
+            found.path,
+        ),
+    )
 
 
 def test_an_interrupt_leaves_nothing(registry: Counting, store: Store) -> None:

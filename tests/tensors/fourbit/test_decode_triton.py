@@ -102,11 +102,12 @@ def far(device: torch.device) -> tuple[PackedWeight, PackedWeight]:
     """A weight of more than 2^31 values, of which only the last are anything, and these as a weight of their own."""
     tail = replace(packed(4096 + 13, 64, True), nested_block=256)
     whole = replace(
-        tail, shape=(FAR + tail.shape[0],),
+        tail,
+        shape=(FAR + tail.shape[0],),
         codes=torch.empty(FAR // 2 + len(tail.codes), dtype=torch.uint8, device=device),
         absmax=torch.empty(FAR // 64 + len(tail.absmax), dtype=torch.uint8, device=device),
         nested_absmax=torch.empty(FAR // 64 // 256 + 1, device=device),
-    )  # fmt: skip
+    )
     for name in ("codes", "absmax", "nested_absmax"):
         part = getattr(tail, name).flatten()
         getattr(whole, name)[-len(part) :] = part.to(device)
@@ -354,9 +355,10 @@ def compiled() -> dict[str, str]:
     from triton.backends.compiler import GPUTarget
 
     driver = SimpleNamespace(
-        get_current_device=lambda: 0, get_current_stream=lambda device=0: 0,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device=0: 0,
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
-    )  # fmt: skip
+    )
     triton.runtime.driver.set_active(driver)
     kernel = nf4_triton._kernel()
     found: dict[str, str] = {}

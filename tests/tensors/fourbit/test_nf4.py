@@ -234,9 +234,11 @@ def test_what_bitsandbytes_wrote_is_read_and_its_live_layers_are_sites(double: b
 
     tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")  # type: ignore[operator]
     settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+    )
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings, dtype="auto")
     theirs.save_pretrained(tmp_path / "packed")
     mine = load_base(tmp_path / "packed")

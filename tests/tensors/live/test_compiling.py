@@ -202,9 +202,14 @@ def test_the_loop_trains_compiled_with_its_own_loss(tmp_path: Path, backend: Cou
         options = TrainOptions(steps=3, batch_size=3, learning_rate=1e-2)
         with model.compiled_training(**how) if how else nullcontext():
             done = fit(
-                model, adapter.trainables(), method.train_step, tiny.rows(9), tiny.rows(3, 1), options,
+                model,
+                adapter.trainables(),
+                method.train_step,
+                tiny.rows(9),
+                tiny.rows(3, 1),
+                options,
                 run_dir=tmp_path / where,
-            )  # fmt: skip
+            )
         return done.loss, done.validation_loss, adapter.parameters()
 
     loss, held, values = trained("eager")
