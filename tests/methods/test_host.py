@@ -247,7 +247,8 @@ def test_absent_hooks_have_defaults_or_a_reason() -> None:
 
 def test_what_a_method_says_nothing_of_is_hubkits_own() -> None:
     made = method(Plugin())
-    assert made.peft_form is made.adapterhub_form is None
+    assert made.peft_form is None
+    assert made.adapterhub_form is None
     assert made.learning_rate(Config(), None, "A") == 1.0  # type: ignore[arg-type]
     assert made.narrow(Config(3), frozenset({"x.A"})) == Config(3)
     assert made.low_rank(("q_proj",), 4) is made.whole(("x.weight",), "keep") is None
