@@ -140,7 +140,8 @@ def _trained(cell: Cell, base: Path, work: Path) -> bool:
     import hubkit
     from hubkit.errors import HubkitError
 
-    method, out, steps = METHODS[cell.method], work / "adapter", []
+    method, out = METHODS[cell.method], work / "adapter"
+    steps: list[object] = []
     rows = rows_file(work / "rows.jsonl", 8)
     try:
         hubkit.train(
