@@ -31,7 +31,8 @@ class Architecture:
 
     Args:
         own: values of its configuration beside `SIZES`.
-        text: of a model with several parts: ``model_type`` of its language model, another row of the table; empty for one of its own.
+        text: of a model with several parts: ``model_type`` of its language model, another row of the table; empty for
+            one of its own.
         talk: values of that language model's configuration.
         saved: the class of transformers that its checkpoints are saved by.
     """
@@ -231,7 +232,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "modernbert": Architecture({"local_attention": 64}, saved=MASKED),
     "t5": Architecture({"d_kv": 8, "d_ff": 48, "num_decoder_layers": 2, "decoder_start_token_id": 2}, saved=SEQ2SEQ),
 }
-"""``model_type`` -> how its tiny base is made: decoders, mixtures of experts, state spaces and hybrids, models that see,
+"""``model_type`` -> how its tiny base is made: decoders, mixtures of experts, state spaces, hybrids, models that see and
 encoders."""
 
 

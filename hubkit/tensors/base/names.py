@@ -39,8 +39,18 @@ def as_in_files(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, T
         return {str(naming(name)): tensor for name, tensor in state.items()}
     from transformers.core_model_loading import revert_weight_conversion
 
-    found: Mapping[str, Tensor] = revert_weight_conversion(model, dict(state))
+    found: Mapping[str, Tensor] = revert_weight_conversion(_Loaded(model), dict(state))
     return found
+
+
+class _Loaded:
+    """A model as transformers' saving sees it, whose conversions are those that can be reverted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._weight_conversions = model, _conversions(model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 def _conversions(model: nn.Module) -> list[Any] | None:
@@ -54,9 +64,20 @@ def _conversions(model: nn.Module) -> list[Any] | None:
     except ImportError:
         return None
     loaded: list[Any] | None = getattr(model, "_weight_conversions", None)
-    if loaded is not None or not hasattr(model, "base_model_prefix"):
-        return loaded
+    if loaded is not None:
+        return [one for one in loaded if _reverts(one)]
+    if not hasattr(model, "base_model_prefix"):
+        return None
     return [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
+
+
+def _reverts(conversion: Any) -> bool:
+    """Whether a conversion can be undone: quantizers' cannot, and their packed tensors keep the names of the files."""
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _patterns(model: nn.Module) -> Mapping[str, str]:
