@@ -232,7 +232,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "modernbert": Architecture({"local_attention": 64}, saved=MASKED),
     "t5": Architecture({"d_kv": 8, "d_ff": 48, "num_decoder_layers": 2, "decoder_start_token_id": 2}, saved=SEQ2SEQ),
 }
-"""``model_type`` -> how its tiny base is made: decoders, mixtures of experts, state spaces, hybrids, models that see and
+"""``model_type`` -> how its tiny base is made: decoders, mixtures of experts, state spaces, hybrids, models that see,
 encoders."""
 
 

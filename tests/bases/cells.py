@@ -110,7 +110,7 @@ def run_cell(kind: str, method: str, base: Path, work: Path) -> Cell:
 
 
 def loaded(base: Path) -> Any:
-    """The model that a user of transformers has, in fp32: the one that sees, where there is one, else the causal one."""
+    """A model as users of transformers have it, in fp32: the one that sees, where there is one, else the causal one."""
     import transformers
 
     kind = ARCHITECTURES[_kind(base)].saved
