@@ -1,7 +1,7 @@
 """One cell of the table: an adapter's whole life on one base, and what became of it.
 
-Two steps of training, `pack`, `verify`, `attach` to the model that transformers loads, `merge`, and the same folder read
-by PEFT; then the logits are compared, in fp32.
+Two steps of training, `pack`, `verify`, `attach` to the model that transformers loads, `merge`, and the same folder
+read by PEFT; then the logits are compared, in fp32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bases.architectures import ARCHITECTURES
+from architectures import ARCHITECTURES
 
 TOLERANCE = 1e-4
 """What two ways of computing the same logits in fp32 may differ by, relative to the largest: the suite's own bound."""
@@ -138,11 +138,13 @@ def logits(model: Any) -> Any:
 
 def _trained(cell: Cell, base: Path, work: Path) -> bool:
     """Trains two steps; whether there is an adapter."""
-    import hubkit
-    from hubkit.errors import HubkitError
     from variants import rows_file
 
-    method, out, steps = METHODS[cell.method], work / "adapter", []
+    import hubkit
+    from hubkit.errors import HubkitError
+
+    method, out = METHODS[cell.method], work / "adapter"
+    steps: list[object] = []
     rows = rows_file(work / "rows.jsonl", 8)
     try:
         hubkit.train(
@@ -191,7 +193,7 @@ def _compared(cell: Cell, base: Path, work: Path) -> None:
     """Compares the logits of the model with the adapter attached, of the merged one, and of PEFT's."""
     import hubkit
 
-    method, out = METHODS[cell.method], work / "adapter"
+    out = work / "adapter"
     plain = logits(loaded(base))
     attached = _attempt(cell, "attach", "name", lambda: hubkit.attach(loaded(base), out))
     if attached is None:
@@ -274,7 +276,8 @@ def _rounded(model: Any, quantized: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    """An exception in one line."""
-    code = getattr(error, "code", "") or type(error).__name__
-    words = " ".join(str(getattr(error, "what", "") or error).split())
-    return f"{code} {words}"[:240]
+    """An exception in one line; of a refusal also the first things that it found."""
+    code, have = getattr(error, "code", "") or type(error).__name__, getattr(error, "have", None) or []
+    words = " ".join(str(getattr(error, "what", "") or error).split())[:160]
+    found = f" ({', '.join(have[:2])[:160]}{', ...' if len(have) > 2 else ''})" if have else ""
+    return f"{code} {words}{found}"
