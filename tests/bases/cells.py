@@ -273,7 +273,8 @@ def _rounded(model: Any, quantized: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    """An exception in one line."""
-    code = getattr(error, "code", "") or type(error).__name__
-    words = " ".join(str(getattr(error, "what", "") or error).split())
-    return f"{code} {words}"[:240]
+    """An exception in one line; of a refusal also the first things that it found."""
+    code, have = getattr(error, "code", "") or type(error).__name__, getattr(error, "have", None) or []
+    words = " ".join(str(getattr(error, "what", "") or error).split())[:160]
+    found = f" ({', '.join(have[:2])[:160]}{', ...' if len(have) > 2 else ''})" if have else ""
+    return f"{code} {words}{found}"
