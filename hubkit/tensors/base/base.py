@@ -7,7 +7,6 @@ that of a norm is (n, 1).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,14 +18,14 @@ from torch import Tensor, nn
 
 from hubkit.artifact.identity.digest import ties
 from hubkit.artifact.identity.header import TensorInfo
-from hubkit.errors import HubkitError, nearest
+from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import Arch, arch_of
 from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
-from hubkit.tensors.base.expressions import expression
-from hubkit.tensors.base.layers import Layers, outside, within
+from hubkit.tensors.base.layers import Layers
 from hubkit.tensors.base.names import file_naming
 from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.targets import named_sites
 from hubkit.tensors.base.token_sites import row_sites
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.files.dtypes import torch_dtype
@@ -233,38 +232,8 @@ class Base:
             HubkitError: ``HK-TARGET`` when any one target matches nothing or a kind that the method cannot serve, or
                 for a layer that the base does not have; ``HK-CONFIG`` for `layers` that are no numbers.
         """
-        kinds = (kind,) if isinstance(kind, str) else kind or ("linear", "embedding")
-        sites = self.sites if layers is None else within(self.sites, layers, self.source)
-        if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
-            targets = [targets]
-        if targets == "all-linear":
-            return [s for s in sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
-        if targets == "all-norm" and "norm" in kinds:
-            return [s for s in sites.values() if s.kind == "norm"]
-        pool = [name for name, site in self.sites.items() if site.kind != "block" or "block" in kinds]
-        chosen: set[str] = set()
-        for target in [targets] if isinstance(targets, str) else targets:
-            if target == "all-norm":
-                found = {name for name, site in self.sites.items() if site.kind == "norm"}
-            elif isinstance(targets, str):
-                found = {name for name in pool if _pattern(target).fullmatch(name)}
-                found = {n for n in found if "norm" in kinds or self.sites[n].kind != "norm"} or found
-            else:
-                found = {name for name in pool if name == target or name.endswith("." + target)}
-            if not found:
-                self._refuse(target)
-            if not found & sites.keys():
-                raise outside(target, found, layers, self.source)
-            found &= sites.keys()
-            foreign = sorted(name for name in found if self.sites[name].kind not in kinds)
-            if foreign:
-                raise HubkitError(
-                    "HK-TARGET", f"the method cannot act at {target!r}", where=self.source,
-                    want=f"sites of kind {' or '.join(kinds)}",
-                    have=[f"{name}: {self.sites[name].kind}" for name in foreign],
-                )  # fmt: skip
-            chosen |= found
-        return [site for site in self.sites.values() if site.name in chosen]
+        kinds = (kind,) if isinstance(kind, str) else tuple(kind or ("linear", "embedding"))
+        return named_sites(self.sites, targets, kinds, layers, arch=self.arch, source=self.source, others=self._others)
 
     def quantize(self, codec: str) -> None:
         """Asks for the base to be quantized: called by the `inject` of a method that trains on a quantized base.
@@ -284,37 +253,6 @@ class Base:
         """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own."""
         own = (s for s in self.match("all-linear") if not s.tied and not s.packed and s.dtype.is_floating_point)
         return [s for s in own if s.module is None or (packed_of(s.module) is None and quantizable(s.module))]
-
-    def _refuse(self, target: str) -> None:
-        counts: dict[str, int] = {}
-        for site in self.sites.values():
-            if not self.arch.is_head(site.name) and site.kind == "linear":
-                last = site.name.rpartition(".")[2]
-                counts[last] = counts.get(last, 0) + 1
-        families = " ".join(f"{name} ({count})" for name, count in counts.items())
-        names = {site.rpartition(".")[2] for site in self.sites} | set(self.sites)
-        near = nearest(target.rpartition(".")[2], names) or nearest(target, names)
-        known = target in self._others or any(o.endswith("." + target) for o in self._others)
-        why = "names a module that holds no weight of its own" if known else "matches nothing in the base"
-        raise HubkitError(
-            "HK-TARGET",
-            f"the target {target!r} {why}",
-            where=self.source,
-            want=f"one of: {families}" if families else "a base with linear layers",
-            have=target,
-            fix=f"near: {', '.join(near)}" if near else "all-linear takes every linear layer but the head",
-        )
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    """A target expression; bounded, because it can come from a stranger's file."""
-    try:
-        return expression(text)
-    except re.error as e:
-        raise HubkitError(
-            "HK-TARGET", "the target is not a usable regular expression", where=text[:80], have=str(e),
-            fix="list the module names instead: q_proj,v_proj",
-        ) from e  # fmt: skip
 
 
 def _with_tied_head(
