@@ -22,6 +22,7 @@ from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import Arch, arch_of
 from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
+from hubkit.tensors.base.formats import computed_in, is_coded, refuse_codes, require_weights_of_their_own
 from hubkit.tensors.base.layers import Layers
 from hubkit.tensors.base.names import file_naming
 from hubkit.tensors.base.site import Site
@@ -159,13 +160,15 @@ class Base:
             bias = getattr(module, "bias", None)
             bias_name = first.get(id(bias), f"{name}.bias") if isinstance(bias, Tensor) else None
             shape, dtype = (columns, rows) if transposed else (rows, columns), weight.dtype
-            packed = packed_facts(module)
+            packed, coded = packed_facts(module), is_coded(dtype)
             if packed is not None:
-                shape, dtype, transposed = packed
+                (shape, dtype, transposed), coded = packed, False
+            elif coded:
+                dtype = bias.dtype if isinstance(bias, Tensor) else computed_in(config)
             twin = first.get(id(weight), own)
             tied = twin != own and kind == "linear"
             site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
-            sites.append(replace(site, packed=packed is not None))
+            sites.append(replace(site, packed=packed is not None, coded=coded))
         folder = str(getattr(model, "name_or_path", ""))
         reader = partial(load_tokenizer, folder) if folder and Path(folder, "tokenizer_config.json").is_file() else None
         sites += block_sites(sites, arch, model)
@@ -182,6 +185,7 @@ class Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
+        require_weights_of_their_own(headers, config, source)
         packed = PackedHeaders(headers, read, source)
         bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
         for tensor, info in headers.items():
@@ -197,12 +201,14 @@ class Base:
             transposed = kind == "embedding" or (kind == "linear" and leaf in arch.transposed)
             rows, columns = (*info.shape, 1)[:2]
             shape, dtype = (columns, rows) if transposed else (rows, columns), torch_dtype(info.dtype)
+            coded = is_coded(dtype) and tensor not in packed
+            dtype = computed_in(config) if coded else dtype
             bias, reader = f"{stem}.bias" if f"{stem}.bias" in headers else None, read
             if tensor in packed:
                 shape, dtype = packed.facts(tensor)
                 reader = packed.reader(tensor, transposed)
             site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
-            sites.append(replace(site, packed=tensor in packed))
+            sites.append(replace(site, packed=tensor in packed, coded=coded))
         sites = _with_tied_head(sites, arch, config, read, headers)
         return cls([*sites, *block_sites(sites, arch)], arch, source, config=config)
 
@@ -250,7 +256,12 @@ class Base:
         self.codec = codec
 
     def to_quantize(self) -> list[Site]:
-        """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own."""
+        """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own.
+
+        Raises:
+            HubkitError: ``HK-BASE-FORMAT`` for a base that stores codes already.
+        """
+        refuse_codes((site.name for site in self.match("all-linear") if site.coded), self.source)
         own = (s for s in self.match("all-linear") if not s.tied and not s.packed and s.dtype.is_floating_point)
         return [s for s in own if s.module is None or (packed_of(s.module) is None and quantizable(s.module))]
 

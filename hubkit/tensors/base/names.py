@@ -65,19 +65,16 @@ def _conversions(model: nn.Module) -> list[Any] | None:
         return None
     loaded: list[Any] | None = getattr(model, "_weight_conversions", None)
     if loaded is not None:
-        return [one for one in loaded if _reverts(one)]
+        return [one for one in loaded if not _of_a_quantizer(one)]
     if not hasattr(model, "base_model_prefix"):
         return None
     return [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
 
 
-def _reverts(conversion: Any) -> bool:
-    """Whether a conversion can be undone: quantizers' cannot, and their packed tensors keep the names of the files."""
-    try:
-        conversion.reverse_transform()
-    except NotImplementedError:
-        return False
-    return True
+def _of_a_quantizer(conversion: Any) -> bool:
+    """Whether a conversion is a quantizer's, that makes layers of packed tensors: they keep the names of the files."""
+    operations = getattr(conversion, "operations", ())
+    return any(type(one).__module__.startswith("transformers.integrations") for one in operations)
 
 
 def _patterns(model: nn.Module) -> Mapping[str, str]:
