@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hubkit.compat.transformers import quantization
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.site import Site
@@ -55,40 +56,24 @@ def load_packed(
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if hasattr(config, QUANTIZATION):
         del config.quantization_config
-    kind = _model_class(transformers, config)
-    model = _hollow(kind, [site.name for site in sites]).from_pretrained(path, config=config, **options)
-    model.__class__ = kind
+    empty = quantization(lambda model: _empty(model, [site.name for site in sites]))
+    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+        path, config=config, quantization_config=empty, trust_remote_code=False, **options
+    )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     filled = [_fill(model, site, shards, headers, dtype, device) for site in sites]
     if filled:
         kept = [site.name for site in base.sites.values() if site.kind == "linear" and site not in sites]
-        model.config.quantization_config = _settings(filled[0], dtype, kept)
-    return model  # type: ignore[no-any-return]
+        model.config.quantization_config = _settings(filled[0], dtype, kept)  # type: ignore[union-attr]
+    return model
 
 
-def _model_class(transformers: Any, config: Any) -> Any:
-    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not isinstance(kind, (tuple, list)):
-        return kind
-    named = [one for one in kind if one.__name__ in (config.architectures or ())]
-    return (named or kind)[0]
-
-
-def _hollow(kind: Any, names: Iterable[str]) -> Any:
-    """`kind` built with empty quantized layers in the named places: its loader has nothing to load there."""
-
-    class Hollow(kind):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            for name in names:
-                parent, _, last = name.rpartition(".")
-                module = self.get_submodule(name)
-                if quantizable(module):
-                    setattr(self.get_submodule(parent), last, shell(module))
-
-    for name in ("__name__", "__qualname__", "__module__"):
-        setattr(Hollow, name, getattr(kind, name))
-    return Hollow
+def _empty(model: nn.Module, names: Iterable[str]) -> None:
+    """Puts empty quantized layers in the named places of a model that is about to be loaded: nothing will be there."""
+    for name in names:
+        layer = model.get_submodule(name)
+        if quantizable(layer):
+            model.set_submodule(name, shell(layer))
 
 
 def _fill(
