@@ -201,7 +201,6 @@ def describe() -> MethodInfo:
         config=AdaptersConfig,
         paper="https://arxiv.org/abs/1902.00751",
         unmergeable=UNMERGEABLE,
-        adapterhub=ADAPTERHUB,
         recipe={"learning_rate": 2e-3, "weight_decay": 0.0},
         sources="measured on a 135M Llama, 48 steps: held-out loss 2.07 before, 1.19 at 2e-3, 1.20 at 1e-3; 30 steps:"
         " 1.25 at 1e-3, 1.26 at 3e-3, 1.34 at 1e-4; within the range that Houlsby et al. sweep,"
@@ -231,3 +230,8 @@ def merge(site: Site, tensors: Mapping[str, Tensor], config: AdaptersConfig) -> 
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(adapter, target)
+
+
+@hookimpl
+def foreign_form(target: str) -> AdapterHubForm | None:
+    return ADAPTERHUB if target == "adapterhub" else None

@@ -269,12 +269,10 @@ def describe() -> MethodInfo:
         summary="DoRA: a low-rank update of each weight's direction and a magnitude per row; merges exactly",
         config=DoraConfig,
         paper="https://arxiv.org/abs/2402.09353",
-        peft=PEFT,
         recipe={"learning_rate": 1e-3, "weight_decay": 0.0},
         sources="LoRA's: LoRA Without Regret (https://thinkingmachines.ai/blog/lora/): all linear layers, about ten"
         " times the rate of full fine-tuning; 3e-4 at 4096 hidden units; measured on a 135M Llama, 24 steps:"
         " held-out loss 2.07 before, 1.29 after, as LoRA",
-        learning_rates=lambda config, site, role: config.lora_plus_ratio if role in ("B", "m") else 1.0,
     )
 
 
@@ -301,3 +299,13 @@ def merge(site: Site, tensors: Mapping[str, Tensor], config: DoraConfig) -> Delt
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(adapter, target)
+
+
+@hookimpl
+def foreign_form(target: str) -> PeftForm | None:
+    return PEFT if target == "peft" else None
+
+
+@hookimpl
+def learning_rate(config: DoraConfig, site: Site, role: str) -> float:
+    return config.learning_rate(site, role)

@@ -88,9 +88,6 @@ def describe() -> MethodInfo:
         " · (2000 / hidden size)^0.78, so 1.3e-4 at 576 hidden units and 3e-5 at 4096; measured on a 135M"
         " Llama, 24 steps: held-out loss 2.07 before, 1.27 at 5e-5, 1.23 at 1e-4 and at 2e-4",
         kinds=KINDS,
-        whole=lambda tensors, tied: FullConfig(tensors=tensors, tied=tied),
-        learning_rates=lambda config, site, role: layer_rate(site.name, config.layer_decay, config.depth),
-        narrow=lambda config, changed: dataclasses.replace(config, tensors=tuple(sorted(changed))),
     )
 
 
@@ -114,3 +111,18 @@ def merge(site: Site, tensors: Mapping[str, Tensor]) -> Delta:
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(adapter, target)
+
+
+@hookimpl
+def learning_rate(config: FullConfig, site: Site) -> float:
+    return layer_rate(site.name, config.layer_decay, config.depth)
+
+
+@hookimpl
+def narrow(config: FullConfig, changed: frozenset[str]) -> FullConfig:
+    return dataclasses.replace(config, tensors=tuple(sorted(changed)))
+
+
+@hookimpl
+def whole(tensors: tuple[str, ...], tied: Literal["keep", "break"]) -> FullConfig:
+    return FullConfig(tensors=tensors, tied=tied)

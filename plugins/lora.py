@@ -206,11 +206,6 @@ SOURCES = (
 )
 
 
-def learning_rate(config: LoraConfig, site: Site, role: str) -> float:
-    """What multiplies the learning rate of one factor."""
-    return config.lora_plus_ratio if role == "B" and site.kind == "linear" else 1.0
-
-
 @hookimpl
 def describe() -> MethodInfo:
     return MethodInfo(
@@ -218,12 +213,9 @@ def describe() -> MethodInfo:
         summary="LoRA: a low-rank update of each chosen weight; merges exactly",
         config=LoraConfig,
         paper="https://arxiv.org/abs/2106.09685",
-        peft=PEFT,
         recipe=RECIPE,
         sources=SOURCES,
         kinds=("linear", "embedding"),
-        low_rank=lambda targets, rank: LoraConfig(targets=targets, rank=rank, alpha=float(rank)),
-        learning_rates=learning_rate,
     )
 
 
@@ -256,3 +248,18 @@ def merge(site: Site, tensors: Mapping[str, Tensor], config: LoraConfig) -> Delt
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(replace(adapter, config=adapter.config.plain()), target)
+
+
+@hookimpl
+def foreign_form(target: str) -> PeftForm | None:
+    return PEFT if target == "peft" else None
+
+
+@hookimpl
+def learning_rate(config: LoraConfig, site: Site, role: str) -> float:
+    return config.learning_rate(site, role)
+
+
+@hookimpl
+def low_rank(targets: tuple[str, ...], rank: int) -> LoraConfig:
+    return LoraConfig(targets=targets, rank=rank, alpha=float(rank))

@@ -150,7 +150,6 @@ def describe() -> MethodInfo:
         paper="https://arxiv.org/abs/2101.00190",
         identity=False,
         unmergeable="a prefix adds keys and values that attention sees: no weight of the base holds them",
-        peft=PEFT,
         recipe={"learning_rate": 2e-2, "weight_decay": 0.0},
         sources="keys and values of real tokens are the better start even where they have nothing to do with the"
         " task: https://arxiv.org/abs/2101.00190 §7.4; PEFT's method comparison finds the same with a text, at"
@@ -175,3 +174,8 @@ def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(adapter, target)
+
+
+@hookimpl
+def foreign_form(target: str) -> PeftForm | None:
+    return PEFT if target == "peft" else None

@@ -88,7 +88,6 @@ def describe() -> MethodInfo:
         paper="https://arxiv.org/abs/2104.08691",
         identity=False,
         unmergeable="a prompt is read before the text: no weight of the base holds it",
-        peft=PEFT,
         recipe={"learning_rate": 3e-2, "weight_decay": 0.0},
         sources="PEFT's prompt tuning guide: 3e-2; the paper (https://arxiv.org/abs/2104.08691) trains with Adafactor"
         " at 0.3 and finds rows of the vocabulary the better start; measured on a 135M Llama, 24 steps: held-"
@@ -111,3 +110,8 @@ def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(adapter, target)
+
+
+@hookimpl
+def foreign_form(target: str) -> PeftForm | None:
+    return PEFT if target == "peft" else None

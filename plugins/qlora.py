@@ -18,8 +18,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Part, Site, foreign_files, hookimpl
-from hubkit.plugins.lora import PEFT, RECIPE, SOURCES, LoraConfig, LoraPart, learning_rate
+from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Part, PeftForm, Site, foreign_files, hookimpl
+from hubkit.plugins.lora import PEFT, RECIPE, SOURCES, LoraConfig, LoraPart
 
 CODEC = "nf4/64/double"
 
@@ -42,12 +42,10 @@ def describe() -> MethodInfo:
         summary="QLoRA: LoRA on a base in 4 bits; merges into the original weights",
         config=QloraConfig,
         paper="https://arxiv.org/abs/2305.14314",
-        peft=PEFT,
         recipe=RECIPE,
         sources=f"as for LoRA: {SOURCES}; the paper, for 7B and more: r 64 with alpha 16, of which it finds r without"
         " influence when all layers are adapted (§4), constant 2e-4, gradient norm 0.3, dropout 0.1 up to 13B (B.2)",
         kinds=("linear", "embedding"),
-        learning_rates=learning_rate,
     )
 
 
@@ -71,3 +69,13 @@ def merge(site: Site, tensors: Mapping[str, Tensor], config: QloraConfig) -> Del
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(adapter, target)
+
+
+@hookimpl
+def foreign_form(target: str) -> PeftForm | None:
+    return PEFT if target == "peft" else None
+
+
+@hookimpl
+def learning_rate(config: QloraConfig, site: Site, role: str) -> float:
+    return config.learning_rate(site, role)

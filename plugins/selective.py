@@ -88,7 +88,6 @@ def describe() -> MethodInfo:
         sources="BitFit (https://arxiv.org/abs/2106.10199) A.2: 1e-4 to 1e-3 for biases; measured on the norms of a"
         " 135M Llama; whole weights want a rate as in full fine-tuning",
         kinds=KINDS,
-        learning_rates=lambda config, site, role: layer_rate(site.name, config.layer_decay, config.depth),
     )
 
 
@@ -113,3 +112,8 @@ def merge(site: Site, tensors: Mapping[str, Tensor]) -> Delta:
 @hookimpl
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     return foreign_files(adapter, target)
+
+
+@hookimpl
+def learning_rate(config: SelectiveConfig, site: Site) -> float:
+    return layer_rate(site.name, config.layer_decay, config.depth)

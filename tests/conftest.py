@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from making import make_adapter
+from words import tokenizer
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("HUBKIT_TEST_CACHE", ROOT / ".cache"))
@@ -47,15 +48,6 @@ settings.load_profile("hubkit")
 # A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that: not in tests.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-_TEXT = (
-    "The quick brown fox jumps over the lazy dog. A restaurant in the city centre serves English food for families.\n"
-    "What is the capital of France? The capital of France is Paris. Two and two are four; three and four are seven.\n"
-)
 
 
 @pytest.fixture(scope="session")
@@ -140,29 +132,8 @@ def _save(model_class: Any, config: Any, folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model_class(config).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder
-
-
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([_TEXT], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 @pytest.fixture(scope="session")

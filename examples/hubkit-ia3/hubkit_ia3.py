@@ -62,7 +62,7 @@ PEFT = PeftForm(
 def describe() -> MethodInfo:
     summary = "IA3: rescaled keys, values and inner activations; merges exactly"
     paper, recipe = "https://arxiv.org/abs/2205.05638", {"learning_rate": 3e-3, "weight_decay": 0.0}
-    return MethodInfo("ia3", summary, IA3Config, paper, peft=PEFT, recipe=recipe, sources="the paper's T-Few recipe")
+    return MethodInfo("ia3", summary, IA3Config, paper, recipe=recipe, sources="the paper's T-Few recipe")
 
 
 @hookimpl
@@ -76,3 +76,8 @@ def merge(site: Site, tensors: Mapping[str, Tensor]) -> Delta:
     change, bias = tensors["l"] - 1, site.bias()
     at_output = change.shape == (site.shape[0], 1)
     return Delta.full(change * site.weight(), change.flatten() * bias if at_output and bias is not None else None)
+
+
+@hookimpl
+def foreign_form(target: str) -> PeftForm | None:
+    return PEFT if target == "peft" else None

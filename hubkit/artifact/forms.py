@@ -1,6 +1,6 @@
 """Foreign forms of an adapter as data, read in both directions.
 
-A method says in its `MethodInfo.forms` how PEFT writes it: this module reads and writes that form for any of them.
+A method says by its hook `foreign_form` how PEFT writes it: this module reads and writes that form for any of them.
 Nothing is guessed and nothing dropped: an option or a tensor that has no place here is refused by name.
 
 Format: https://huggingface.co/docs/peft/developer_guides/checkpoint

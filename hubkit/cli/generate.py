@@ -7,7 +7,7 @@ import click
 from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, note, registry_option
 from hubkit.cli.progress import ProgressBar
-from hubkit.cli.terms import device_option, mismatch_option, mix_option, offline_option
+from hubkit.cli.terms import device_option, incomplete_option, mismatch_option, mix_option, offline_option
 from hubkit.verbs.generate import Generated, generate
 
 
@@ -24,6 +24,7 @@ from hubkit.verbs.generate import Generated, generate
 @device_option
 @click.option("--revision", metavar="REV", help="Of the base.")
 @mismatch_option
+@incomplete_option
 @offline_option
 @registry_option
 @json_option
@@ -40,6 +41,7 @@ def command(
     device: str,
     revision: str | None,
     allow_base_mismatch: bool,
+    allow_incomplete_base: bool,
     offline: bool,
     registry: str | None,
 ) -> None:
@@ -65,6 +67,7 @@ def command(
             registry=registry,
             offline=offline,
             allow_base_mismatch=allow_base_mismatch,
+            allow_incomplete_base=allow_incomplete_base,
             progress=work.reach,
         )
     emit(result, _render)

@@ -31,6 +31,12 @@ def mismatch_option(function: Function) -> Function:
     return click.option("--allow-base-mismatch", is_flag=True, help=text)(function)
 
 
+def incomplete_option(function: Function) -> Function:
+    """Decorator: ``--allow-incomplete-base``."""
+    text = "Go on although the base's files are not the model's weights, each once; recorded."
+    return click.option("--allow-incomplete-base", is_flag=True, help=text)(function)
+
+
 def offline_option(function: Function) -> Function:
     """Decorator: ``--offline``."""
     return click.option("--offline", is_flag=True, help="Use only what was pulled before.")(function)

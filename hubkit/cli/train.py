@@ -11,7 +11,7 @@ from hubkit.cli.group import declare
 from hubkit.cli.output import emit, json_option, note, registry_option
 from hubkit.cli.progress import ProgressBar
 from hubkit.cli.settings import settings
-from hubkit.cli.terms import device_option, offline_option
+from hubkit.cli.terms import device_option, incomplete_option, offline_option
 from hubkit.cli.training import Drawing
 from hubkit.verbs.train import Trained, train
 
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Of the base.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a killed run.")
 @click.option("--replace", is_flag=True, help="Replace the adapter that is there.")
+@incomplete_option
 @offline_option
 @registry_option
 @json_option
@@ -85,6 +86,7 @@ def command(
     offline: bool,
     replace: bool,
     resume: bool,
+    allow_incomplete_base: bool,
     device: str,
     **options: Unpack[TrainGiven],
 ) -> None:
@@ -105,7 +107,7 @@ def command(
             base, data, out, method=method, config=settings(config), columns=columns, raw=raw,
             validation_data=validation_data, name=name, license=license, revision=revision, registry=registry,
             offline=offline, replace=replace, resume=resume, device=device, report=drawing, progress=work.reach,
-            **options,
+            allow_incomplete_base=allow_incomplete_base, **options,
         )  # fmt: skip
     if result.metrics.early:
         note(f"stopped early: step {result.metrics.kept_step} was the best")

@@ -36,7 +36,10 @@ def load(device: str = "auto") -> tuple[Any, Any]:
     place = device_named(device)
     whole = (HERE / "model").is_dir()
     folder = HERE / ("model" if whole else "base")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **OWN).to(place)
+    model, found = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True, **OWN)
+    if found["missing_keys"]:  # transformers goes on with random values
+        sys.exit(f"{folder}: the files lack {', '.join(sorted(found['missing_keys']))}")
+    model = model.to(place)
     members = [] if whole else json.loads((HERE / "hubkit.lock").read_text("utf-8"))["adapters"]
     if members:
         model = attach(model, {member["name"]: member["weight"] for member in members})

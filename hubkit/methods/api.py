@@ -2,8 +2,8 @@
 
     from hubkit.methods.api import Delta, Edit, MethodInfo, hookimpl
 
-A method is one module with up to five functions marked ``@hookimpl`` (see `hubkit.methods.hookspecs`), offered by an
-entry point of group ``hubkit.methods``. `hubkit.methods.suite.MethodSuite` tests it.
+A method is one module of functions marked ``@hookimpl`` (see `hubkit.methods.hookspecs`), offered by an entry point of
+group ``hubkit.methods``. `hubkit.methods.suite.MethodSuite` tests it.
 """
 
 from hubkit.artifact.adapterhub import AdapterHubForm

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hubkit.methods.host import Method
-    from hubkit.methods.info import MethodInfo
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.tied import Tied
@@ -78,8 +77,8 @@ def _low_rank(name: str, made: Composition, adapters: Mapping[str, Adapter], bas
     from hubkit.artifact.forms import short_targets
     from hubkit.tensors.parts.adapter import Adapter
 
-    method, configured = _holder(adapters, lambda info: info.low_rank, "a low-rank change")
-    config = configured(tuple(short_targets(made.factors, base.sites)), made.rank)
+    targets = tuple(short_targets(made.factors, base.sites))
+    method, config = _holder(adapters, lambda method: method.low_rank(targets, made.rank), "a low-rank change")
     values = {site: _factors(left, right, made.rank) for site, (left, right) in made.factors.items()}
     return Adapter.of_factors(name, method, config, base, values)
 
@@ -95,7 +94,6 @@ def _factors(left: Tensor, right: Tensor, rank: int) -> dict[str, Tensor]:
 def _whole(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
     from hubkit.tensors.parts.adapter import Adapter
 
-    method, configured = _holder(adapters, lambda info: info.whole, "a change of whole tensors")
     values: dict[str, dict[str, Tensor]] = {
         site: {"weight": left @ right} for site, (left, right) in made.factors.items()
     }
@@ -103,7 +101,8 @@ def _whole(name: str, made: Composition, adapters: Mapping[str, Adapter], base: 
         roles = {"weight": delta.dense, "bias": delta.bias}
         values[site] = {role: value.contiguous() for role, value in roles.items() if value is not None}
     tied = _tie(values, adapters, base)
-    config = configured(tuple(sorted(f"{site}.{role}" for site, roles in values.items() for role in roles)), tied)
+    tensors = tuple(sorted(f"{site}.{role}" for site, roles in values.items() for role in roles))
+    method, config = _holder(adapters, lambda method: method.whole(tensors, tied), "a change of whole tensors")
     return Adapter.of_factors(name, method, config, base, values)
 
 
@@ -125,9 +124,9 @@ def _tie(values: dict[str, dict[str, Tensor]], adapters: Mapping[str, Adapter], 
 
 
 def _holder(
-    adapters: Mapping[str, Adapter], way: Callable[[MethodInfo], Callable[..., Any] | None], what: str
-) -> tuple[Method, Callable[..., Any]]:
-    """A method that can hold any change of a kind, and its way to: a member's own, else any that is installed.
+    adapters: Mapping[str, Adapter], configured: Callable[[Method], Any | None], what: str
+) -> tuple[Method, Any]:
+    """A method that can hold a change, and its configuration for it: a member's own, else any that is installed.
 
     Raises:
         HubkitError: ``HK-COMPOSE``.
@@ -137,8 +136,8 @@ def _holder(
             method = host().load(name)
         except HubkitError:
             continue  # a broken plugin that no member needs
-        if (configured := way(method.info)) is not None:
-            return method, configured
+        if (config := configured(method)) is not None:
+            return method, config
     raise HubkitError("HK-COMPOSE", f"no installed method can hold {what} as it is")
 
 

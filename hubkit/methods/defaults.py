@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubkit.methods.hookspecs import hookimpl
 
@@ -18,6 +18,18 @@ def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The model's own loss."""
     loss: Tensor = model(**batch).loss
     return loss
+
+
+@hookimpl(trylast=True)
+def learning_rate() -> float:
+    """The same rate everywhere."""
+    return 1.0
+
+
+@hookimpl(trylast=True)
+def narrow(config: Any) -> Any:
+    """Every tensor is stored."""
+    return config
 
 
 @hookimpl(trylast=True)

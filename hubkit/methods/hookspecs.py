@@ -1,4 +1,8 @@
-"""The hooks of a method plugin. All take any subset of these arguments, so arguments can be added later."""
+"""All that hubkit asks of a method, as hooks; `describe` and `inject` are required.
+
+An implementation takes any subset of a hook's arguments, by name: so arguments can be added later, and a method written
+today stays right. A hook that is left out, or returns None, means what its last sentence says.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,14 @@ from hubkit.methods.info import MethodInfo
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hubkit.artifact.adapterhub import AdapterHubForm
+    from hubkit.artifact.forms import PeftForm
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.base.delta import Delta
     from hubkit.tensors.base.site import Site
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.part import Part
+    from hubkit.tensors.parts.tied import Tied
 
 PROJECT = "hubkit"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -53,4 +60,56 @@ def merge(site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta:  # t
 
 @hookspec(firstresult=True)
 def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:  # type: ignore[empty-body]
-    """file name -> bytes in the form `target` (``"peft"``). Default: through the form in `MethodInfo.peft`."""
+    """file name -> bytes in the form `target` (``"peft"``). Default: through the `foreign_form`."""
+
+
+@hookspec(firstresult=True)
+def foreign_form(target: str) -> PeftForm | AdapterHubForm | None:
+    """How another tool writes adapters of this method, as data: both directions follow from it.
+
+    Args:
+        target: the tool: ``"peft"`` (a `PeftForm`) or ``"adapterhub"`` (an `AdapterHubForm`).
+
+    Default: it does not, and an adapter of this method is hubkit's own.
+    """
+
+
+@hookspec(firstresult=True)
+def learning_rate(config: Any, site: Site, role: str) -> float:  # type: ignore[empty-body]
+    """What multiplies the learning rate of the tensor `role` at `site`: finite, not negative. Default: 1."""
+
+
+@hookspec(firstresult=True)
+def narrow(config: Any, changed: frozenset[str]) -> Any:
+    """The configuration that makes only some of the tensors, for an adapter that leaves out what did not change.
+
+    Args:
+        config: that of training.
+        changed: names ``<site>.<role>`` of the tensors that are not zero.
+
+    Default: `config`; every tensor is stored.
+    """
+
+
+@hookspec(firstresult=True)
+def low_rank(targets: tuple[str, ...], rank: int) -> Any:
+    """The configuration under which the part at a site is exactly B·A, scale 1: what `hubkit compose` writes sums with.
+
+    Args:
+        targets: names of modules.
+        rank: of A (rank, in) and B (out, rank).
+
+    Default: parts of this method cannot hold just any low-rank change.
+    """
+
+
+@hookspec(firstresult=True)
+def whole(tensors: tuple[str, ...], tied: Tied) -> Any:
+    """The configuration under which parts hold changes of whole tensors: what `hubkit compose` writes all else with.
+
+    Args:
+        tensors: names ``<site>.weight`` and ``<site>.bias``; parts have roles ``weight`` and ``bias``.
+        tied: whether a tied output head follows its table: ``keep`` or ``break``.
+
+    Default: parts of this method cannot hold that.
+    """

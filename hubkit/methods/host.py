@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hubkit.tensors.base.site import Site
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.part import Part
+    from hubkit.tensors.parts.tied import Tied
 
 GROUP = "hubkit.methods"
 DEFAULT_GROUP = "hubkit.default_method"
@@ -84,15 +85,21 @@ class Method:
                 want=offer.name, have=self.info.name, fix="entry point and description carry one name",
             )  # fmt: skip
 
-    @property
+    @functools.cached_property
     def peft_form(self) -> PeftForm | None:
         """How PEFT writes this method, if it knows it."""
-        return self.info.peft
+        from hubkit.artifact.forms import PeftForm
 
-    @property
+        form: PeftForm | None = self._call("foreign_form", PeftForm | None, target="peft")
+        return form
+
+    @functools.cached_property
     def adapterhub_form(self) -> AdapterHubForm | None:
         """How AdapterHub writes this method, if hubkit reads and writes that."""
-        return self.info.adapterhub
+        from hubkit.artifact.adapterhub import AdapterHubForm
+
+        form: AdapterHubForm | None = self._call("foreign_form", AdapterHubForm | None, target="adapterhub")
+        return form
 
     @property
     def unmergeable(self) -> str:
@@ -128,31 +135,29 @@ class Method:
         return delta
 
     def learning_rate(self, config: Any, site: Site, role: str) -> float:
-        """What multiplies the learning rate of one tensor: see `MethodInfo.learning_rates`."""
-        if self.info.learning_rates is None:
-            return 1.0
-        factor = self._ask("learning_rates", self.info.learning_rates, config, site, role)
-        if not isinstance(factor, (int, float)) or not math.isfinite(factor) or factor < 0:
+        """See `hookspecs.learning_rate`."""
+        factor = self._call("learning_rate", int | float, config=config, site=site, role=role)
+        if not math.isfinite(factor) or factor < 0:
             fault = ValueError(f"{factor!r} at {site.name}.{role}")
             raise _plugin_error(self.offer, "gives no usable factor of the learning rate", fault)
         return float(factor)
 
-    def narrowed(self, config: Any, changed: frozenset[str]) -> Any:
-        """The configuration for the tensors that are left: see `MethodInfo.narrow`."""
-        return config if self.info.narrow is None else self._ask("narrow", self.info.narrow, config, changed)
+    def narrow(self, config: Any, changed: frozenset[str]) -> Any:
+        """See `hookspecs.narrow`."""
+        return self._call("narrow", self.info.config, config=config, changed=changed)
+
+    def low_rank(self, targets: tuple[str, ...], rank: int) -> Any | None:
+        """See `hookspecs.low_rank`; None where the method cannot."""
+        return self._call("low_rank", self.info.config | None, targets=targets, rank=rank)
+
+    def whole(self, tensors: tuple[str, ...], tied: Tied) -> Any | None:
+        """See `hookspecs.whole`; None where the method cannot."""
+        return self._call("whole", self.info.config | None, tensors=tensors, tied=tied)
 
     def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]:
         """See `hookspecs.export`."""
         files: Mapping[str, bytes] = self._call("export", Mapping, adapter=adapter, target=target)
         return files
-
-    def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except HubkitError:
-            raise
-        except _FAULTS as e:
-            raise _plugin_error(self.offer, f"failed in {what}", e) from e
 
     def _answers(self, hook: str) -> bool:
         caller = getattr(self._manager.hook, hook)
@@ -162,7 +167,7 @@ class Method:
         try:
             made = getattr(self._manager.hook, hook)(**arguments)
             if not isinstance(made, want):
-                raise TypeError(f"it returned {type(made).__name__}, not {want.__name__}")
+                raise TypeError(f"it returned {type(made).__name__}, not {getattr(want, '__name__', want)}")
             return made
         except HubkitError:
             raise

@@ -73,6 +73,10 @@ class LowRankConfig:
         rank, alpha = self.rank_at(site), pattern_value(self.alpha_pattern, site, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
+    def learning_rate(self, site: Site, role: str) -> float:
+        """What multiplies the learning rate of one tensor: in a linear layer all but A have the ratio, as in PEFT."""
+        return self.lora_plus_ratio if role in ("B", "m") and site.kind == "linear" else 1.0
+
     def sites(self, base: Base, kinds: str | Sequence[str]) -> list[Site]:
         """The sites of `base` that targets and layers choose; see `Base.match`."""
         return base.match(self.targets, kinds, layers=self.layers or None)

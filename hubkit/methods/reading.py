@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder
@@ -16,6 +17,7 @@ from hubkit.tensors.parts.part import front_length
 
 if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import TensorDigest
+    from hubkit.tensors.base.site import Site
 
 
 def method_of(folder: AdapterFolder) -> tuple[Method, Any]:
@@ -56,30 +58,33 @@ def read_adapter(folder: AdapterFolder, base: Base, *, name: str = "", dtype: st
     return adapter
 
 
-def codec_of(method: Method, config: Any, base: Base) -> str | None:
-    """How `method` wants the base quantized; None when it does not. `base` can be known by its headers alone.
+@dataclass(frozen=True)
+class Planned:
+    """What a method would make for a base, known before anything is loaded.
 
-    Raises:
-        HubkitError: what the method's `inject` raises: ``HK-TARGET``, ``HK-CODEC``.
+    Args:
+        sites: name -> site of each part.
+        codec: how the method wants the base quantized; None when it does not.
+        front: how many tokens its adapters put in front of every text.
     """
-    import torch
 
-    with torch.device("meta"):
-        method.inject(base, config)
-    return base.codec
+    sites: Mapping[str, Site]
+    codec: str | None
+    front: int
 
 
-def virtual_tokens(method: Method, config: Any, base: Base) -> int:
-    """How many tokens an adapter of `method` puts in front of every text. `base` can be known by its headers alone.
+def planned(method: Method, config: Any, base: Base) -> Planned:
+    """Injects on the meta device. `base` can be known by its headers alone.
 
     Raises:
-        HubkitError: what the method's `inject` raises; ``HK-CONFIG`` for more than the base's context holds.
+        HubkitError: what the method's `inject` raises: ``HK-TARGET``, ``HK-CODEC``; ``HK-CONFIG`` for more virtual
+            tokens than the base's context holds.
     """
     import torch
 
     with torch.device("meta"):
         parts = method.inject(base, config)
-    return front_length(parts.values())
+    return Planned({name: base.site(name) for name in parts}, base.codec, front_length(parts.values()))
 
 
 def recorded_base(folder: AdapterFolder) -> Base:

@@ -58,6 +58,7 @@ def generate(
     registry: str | None = None,
     offline: bool = False,
     allow_base_mismatch: bool = False,
+    allow_incomplete_base: bool = False,
     report: Callable[[str], None] = lambda device: None,
     progress: Progress | None = None,
 ) -> Generated:
@@ -72,6 +73,9 @@ def generate(
         temperature: 0: greedy; above: sampling, seeded by `seed`.
         dtype: in which the base computes; its own by default.
         device: where it answers: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        allow_base_mismatch: go on although an adapter was trained on another base.
+        allow_incomplete_base: go on with a base whose files lack weights that transformers then makes up, or hold some
+            that it leaves out.
         report: called with the device in words, before anything is loaded.
 
     Raises:
@@ -85,7 +89,7 @@ def generate(
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.device import computing, described, device_named, forked_rng
     from hubkit.tensors.live.attached import Attached
-    from hubkit.tensors.live.loading import load_base
+    from hubkit.tensors.live.loading import INCOMPLETE, load_base
     from hubkit.tensors.parts.part import front_length
 
     if max_new_tokens < 1 or temperature < 0:
@@ -104,9 +108,12 @@ def generate(
         overrides = require_base(members, record, allow_base_mismatch)
     else:
         source = base_source(named, revision, where)
+    overrides += (INCOMPLETE,) if allow_incomplete_base else ()
     tokens = one_vocabulary(members)
     report(described(place))
-    model: nn.Module = load_base(source.path, dtype, codec_of_terms(members), place)
+    model: nn.Module = load_base(
+        source.path, dtype, codec_of_terms(members), place, allow_incomplete_base=allow_incomplete_base
+    )
     tokenizer = tokenizer_with(source.path, tokens, " + ".join(member.name for member in members))
     front = 0
     if members:

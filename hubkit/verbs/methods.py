@@ -143,7 +143,7 @@ def _describe(method: Method) -> DescribedMethod:
         paper=info.paper,
         identity=info.identity,
         unmergeable=method.unmergeable,
-        peft=info.peft.peft_type if info.peft else None,
+        peft=method.peft_form.peft_type if method.peft_form else None,
         kinds=tuple(info.kinds),
         options=tuple(
             Option(field.name, defaults[field.name], str(field.type), meanings.get(field.name, ""))

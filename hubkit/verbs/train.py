@@ -69,6 +69,7 @@ def train(
     offline: bool = False,
     replace: bool = False,
     resume: bool = False,
+    allow_incomplete_base: bool = False,
     device: str = "auto",
     report: Callable[[Event], None] = lambda event: None,
     progress: Progress | None = None,
@@ -93,6 +94,8 @@ def train(
         revision: of the base, where `base` is a repository that names none.
         replace: replace an adapter that is at `out`.
         resume: go on from the checkpoint, made on this device or another; without one, begin.
+        allow_incomplete_base: train on a base whose files lack weights that transformers then makes up, or hold some
+            that it leaves out; recorded.
         device: where to train: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         report: called with each event of the run.
         progress: of the base's download.
@@ -106,9 +109,11 @@ def train(
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
-    from hubkit.methods.reading import codec_of, virtual_tokens
+    from hubkit.methods.reading import planned
+    from hubkit.tensors.base.agreement import outline, require_agreement
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.device import device_named
+    from hubkit.tensors.live.loading import INCOMPLETE
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
     from hubkit.training.optimizers import require_optimizer
@@ -127,17 +132,21 @@ def train(
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
     sites = Base.from_folder(source.path)
-    codec, front = codec_of(chosen, settings, sites), virtual_tokens(chosen, settings, sites)
-    draft = drafted(name, chosen, settings, record, codec, license, vocabulary)
+    plan, live = planned(chosen, settings, sites), Base.from_model(outline(source.path))
+    require_agreement(plan.sites, planned(chosen, settings, live).sites, sites, live)
+    draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
-    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, front)
+    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
     adapter, metrics = _fit(
         source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name, codec=codec, device=place,
+        resume=resume, name=name, codec=plan.codec, device=place, incomplete=allow_incomplete_base,
     )  # fmt: skip
-    manifest = dataclasses.replace(draft, config=document_of(adapter.config), training=_training(wanted, rows, metrics))
+    manifest = dataclasses.replace(
+        draft, config=document_of(adapter.config), training=_training(wanted, rows, metrics),
+        overrides=(INCOMPLETE,) if allow_incomplete_base else (),
+    )  # fmt: skip
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
     digest = write_live(out, adapter, manifest, record, replace, beside).digest
     checkpoint.discard(run_dir)
@@ -208,6 +217,7 @@ def _fit(
     name: str,
     codec: str | None,
     device: torch.device,
+    incomplete: bool,
     run_dir: Path,
     report: Callable[[Event], None],
     identity: Mapping[str, object],
@@ -220,7 +230,7 @@ def _fit(
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.loop import fit
 
-    attached = Attached(load_base(base, options.dtype, codec, device))
+    attached = Attached(load_base(base, options.dtype, codec, device, allow_incomplete_base=incomplete))
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
         adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
         attached.add(name, adapter)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +16,9 @@ import pytest
 import torch
 
 from hubkit.errors import HubkitError
+from hubkit.methods import hookspecs
 from hubkit.methods import host as host_module
-from hubkit.methods.api import Delta, MethodInfo, NotMergeable, hookimpl
+from hubkit.methods.api import Delta, MethodInfo, NotMergeable, PeftForm, hookimpl
 from hubkit.methods.host import GROUP, Method, MethodHost, Offer, host
 
 MINIMAL = """
@@ -240,6 +243,84 @@ def test_absent_hooks_have_defaults_or_a_reason() -> None:
     assert refusal("HK-NOT-MERGEABLE", made.merge, None, {}, None).what == made.unmergeable
     loss = torch.tensor(2.0)
     assert made.train_step(lambda **batch: SimpleNamespace(loss=loss * batch["x"]), {"x": loss}) == 4  # type: ignore[arg-type]
+
+
+def test_what_a_method_says_nothing_of_is_hubkits_own() -> None:
+    made = method(Plugin())
+    assert made.peft_form is made.adapterhub_form is None
+    assert made.learning_rate(Config(), None, "A") == 1.0  # type: ignore[arg-type]
+    assert made.narrow(Config(3), frozenset({"x.A"})) == Config(3)
+    assert made.low_rank(("q_proj",), 4) is made.whole(("x.weight",), "keep") is None
+
+
+def test_hooks_take_any_subset_of_their_arguments_by_name() -> None:
+    """So arguments can be added to a hook: an implementation that does not name them is called as before."""
+
+    class Own(Plugin):
+        @hookimpl
+        def foreign_form(self, target: str) -> PeftForm | None:
+            return PeftForm("MINE", roles={}, options={}) if target == "peft" else None
+
+        @hookimpl
+        def learning_rate(self, role: str) -> float:
+            return 2.0 if role == "B" else 0
+
+        @hookimpl
+        def narrow(self, changed: frozenset[str]) -> Config:
+            return Config(len(changed))
+
+        @hookimpl
+        def low_rank(self, rank: int) -> Config:
+            return Config(rank)
+
+        @hookimpl
+        def whole(self) -> Config:
+            return Config(7)
+
+    made = method(Own())
+    assert made.peft_form == PeftForm("MINE", roles={}, options={})
+    assert made.adapterhub_form is None
+    assert [made.learning_rate(Config(), None, role) for role in "AB"] == [0.0, 2.0]  # type: ignore[arg-type]
+    assert made.narrow(Config(), frozenset({"x.A", "y.A"})) == Config(2)
+    assert (made.low_rank(("q_proj",), 4), made.whole((), "keep")) == (Config(4), Config(7))
+
+
+@pytest.mark.parametrize("factor", [float("nan"), -1.0, float("inf"), "1"])
+def test_an_unusable_factor_is_the_plugins_fault(factor: object) -> None:
+    class Faulty(Plugin):
+        @hookimpl
+        def learning_rate(self) -> object:
+            return factor
+
+    site = SimpleNamespace(name="model.norm")
+    assert refusal("HK-PLUGIN", method(Faulty()).learning_rate, Config(), site, "weight").have
+
+
+def test_answers_of_another_kind_are_the_plugins_fault() -> None:
+    class Faulty(Plugin):
+        @hookimpl
+        def foreign_form(self) -> object:
+            return {"peft_type": "MINE"}
+
+        @hookimpl
+        def narrow(self) -> object:
+            return {"size": 2}
+
+        @hookimpl
+        def low_rank(self) -> object:
+            return "rank"
+
+    made = method(Faulty())
+    assert "dict" in refusal("HK-PLUGIN", lambda: made.peft_form).have[0]
+    assert refusal("HK-PLUGIN", made.narrow, Config(), frozenset()).have == ["TypeError: it returned dict, not Config"]
+    assert "Config" in refusal("HK-PLUGIN", made.low_rank, (), 1).have[0]
+
+
+def test_a_guide_names_every_hook() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "write-a-method.md").read_text("utf-8")
+    told = dict(re.findall(r"^\| `(\w+)\((.*?)\)` \|", guide, flags=re.MULTILINE))
+    hooks = {n: f for n, f in vars(hookspecs).items() if inspect.isfunction(f) and f.__module__ == hookspecs.__name__}
+    assert told == {name: ", ".join(inspect.signature(hook).parameters) for name, hook in hooks.items()}
 
 
 def test_a_plugin_is_not_asked_for_anothers_method() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,10 +116,8 @@ def test_both_engines_compute_the_sum(project: Path, tmp_path: Path, tiny_llama:
     for engine in ("peft", "merged"):
         out = tmp_path / engine
         deploy(out, engine=engine, lock=project)
-        spec: dict[str, Any] = {"__file__": str(out / "run.py"), "__name__": "run"}
-        exec(compile((out / "run.py").read_text(), "run.py", "exec"), spec)
         with torch.no_grad():
-            logits.append(spec["load"]()[0](ids).logits)
+            logits.append(loaded(out)(ids).logits)
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
     base = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     for name, site in Base.from_folder(tiny_llama).sites.items():
@@ -128,6 +127,27 @@ def test_both_engines_compute_the_sum(project: Path, tmp_path: Path, tiny_llama:
                 base.get_submodule(site.name).weight += delta
     with torch.no_grad():
         torch.testing.assert_close(logits[1], base(ids).logits, atol=1e-5, rtol=0)
+
+
+def loaded(out: Path) -> Any:
+    """The model that a deployment's run.py loads."""
+    spec: dict[str, Any] = {"__file__": str(out / "run.py"), "__name__": "run"}
+    exec(compile((out / "run.py").read_text(), "run.py", "exec"), spec)
+    return spec["load"]("cpu")[0]
+
+
+def test_a_deployment_makes_no_weight_up(project: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (project / "model").unlink()
+    shutil.copytree(tiny_llama, project / "model")
+    tensors = load_file(project / "model" / "model.safetensors")
+    del tensors["model.layers.1.post_attention_layernorm.weight"]
+    save_file(tensors, project / "model" / "model.safetensors", {"format": "pt"})
+    lock(project, allow_base_mismatch=True)
+    deploy(tmp_path / "out", engine="peft", lock=project)
+    with pytest.raises(SystemExit, match=r"the files lack model\.layers\.1\.post_attention_layernorm\.weight"):
+        loaded(tmp_path / "out")
 
 
 def expected_delta(project: Path, site: str) -> Any:

@@ -182,7 +182,7 @@ def bases_that_are_none(base: Path, tmp_path: Path) -> dict[str, tuple[object, i
         "pickled weights": (made["pickled"], 1, "HK-PICKLE"),
         "config no JSON": (made["text"], 1, "HK-JSON"),
         "tokenizer of nothing": (made["token"], 1, "HK-TOKENIZER"),
-        "config of another shape": (made["shape"], 1, "HK-BASE-LOAD"),
+        "config of another shape": (made["shape"], 1, "HK-BASE-INCOMPLETE"),
         "unknown architecture": (made["strange"], 1, "HK-BASE-LOAD"),
         "config of other types": (made["list"], 1, "HK-TOKENIZER-LOAD or HK-BASE-LOAD"),  # transformers 5 or 4.57
     }

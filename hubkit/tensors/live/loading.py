@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubkit.artifact.identity.base_files import local, read_config
+from hubkit.artifact.identity.base_files import local, read_config, weight_headers
 from hubkit.artifact.identity.digest import (
     BaseRecord,
     TensorDigest,
@@ -22,6 +22,7 @@ from hubkit.artifact.identity.digest import (
     config_values,
     counted,
     fingerprint_folder,
+    is_buffer,
     layout_digest,
     template_digest,
     ties,
@@ -34,6 +35,7 @@ from hubkit.compat.transformers import commit_of, quiet
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
+from hubkit.tensors.base.base import natural
 from hubkit.tensors.base.tokenizer import transformers_module
 from hubkit.tensors.device import computing, device_named, require_dtype
 from hubkit.tensors.files.dtypes import DTYPE_NAMES, dtype_named
@@ -43,7 +45,12 @@ from hubkit.tensors.live.loading_4bit import is_packed, load_packed
 
 @checked
 def load_base(
-    path: Path | str, dtype: str | None = None, codec: str | None = None, device: str | torch.device = "auto"
+    path: Path | str,
+    dtype: str | None = None,
+    codec: str | None = None,
+    device: str | torch.device = "auto",
+    *,
+    allow_incomplete_base: bool = False,
 ) -> nn.Module:
     """The language model in folder `path`, in eval mode, its parameters frozen.
 
@@ -54,9 +61,12 @@ def load_base(
         dtype: ``float32``, ``bfloat16``...; None: as stored.
         codec: ``nf4/64/double``: the linear layers but the output head are quantized while they are read, on `device`.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``: see `hubkit.tensors.device`.
+        allow_incomplete_base: let transformers make up weights that the files lack, and leave out those that it has no
+            place for.
 
     Raises:
         HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-UNSAFE``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``;
+            ``HK-BASE-INCOMPLETE`` where the files do not hold each weight of the model once, in its shape;
             ``HK-NAN`` for a weight that cannot be quantized; ``HK-DEVICE``, ``HK-DTYPE`` and ``HK-MEMORY`` where
             `device` is not there, does not compute so, or is too small; ``HK-EXTRA`` without transformers, or without
             accelerate off the CPU.
@@ -73,15 +83,17 @@ def load_base(
     require_dtype(place, wanted or _stated_dtype(config))
     transformers = transformers_module()
     options: dict[str, Any] = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
     if place.type != "cpu":
         _require_accelerate(place)
         options["device_map"] = {"": place}
     try:
         with quiet(), computing(place, f"the base {path.name}", "--dtype bfloat16, or a quantized base"):
             if codec or stored:
-                model = load_packed(path, transformers, None if stored else codec, options, place)
+                model, found = load_packed(path, transformers, None if stored else codec, options, place)
             else:
-                model = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **options)
+                loader = transformers.AutoModelForCausalLM
+                model, found = loader.from_pretrained(path, trust_remote_code=False, **options)
     except HubkitError:
         raise
     except Exception as e:  # on a config of another maker, transformers can raise anything
@@ -89,6 +101,8 @@ def load_base(
             "HK-BASE-LOAD", "transformers cannot load the base as a causal language model", where=str(path),
             have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
         ) from e  # fmt: skip
+    if not allow_incomplete_base:
+        _require_complete(model, found, path)
     require_dtype(place, next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
     model.eval().requires_grad_(False)
     if codec and not stored:
@@ -114,6 +128,46 @@ def _require_own(path: Path, config: Mapping[str, Any]) -> None:
             want="a base alone", have=faults,
             fix="a folder without these; an adapter beside the base: move it away, then hubkit pack it",
         )  # fmt: skip
+
+
+def _require_complete(model: nn.Module, found: Mapping[str, Any], path: Path) -> None:
+    """Refuses a model whose weights are not those of the files, each once: ``HK-BASE-INCOMPLETE``.
+
+    transformers draws what the files lack at random and passes over what it has no place for, with a warning: a base
+    model without its head, a classifier, a config that promises more layers. Buffers that models compute themselves
+    count on neither side.
+
+    Args:
+        found: what ``from_pretrained(output_loading_info=True)`` says.
+    """
+    stored = {name: info for infos in weight_headers(local(path)).values() for name, info in infos.items()}
+    live = {
+        name: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for name, t in model.state_dict().items() if t.dtype in DTYPE_NAMES
+    }
+    spare = {name for name, info in stored.items() if is_buffer(name, info.dtype, info.shape)}
+    spare |= {name for name, facts in live.items() if is_buffer(name, *facts)}
+    said = {kind: {_key(one) for one in found.get(f"{kind}_keys", ())} - spare for kind in _FAULTS}
+    have = [f"{name}: {what}" for kind, what in _FAULTS.items() for name in sorted(said[kind], key=natural)]
+    if have:
+        raise HubkitError(
+            "HK-BASE-INCOMPLETE", "the files do not hold the weights of the model, each once", where=str(path),
+            want=f"the weights of {type(model).__name__}", have=have,
+            fix=f"a complete checkpoint of a language model; --{INCOMPLETE} goes on, and is recorded",
+        )  # fmt: skip
+
+
+INCOMPLETE = "allow-incomplete-base"
+"""The override, as manifests name it."""
+_FAULTS = {
+    "missing": "not in the files: transformers makes it up",
+    "mismatched": "of another shape in the files: transformers makes it up",
+    "unexpected": "in the files alone: the model has no place for it",
+}
+
+
+def _key(said: str | tuple[Any, ...]) -> str:
+    """The name in one line of transformers' report: mismatched keys come with their shapes in some releases."""
+    return said if isinstance(said, str) else str(said[0])
 
 
 def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:

@@ -34,8 +34,8 @@ def is_packed(config: Mapping[str, Any]) -> bool:
 
 def load_packed(
     path: Path, transformers: Any, codec: str | None, options: Mapping[str, Any], device: torch.device
-) -> nn.Module:
-    """The language model in folder `path` with its linear layers packed.
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The language model in folder `path` with its linear layers packed, and what transformers says of loading it.
 
     Args:
         transformers: the module.
@@ -57,23 +57,46 @@ def load_packed(
     if hasattr(config, QUANTIZATION):
         del config.quantization_config
     empty = quantization(lambda model: _empty(model, [site.name for site in sites]))
-    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
         path, config=config, quantization_config=empty, trust_remote_code=False, **options
     )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    there = dict(model.named_modules())
+    sites = [site for site in sites if site.name in there]
+    _require_shapes(there, sites, path)
     filled = [_fill(model, site, shards, headers, dtype, device) for site in sites]
     if filled:
         kept = [site.name for site in base.sites.values() if site.kind == "linear" and site not in sites]
-        model.config.quantization_config = _settings(filled[0], dtype, kept)  # type: ignore[union-attr]
-    return model
+        model.config.quantization_config = _settings(filled[0], dtype, kept)
+    own = {stem for site in sites for stem in (site.name, site.tensor.removesuffix(".weight"))}
+    rest = {key for key in found["unexpected_keys"] if key.partition(".weight")[0] not in own}
+    return model, {**found, "unexpected_keys": rest}
 
 
 def _empty(model: nn.Module, names: Iterable[str]) -> None:
     """Puts empty quantized layers in the named places of a model that is about to be loaded: nothing will be there."""
+    there = dict(model.named_modules())
     for name in names:
-        layer = model.get_submodule(name)
-        if quantizable(layer):
-            model.set_submodule(name, shell(layer))
+        if name in there and quantizable(there[name]):
+            model.set_submodule(name, shell(there[name]))
+
+
+def _require_shapes(modules: Mapping[str, nn.Module], sites: list[Site], path: Path) -> None:
+    """Refuses weights of other shapes than their layers': ``HK-BASE-INCOMPLETE``."""
+    layers = ((site, modules[site.name]) for site in sites)
+    shapes = (
+        (site, (layer.out_features, layer.in_features)) for site, layer in layers if isinstance(layer, QuantLinear)
+    )
+    have = [
+        f"{site.tensor}: {site.shape} in the files, {shape} in the model"
+        for site, shape in shapes
+        if site.shape != shape
+    ]
+    if have:
+        raise HubkitError(
+            "HK-BASE-INCOMPLETE", "weights of the files do not fit the model", where=str(path), have=have,
+            fix="the config.json that belongs to these weights",
+        )  # fmt: skip
 
 
 def _fill(

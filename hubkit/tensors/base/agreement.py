@@ -1,0 +1,73 @@
+"""Whether a base has the same modules in its files and as a model: planned on the one, made on the other.
+
+transformers can rename, fuse and split what the files hold (experts of a mixture become one tensor); an adapter made at
+modules that the files do not know could never be read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hubkit.errors import HubkitError
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.tokenizer import transformers_module
+
+
+def outline(folder: Path) -> nn.Module:
+    """The language model that transformers makes of a base's configuration, on the meta device: no weight is read.
+
+    Raises:
+        HubkitError: ``HK-BASE-LOAD``, ``HK-EXTRA``.
+    """
+    transformers = transformers_module()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as e:  # on a config of another maker, transformers can raise anything
+        raise HubkitError(
+            "HK-BASE-LOAD", "transformers cannot make a causal language model of the base's configuration",
+            where=str(folder), have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
+        ) from e  # fmt: skip
+    return model
+
+
+def require_agreement(planned: Mapping[str, Site], live: Mapping[str, Site], files: Base, model: Base) -> None:
+    """Refuses places that are not the same in the files and in the model: ``HK-BASE-MODULES``.
+
+    Args:
+        planned: site name -> site of what would be made, by the headers of the files.
+        live: as found in the model.
+        files: the base by its headers.
+        model: the base by its model.
+    """
+    have = [
+        f"{name}: {_facts(planned.get(name))} in the files, {_facts(live.get(name))} in the model"
+        for name in dict.fromkeys((*planned, *live))
+        if _facts(planned.get(name)) != _facts(live.get(name))
+    ]
+    if have:
+        both = dict.fromkeys(_last_names(files, model))
+        raise HubkitError(
+            "HK-BASE-MODULES", "the base's files and the model made of them have other modules: no adapter fits both",
+            where=files.source, have=have, want="modules that are the same in both",
+            fix=f"--set targets={','.join(both)}" if both else "another base",
+        )  # fmt: skip
+
+
+def _facts(site: Site | None) -> str:
+    return "nothing" if site is None else f"{site.kind} {tuple(site.shape)}" + (", biased" if site.bias_tensor else "")
+
+
+def _last_names(files: Base, model: Base) -> Iterable[str]:
+    """Last names of the linear layers that both have alike, and that no other module shares."""
+    linear = (site for site in files.sites.values() if site.kind == "linear")
+    alike = {site.name for site in linear if _facts(site) == _facts(model.sites.get(site.name))}
+    others = {name.rpartition(".")[2] for name in {*files.sites, *model.sites} - alike}
+    names = (name.rpartition(".")[2] for name in files.sites if name in alike and not files.arch.is_head(name))
+    return (name for name in names if name not in others)
