@@ -48,7 +48,10 @@ def attention_of(config: Any) -> str | None:
 
 
 def commit_of(config: Any) -> str | None:
-    """The commit of the Hub that a configuration was loaded from: ``_commit_hash``, which no public name gives."""
+    """The commit of the Hub that a configuration was loaded from, where it says so.
+
+    ``_commit_hash`` in transformers 4; 5.23 resolves a revision once and keeps it nowhere that a loaded model leads to.
+    """
     found: str | None = getattr(config, "_commit_hash", None)
     return found
 
