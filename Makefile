@@ -61,7 +61,7 @@ lint: $(READY)
 	$(BIN)/ruff check . scripts/errors scripts/rooms scripts/torch-floor
 	$(BIN)/ruff format --check . scripts/errors scripts/rooms scripts/torch-floor
 	$(BIN)/mypy
-	$(BIN)/mypy --strict plugins examples
+	$(BIN)/mypy --strict plugins examples tests
 	$(BIN)/mypy --strict scripts/errors
 	$(BIN)/mypy --strict scripts/rooms
 	$(BIN)/mypy --strict scripts/torch-floor

@@ -206,7 +206,8 @@ class Rescaled(torch.autograd.Function):
         z = total if bias is None else total - bias
         ctx.save_for_backward(x, low, down, up, z, excess, norm)
         ctx.scale, ctx.dtype = scale, a.dtype
-        return torch.addcmul(total, z, excess).view(y.shape)
+        # of y's shape from the start: a view that a Function returns may not be written into, as Falcon's layers do
+        return torch.addcmul(total.view(y.shape), z.view(y.shape), excess)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HUBKIT = Path(sys.executable).with_name("hubkit")
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -42,10 +43,10 @@ def command(work: Path, *sites: Path) -> Command:
     return run
 
 
-def answer(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The JSON document of a command that went well."""
     assert done.returncode == 0, done.stderr
-    document: dict[str, object] = json.loads(done.stdout)
+    document: dict[str, Any] = json.loads(done.stdout)
     return document
 
 

@@ -240,12 +240,17 @@ class _Hooks(_C._acc.PrivateUse1Hooks):  # type: ignore[misc]
 
 
 _module = SimpleNamespace(
-    is_available=lambda: False, is_initialized=lambda: True, device_count=lambda: DEVICES, current_device=lambda: 0,
-    _is_in_bad_fork=lambda: False, manual_seed_all=lambda seed: None, synchronize=lambda device=None: None,
+    is_available=lambda: False,
+    is_initialized=lambda: True,
+    device_count=lambda: DEVICES,
+    current_device=lambda: 0,
+    _is_in_bad_fork=lambda: False,
+    manual_seed_all=lambda seed: None,
+    synchronize=lambda device=None: None,
     get_amp_supported_dtype=lambda: [torch.float16, torch.bfloat16],
     get_rng_state=lambda device=None: torch.get_rng_state(),
     set_rng_state=lambda state, device=None: torch.set_rng_state(state),
-)  # fmt: skip
+)
 """``torch.standin``. Random numbers are the CPU generator's."""
 
 

@@ -147,8 +147,13 @@ def test_documents_run_as_typed(document: Path, smol: Path, tmp_path: Path) -> N
     }
     done = subprocess.run(
         ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}"],
-        cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=1500,
-    )  # fmt: skip
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1500,
+    )
     out = re.split(rf"^{END}(\d+)\n", done.stdout, flags=re.MULTILINE)
     err = re.split(rf"^{END}\n", done.stderr, flags=re.MULTILINE)
     for number, (line, output) in enumerate(shown):

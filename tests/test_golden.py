@@ -60,5 +60,6 @@ def test_a_lock_and_a_sum_are_the_same_bytes(golden: Path) -> None:
     lock(golden)
     assert (golden / "hubkit.lock").read_bytes() == (GOLDEN / "hubkit.lock").read_bytes()
     done = compose(f"1.0*{golden / 'lora'} + -0.5*{golden / 'lora'}", golden / "again")
+    assert done.path is not None
     file = "adapter_model.safetensors"
     assert (done.path / file).read_bytes() == (GOLDEN / "composed" / file).read_bytes()

@@ -11,10 +11,18 @@ FP32, FP64 = 1e-4, 1e-9
 """What two orders of the same sums may differ by, relative to the largest value."""
 N = 5
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "initializer_range": 0.4,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.4,
+}
 OWN: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "gemma": {"head_dim": 8},
@@ -27,7 +35,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def model_of(kind: str, attention: str = "sdpa", **more: Any) -> Any:
+def model_of(kind: str, attention: str = "sdpa", /, **more: Any) -> Any:
     """A tiny seeded random causal model of one architecture."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

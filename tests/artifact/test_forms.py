@@ -186,7 +186,7 @@ def test_a_copy_of_the_bases_embedding_must_be_the_bases(changed: bool, tmp_path
     from hubkit.tensors.parts.adapter import Adapter
 
     config = peft.LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
-    peft.get_peft_model(tiny_model("llama"), config).save_pretrained(str(tmp_path))  # type: ignore[arg-type]
+    peft.get_peft_model(tiny_model("llama"), config).save_pretrained(str(tmp_path))
     weights = tmp_path / "adapter_model.safetensors"
     tensors = load_file(weights)
     copies = [key for key in tensors if key.endswith("base_layer.weight")]

@@ -218,7 +218,7 @@ def _race(dest: Path, text: str, replace: bool, start: Any) -> None:
     os._exit(0)
 
 
-def _race_all(dest: Path, replace: bool) -> list[int | None]:
+def _race_all(dest: Path, replace: bool) -> list[int]:
     start = FORK.Barrier(6)
     processes = [FORK.Process(target=_race, args=(dest, text, replace, start)) for text in "abcdef"]
     for process in processes:

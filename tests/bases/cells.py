@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bases.architectures import ARCHITECTURES
+from bases.architectures import ARCHITECTURES, CAUSAL, VISION
 
 TOLERANCE = 1e-4
 """What two ways of computing the same logits in fp32 may differ by, relative to the largest: the suite's own bound."""
@@ -110,15 +110,12 @@ def run_cell(kind: str, method: str, base: Path, work: Path) -> Cell:
 
 
 def loaded(base: Path) -> Any:
-    """The model that a user of transformers has: the causal one, where there is one, in fp32."""
+    """The model that a user of transformers has: the one that sees where the base does, else the causal one, in fp32."""
     import transformers
 
     kind = ARCHITECTURES[_kind(base)].saved
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    except ValueError:  # transformers has no causal model of this type
-        model = getattr(transformers, kind).from_pretrained(base, dtype="float32")
-    return model.eval()
+    auto = getattr(transformers, kind if kind == VISION else CAUSAL)
+    return auto.from_pretrained(base, dtype="float32").eval()
 
 
 def _kind(base: Path) -> str:
@@ -143,7 +140,8 @@ def _trained(cell: Cell, base: Path, work: Path) -> bool:
     import hubkit
     from hubkit.errors import HubkitError
 
-    method, out, steps = METHODS[cell.method], work / "adapter", []
+    method, out = METHODS[cell.method], work / "adapter"
+    steps: list[object] = []
     rows = rows_file(work / "rows.jsonl", 8)
     try:
         hubkit.train(

@@ -71,9 +71,13 @@ def peft_run(model: Any, kind: str) -> Callable[[], None]:
 
     def run() -> None:
         model.add_weighted_adapter(
-            list(WEIGHTS), list(WEIGHTS.values()), "mixed", combination_type=combination, svd_rank=RANK,
+            list(WEIGHTS),
+            list(WEIGHTS.values()),
+            "mixed",
+            combination_type=combination,
+            svd_rank=RANK,
             density=DENSITY if kind == "ties" else None,
-        )  # fmt: skip
+        )
         model.delete_adapter("mixed")
 
     return run
@@ -87,9 +91,13 @@ def agreement(model: Any, kind: str, ours: Composition) -> tuple[float, float]:
     modules = dict(model.base_model.model.named_modules())
     combination = {"svd": "svd", "ties": "ties_svd"}[kind]
     model.add_weighted_adapter(
-        list(WEIGHTS), list(WEIGHTS.values()), "mixed", combination_type=combination, svd_rank=RANK,
+        list(WEIGHTS),
+        list(WEIGHTS.values()),
+        "mixed",
+        combination_type=combination,
+        svd_rank=RANK,
         density=DENSITY if kind == "ties" else None,
-    )  # fmt: skip
+    )
     weights = torch.tensor(list(WEIGHTS.values()))
     worst = apart = 0.0
     for site, (left, right) in ours.factors.items():

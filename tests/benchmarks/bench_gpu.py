@@ -25,7 +25,7 @@ from harness import compare
 from torch import Tensor, nn
 
 from hubkit.methods.config import parse_config
-from hubkit.methods.host import host
+from hubkit.methods.host import Method, host
 from hubkit.tensors.device import described, device_named
 from hubkit.tensors.fourbit.decode import dequantize
 from hubkit.tensors.fourbit.linear import quantizable, shell
@@ -114,7 +114,7 @@ def base(size: str, device: torch.device) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, **SIZES[size])  # type: ignore[arg-type]
+    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, **SIZES[size])
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -149,9 +149,14 @@ def packed_by_bitsandbytes(size: str, device: torch.device) -> Any:
     model = base(size, device)
     for parent, name, layer in linears(model):
         made = bnb.nn.Linear4bit(
-            layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16,
-            compress_statistics=True, quant_type="nf4", device="meta",
-        )  # fmt: skip
+            layer.in_features,
+            layer.out_features,
+            bias=False,
+            compute_dtype=torch.bfloat16,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
         made.weight = bnb.nn.Params4bit(
             layer.weight.detach().cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
         )
@@ -230,6 +235,7 @@ def loop_step(model: Attached, rows: int, length: int, stack: ExitStack) -> Call
     one = model.adapters["a0"]
     model.set_mix("a0")
     batch = [Row(row, row, "") for row in ids(rows, length, torch.device("cpu")).tolist()]
+    assert isinstance(one.method, Method)
     stepper = Stepper(model, one.trainables(), one.method.train_step, weight_decay=0.01, clip=1.0)
     stack.enter_context(chunked_loss(model, collate(batch, stepper.device)))
 

@@ -17,7 +17,7 @@ from harness import compare, report
 from torch import nn
 
 from hubkit.methods.config import parse_config
-from hubkit.methods.host import host
+from hubkit.methods.host import Method, host
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.live.loading import load_base
 from hubkit.tensors.parts.adapter import Adapter
@@ -67,9 +67,9 @@ def loop_step(model: Attached, stack: ExitStack, attention: bool = True) -> Call
     from hubkit.training.stepper import Stepper
 
     rows = [Row(ids, ids, "") for ids in tokens(ROWS, LENGTH).tolist()]
-    stepper = Stepper(
-        model, model.adapters["a"].parameters(), model.adapters["a"].method.train_step, weight_decay=0.01, clip=1.0
-    )
+    one = model.adapters["a"]
+    assert isinstance(one.method, Method)
+    stepper = Stepper(model, one.parameters(), one.method.train_step, weight_decay=0.01, clip=1.0)
     assert stack.enter_context(chunked_loss(model, collate(rows)))
     assert stack.enter_context(short_attention(model, attention)) == attention
 

@@ -39,9 +39,11 @@ def peft_model(path: Path) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+    )
     model = AutoModelForCausalLM.from_pretrained(path, quantization_config=settings, dtype=torch.bfloat16)
     return get_peft_model(model.train(), LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear"))
 

@@ -48,15 +48,28 @@ def train(base: Path, steps: int, variant: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / method
         run = hubkit.train(
-            str(base), DATA / "e2e_train.jsonl", out, method=method, config=config, steps=steps, eval_every=steps,
-            validation_data=DATA / "e2e_heldout.jsonl", report=report, **options,
-        )  # fmt: skip
+            str(base),
+            DATA / "e2e_train.jsonl",
+            out,
+            method=method,
+            config=config,
+            steps=steps,
+            eval_every=steps,
+            validation_data=DATA / "e2e_heldout.jsonl",
+            report=report,
+            **options,
+        )
         size = (out / "adapter_model.safetensors").stat().st_size
     figures = {
-        "variant": variant, "steps": steps, "before": run.metrics.untrained_loss, "after": run.metrics.validation_loss,
-        "parameters": run.parameters, "bytes": size, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "variant": variant,
+        "steps": steps,
+        "before": run.metrics.untrained_loss,
+        "after": run.metrics.validation_loss,
+        "parameters": run.parameters,
+        "bytes": size,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "seconds": statistics.median(b - a for a, b in itertools.pairwise(stamps)),
-    }  # fmt: skip
+    }
     print(json.dumps(figures))
 
 

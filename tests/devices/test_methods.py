@@ -161,7 +161,7 @@ def test_gradients_of_a_route_there(checkpointing: bool, device: torch.device) -
     for at in (torch.device("cpu"), device):
         attached = random_adapters(model_of("llama").to(at)).train()
         if checkpointing:
-            attached.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            attached.gradient_checkpointing_enable({"use_reentrant": False})
         rows = ids(len(ROUTE), 6).to(at)
         attached(rows, labels=rows, route=ROUTE).loss.backward()
         named = {f"{n}.{k}": p for n, a in attached.adapters.items() for k, p in a.parameters().items()}
@@ -222,8 +222,12 @@ def test_layers_on_several_devices(device: torch.device) -> None:
         second = torch.device(device.type, 1) if device.type == "standin" or torch.cuda.device_count() > 1 else device
         places = {"model.embed_tokens": device, "model.layers.0": device, "model.rotary_emb": device}
         places |= {"model.layers.1": second, "model.norm": second, "lm_head": device}
-        dispatch_model(attached.model, {name: str(place) for name, place in places.items()}, main_device=str(device),
-                       force_hooks=True)  # fmt: skip
+        dispatch_model(
+            attached.model,
+            {name: str(place) for name, place in places.items()},
+            main_device=str(device),
+            force_hooks=True,
+        )
         near(attached(rows.to(device), route=route).logits.cpu(), want)
         near(attached(rows.to(device), route=["prompt"] * len(route)).logits.cpu(), alone)
         fresh = METHODS["prefix"][1] | {"init": "vocabulary"}

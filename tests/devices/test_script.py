@@ -34,9 +34,12 @@ def test_what_no_time_is_left_for_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it runs for minutes")
 def test_without_a_gpu_the_script_says_so_and_writes_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
-        [ROOT / "scripts" / "gpu", tmp_path / "figures.md"], capture_output=True, text=True, check=False,
+        [ROOT / "scripts" / "gpu", tmp_path / "figures.md"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert "HK-DEVICE" in done.stderr
     assert list(tmp_path.iterdir()) == []

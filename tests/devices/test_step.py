@@ -21,7 +21,7 @@ from torch import nn
 from zoo import ids, model_of
 
 from hubkit.methods.config import parse_config
-from hubkit.methods.host import host
+from hubkit.methods.host import Method, host
 from hubkit.methods.suite import randomize
 from hubkit.tensors.fourbit.nf4 import CODEC
 from hubkit.tensors.live.attached import Attached
@@ -82,8 +82,9 @@ def without_transformers(lines: list[str]) -> list[str]:
 def test_the_host_waits_once(name: str, kind: str, chunked: bool, checkpointing: bool) -> None:
     attached = attached_with(name, kind, STAND_IN).train()
     if checkpointing:
-        attached.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        attached.gradient_checkpointing_enable({"use_reentrant": False})
     adapter = attached.adapters[name]
+    assert isinstance(adapter.method, Method)
     stepper = Stepper(
         attached, adapter.trainables(), adapter.method.train_step, weight_decay=0.0, clip=0.1, kept=adapter.kept()
     )
@@ -142,8 +143,9 @@ def test_forward_loss_and_backward_hold_no_value_of_the_host(name: str, kind: st
     attached = attached_with(name, kind, META).train()
     attached.config.pad_token_id = None  # else transformers looks for it among the first and last tokens
     batch = {"input_ids": ids(3, 7).to(META), "labels": ids(3, 7).to(META)}
-    loss = attached.adapters[name].method.train_step(attached, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    method = attached.adapters[name].method
+    assert isinstance(method, Method)
+    torch.autograd.backward(method.train_step(attached, batch))
     assert {p.grad.device.type for p in attached.adapters[name].trainables().values() if p.grad is not None} == {"meta"}
 
 

@@ -52,7 +52,7 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def _die_writing(path: Path) -> None:
-    def fsync(_descriptor: int) -> None:
+    def fsync(fd: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = fsync

@@ -195,9 +195,15 @@ def test_every_violation_is_shown_with_its_pointer() -> None:
         check({**document, "base": base}, "manifest", "f")
     pointers = {line.split(":")[0] for line in caught.value.have}
     assert pointers == {
-        "#", "#/name", "#/version", "#/files/0/size", "#/files/0/sha256", "#/files/1", "#/base/layout",
+        "#",
+        "#/name",
+        "#/version",
+        "#/files/0/size",
+        "#/files/0/sha256",
+        "#/files/1",
+        "#/base/layout",
         "#/base/files/a~1b",
-    }  # fmt: skip
+    }
 
 
 def test_a_flood_of_violations_is_cut() -> None:

@@ -62,10 +62,10 @@ def test_a_table_is_a_tuple_with_a_head_and_rows() -> None:
         f"ana/chat@1  adapter  main, 1.0.0  {DIGEST}  831   /store/1",
         "ana/<b>",
     ]
-    assert (STORED[0], STORED[1]) == STORED
     shown = STORED._repr_html_()
     assert (shown.count("<tr>"), shown.count("<th "), shown.count("<td ")) == (3, 6, 12)
     assert "ana/&lt;b&gt;" in shown
+    assert (STORED[0], STORED[1]) == STORED
     assert repr(Table()) == "()"
     assert Table()._repr_html_() == "<p>nothing</p>"
 

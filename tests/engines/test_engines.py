@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import make_adapter
@@ -24,8 +25,8 @@ def whole(tiny_llama: Path, tmp_path: Path) -> AdapterFolder:
     return open_adapter(make_adapter(tmp_path / "whole", tiny_llama))
 
 
-def with_manifest(folder: AdapterFolder, **changes: object) -> AdapterFolder:
-    return AdapterFolder(folder.path, replace(folder.manifest, **changes))  # type: ignore[arg-type]
+def with_manifest(folder: AdapterFolder, **changes: Any) -> AdapterFolder:
+    return AdapterFolder(folder.path, replace(folder.manifest, **changes))
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,9 +60,9 @@ def hubkit(site: Path, tmp_path: Path) -> Command:
     return run
 
 
-def answer(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
-    document: dict[str, object] = json.loads(done.stdout)
+    document: dict[str, Any] = json.loads(done.stdout)
     return document
 
 
@@ -92,7 +93,7 @@ def test_installing_the_wheel_makes_the_method_known(hubkit: Command) -> None:
     described = answer(hubkit("methods", "ia3", "--json"))
     assert described["peft"] == "IA3"
     assert described["unmergeable"] == ""
-    assert [option["name"] for option in described["options"]] == ["targets", "feedforward"]  # type: ignore[attr-defined]
+    assert [option["name"] for option in described["options"]] == ["targets", "feedforward"]
     assert "ia3" not in {row["name"] for row in json.loads(hubkit("methods", "--json", path=()).stdout)}
 
 
@@ -125,7 +126,7 @@ def test_its_whole_life(hubkit: Command, tiny_llama: Path, tmp_path: Path) -> No
     pulled = Path(str(answer(hubkit("pull", "ana/own@^0.1", "--json"))["path"]))
     assert (pulled / "hubkit.json").read_bytes() == (tmp_path / "own" / "hubkit.json").read_bytes()
     checks = answer(hubkit("verify", "ana/own", "--base", tiny_llama, "--json"))["checks"]
-    assert [check["name"] for check in checks] == ["files", "base", "tensors"]  # type: ignore[attr-defined]
+    assert [check["name"] for check in checks] == ["files", "base", "tensors"]
 
     merged = answer(hubkit("merge", "ana/own", "--base", tiny_llama, "--out", "merged", "--json"))
     assert merged["changed"] == 6

@@ -74,7 +74,7 @@ def test_it_goes_through_every_command(hubkit: Command, tiny_llama: Path, tmp_pa
     assert (pulled / "hubkit.json").read_bytes() == (tmp_path / "own" / "hubkit.json").read_bytes()
     assert "ana/own" in hubkit("list").stdout
     checks = answer(hubkit("verify", "ana/own", "--base", tiny_llama, "--json"))["checks"]
-    assert [check["name"] for check in checks] == ["files", "base", "tensors"]  # type: ignore[attr-defined]
+    assert [check["name"] for check in checks] == ["files", "base", "tensors"]
     question = ["The capital of France", "--max-new-tokens", "8", "--json", "--base", tiny_llama]
     live = answer(hubkit("generate", *question, "--adapter", "ana/own"))["text"]
     assert live != answer(hubkit("generate", *question))["text"]
@@ -82,11 +82,12 @@ def test_it_goes_through_every_command(hubkit: Command, tiny_llama: Path, tmp_pa
     (tmp_path / "hubkit.toml").write_text(f"[base]\nsource = '{tiny_llama}'\n[adapters.own]\nsource = 'ana/own@^1.0'\n")
     assert hubkit("lock").returncode == 0
     before = {path.name for path in tmp_path.iterdir()}
-    for code, line in {
+    refusals: dict[str, list[str | Path]] = {
         "HK-NOT-MERGEABLE": ["merge", "ana/own", "--base", tiny_llama, "--out", "out"],
         "HK-COMPOSE": ["compose", "ana/own", "+", "./own", "--out", "out"],
         "HK-EXPORT": ["export", "ana/own", "--to", "peft", "--out", "out"],
-    }.items():
+    }
+    for code, line in refusals.items():
         have, text = refusal(hubkit(*line))
         assert have == code, text
         assert REASON in text or code != "HK-NOT-MERGEABLE"

@@ -78,7 +78,7 @@ def test_lists_of_modules_are_part_of_the_targets_and_match_nothing_else() -> No
     ],
 )
 def test_what_peft_trains_computes_the_same_here(name: str, family: str, config: Any, tmp_path: Path) -> None:
-    model = get_peft_model(tiny_model(family), config)  # type: ignore[arg-type]
+    model = get_peft_model(tiny_model(family), config)
     generator = torch.Generator().manual_seed(3)
     for parameter in (p for p in model.parameters() if p.requires_grad):
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter)

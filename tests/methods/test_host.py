@@ -6,7 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -88,9 +88,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def refusal(code: str, call: object, *arguments: object, **named: object) -> HubkitError:
+def refusal(code: str, call: Callable[..., object], *arguments: object, **named: object) -> HubkitError:
     with pytest.raises(HubkitError) as caught:
-        call(*arguments, **named)  # type: ignore[operator]
+        call(*arguments, **named)
     assert caught.value.code == code
     return caught.value
 
@@ -188,7 +188,7 @@ def test_a_method_that_calls_itself_otherwise_is_refused() -> None:
 def test_what_a_hook_returns_is_looked_at() -> None:
     class Wrong(Plugin):
         @hookimpl
-        def inject(self, base: object, config: object) -> object:
+        def inject(self, base: object, config: object) -> object:  # type: ignore[override]
             return [1]
 
         @hookimpl
@@ -218,7 +218,7 @@ def test_faults_of_a_plugin_are_named_as_such(fault: Exception) -> None:
 def test_a_plugins_own_refusal_and_the_machines_faults_pass() -> None:
     class Refusing(Plugin):
         @hookimpl
-        def inject(self, base: object, config: object) -> object:
+        def inject(self, base: object, config: object) -> dict[str, object]:
             raise HubkitError("HK-CONFIG", "no")
 
         @hookimpl
@@ -247,7 +247,8 @@ def test_absent_hooks_have_defaults_or_a_reason() -> None:
 
 def test_what_a_method_says_nothing_of_is_hubkits_own() -> None:
     made = method(Plugin())
-    assert made.peft_form is made.adapterhub_form is None
+    assert made.peft_form is None
+    assert made.adapterhub_form is None
     assert made.learning_rate(Config(), None, "A") == 1.0  # type: ignore[arg-type]
     assert made.narrow(Config(3), frozenset({"x.A"})) == Config(3)
     assert made.low_rank(("q_proj",), 4) is made.whole(("x.weight",), "keep") is None

@@ -33,9 +33,15 @@ def test_a_few_steps_at_the_shipped_recipe_beat_the_base(name: str, smol: Path, 
     rows = (DATA / "e2e_heldout.jsonl").read_text("utf-8").splitlines(keepends=True)
     (tmp_path / "held.jsonl").write_text("".join(rows[:4]), "utf-8")
     run = train(
-        str(smol), DATA / "e2e_train.jsonl", tmp_path / name, method=name, steps=4, eval_every=4, batch_size=2,
+        str(smol),
+        DATA / "e2e_train.jsonl",
+        tmp_path / name,
+        method=name,
+        steps=4,
+        eval_every=4,
+        batch_size=2,
         validation_data=tmp_path / "held.jsonl",
-    )  # fmt: skip
+    )
     assert run.metrics.untrained_loss is not None
     assert run.metrics.validation_loss is not None
     assert run.metrics.validation_loss < run.metrics.untrained_loss - 0.02

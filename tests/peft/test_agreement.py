@@ -21,7 +21,7 @@ peft = pytest.importorskip("peft")
 FP32 = 1e-5
 """Largest difference of two fp32 logits that are computed in different orders."""
 
-TRAINED = {
+TRAINED: dict[str, dict[str, Any]] = {
     "q-v": {"targets": ["q_proj", "v_proj"], "rank": 4, "alpha": 8},
     "all-linear": {"rank": 4},
     "rslora": {"rank": 8, "rslora": True, "alpha": 4},
@@ -45,8 +45,15 @@ def _one_thread() -> None:
 
 
 def trained(base: Path, tmp_path: Path, config: dict[str, Any], name: str = "mine") -> Path:
-    train(str(base), rows_file(tmp_path / "rows.jsonl"), tmp_path / name, config=config, steps=4, learning_rate=0.02,
-          dtype="float32")  # fmt: skip
+    train(
+        str(base),
+        rows_file(tmp_path / "rows.jsonl"),
+        tmp_path / name,
+        config=config,
+        steps=4,
+        learning_rate=0.02,
+        dtype="float32",
+    )
     return tmp_path / name
 
 
@@ -158,7 +165,7 @@ def test_adopted_and_exported_again_peft_computes_the_same(tiny_llama: Path, tmp
     assert (logits(peft.PeftModel.from_pretrained(load_base(tiny_llama), str(tmp_path / "again"))) == theirs).all()
 
 
-UNSUPPORTED = {
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "dora-and-more": ({"use_dora": True, "bias": "lora_only"}, "bias"),
     "bias": ({"bias": "lora_only"}, "bias"),
     "lora-bias": ({"lora_bias": True}, "lora_bias"),

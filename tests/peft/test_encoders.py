@@ -41,9 +41,18 @@ def encoder(family: str, head: str = "Model", attention: str = "sdpa", **more: A
     import transformers
 
     config = getattr(transformers, FAMILIES[family] + "Config")(
-        vocab_size=48, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32, type_vocab_size=2, pad_token_id=PAD, initializer_range=0.4, num_labels=3, **more,
-    )  # fmt: skip
+        vocab_size=48,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        type_vocab_size=2,
+        pad_token_id=PAD,
+        initializer_range=0.4,
+        num_labels=3,
+        **more,
+    )
     torch.manual_seed(1)
     model = getattr(transformers, FAMILIES[family] + head)._from_config(config, attn_implementation=attention)
     with torch.no_grad():
@@ -156,8 +165,9 @@ def test_all_of_it_is_what_the_bases_own_arguments_say(family: str) -> None:
     ones = torch.ones(3, N, dtype=torch.long)
     mask = torch.cat([ones, ones, batch["attention_mask"]], 1)
     types = torch.cat([ones * 0, batch["token_type_ids"]], 1)
-    want = model(inputs_embeds=embeds, attention_mask=mask, token_type_ids=types, position_ids=places,
-                 past_key_values=cache).last_hidden_state[:, N:]  # fmt: skip
+    want = model(
+        inputs_embeds=embeds, attention_mask=mask, token_type_ids=types, position_ids=places, past_key_values=cache
+    ).last_hidden_state[:, N:]
     near(have[batch["attention_mask"].bool()], want[batch["attention_mask"].bool()])
 
 
@@ -228,7 +238,7 @@ def test_another_mix_runs_before_the_backward(between: Any) -> None:
         return prefix.grad
 
     want = gradient()
-    attached.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    attached.gradient_checkpointing_enable({"use_reentrant": False})
     near(gradient(), want)
 
 
@@ -260,7 +270,7 @@ def test_what_it_cannot_be_is_refused() -> None:
         with pytest.raises(ValueError, match="specify"):
             attached(**given)
     refused("HK-ATTENTION", attached, **{**rows(), "attention_mask": torch.ones(3, 1, 7, 7)})
-    attached.model.config._attn_implementation = "flex_attention"  # type: ignore[union-attr]
+    attached.config._attn_implementation = "flex_attention"
     refused("HK-ATTENTION", attached, **rows())
     decoder = Attached(encoder("bert", "LMHeadModel", is_decoder=True))
     assert "bert" in str(refused("HK-ARCH", fresh, "prompt", decoder).have)
@@ -288,7 +298,7 @@ def agree(model: Any, again: Any, case: str, batch: dict[str, Tensor], out: Path
         attached.set_mix("a")
         moved = torch.Generator().manual_seed(1)
         for parameter in adapter.trainables().values():
-            parameter += step * torch.randn(parameter.shape, generator=moved)
+            parameter.add_(step * torch.randn(parameter.shape, generator=moved))
         adapter.to_compute_dtype()
         mine = attached(**batch).last_hidden_state
         for file, data in adapter.method.export(adapter, "peft").items():
@@ -315,8 +325,8 @@ def test_the_real_encoder(case: str, minilm: Path, tmp_path: Path, record_proper
     texts = ["The capital of France is Paris.", "Two and two are four, as everybody knows who has learnt to count."]
     batch = AutoTokenizer.from_pretrained(minilm)(texts, return_tensors="pt", padding=True)
     kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    models = [AutoModel.from_pretrained(minilm).eval() for _ in range(2)]
-    difference, moved = agree(*models, case, kept, tmp_path, 0.003 if case != "prompt" else 0.05)
+    model, again = (AutoModel.from_pretrained(minilm).eval() for _ in range(2))
+    difference, moved = agree(model, again, case, kept, tmp_path, 0.003 if case != "prompt" else 0.05)
     record_property("difference", difference)
     record_property("moved", moved)
     assert moved > 1e-2, "an adapter that does something"

@@ -44,7 +44,7 @@ def test_peft_computes_the_same(case: str, smol: Path, tmp_path: Path, record_pr
         assert torch.equal(ours(ids).logits, plain), "fresh: the base, bit for bit"
         moved = torch.Generator().manual_seed(1)
         for parameter in adapter.trainables().values():
-            parameter += 0.003 * torch.randn(parameter.shape, generator=moved)
+            parameter.add_(0.003 * torch.randn(parameter.shape, generator=moved))
         adapter.to_compute_dtype()
         mine = ours(ids).logits
         for file, data in method.export(adapter, "peft").items():
@@ -74,7 +74,7 @@ def test_qlora_on_bitsandbytes_own_layers(smol: Path, tmp_path: Path, record_pro
     moved = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter.trainables().values():
-            parameter += 0.003 * torch.randn(parameter.shape, generator=moved)
+            parameter.add_(0.003 * torch.randn(parameter.shape, generator=moved))
         plain = ours(ids).logits
     adapter.to_compute_dtype()
     ours.add("a", adapter)

@@ -40,7 +40,8 @@ def saved_by_peft(model: Any, folder: Path, **options: Any) -> torch.Tensor:
             if parameter.requires_grad:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     made.save_pretrained(folder)
-    return logits(made)
+    want: torch.Tensor = logits(made)
+    return want
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +120,11 @@ def classifier(base: Path, seed: int = 0) -> Any:
 def test_a_classifier_is_adopted_merged_and_given_back(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import LlamaForSequenceClassification
 
+    def fresh() -> Any:
+        return LlamaForSequenceClassification.from_pretrained(tmp_path / "base").eval()
+
     classifier(tiny_llama).save_pretrained(tmp_path / "base")
     shutil.copy(tiny_llama / "tokenizer.json", tmp_path / "base")
-    fresh = lambda: LlamaForSequenceClassification.from_pretrained(tmp_path / "base").eval()  # noqa: E731
     want = saved_by_peft(fresh(), tmp_path / "theirs", target_modules=["q_proj"], task_type="SEQ_CLS")
     error = refused("HK-HEAD", pack, tmp_path / "theirs", base=str(tiny_llama), out=tmp_path / "mine")
     assert error.have == ["score"]
@@ -133,9 +136,7 @@ def test_a_classifier_is_adopted_merged_and_given_back(tiny_llama: Path, tmp_pat
     tensors = load_file(tmp_path / "theirs" / WEIGHTS)
     save_file({n: t for n, t in tensors.items() if "score" not in n}, tmp_path / "theirs" / WEIGHTS)
     refused("HK-HEAD", pack, tmp_path / "theirs", base=str(tiny_llama), out=tmp_path / "lost")
-    save_file(
-        {n: t[:2].clone() if "score" in n else t for n, t in tensors.items()}, tmp_path / "theirs" / WEIGHTS
-    )  # fmt: skip
+    save_file({n: t[:2].clone() if "score" in n else t for n, t in tensors.items()}, tmp_path / "theirs" / WEIGHTS)
     refused("HK-SHAPE", pack, tmp_path / "theirs", base=str(tmp_path / "base"), out=tmp_path / "lost")
     save_file({**tensors, "base_model.model.score.gain": torch.ones(3)}, tmp_path / "theirs" / WEIGHTS)
     refused("HK-KEYS", pack, tmp_path / "theirs", base=str(tmp_path / "base"), out=tmp_path / "lost")

@@ -85,9 +85,22 @@ def test_the_loss_follows_that_of_peft(accumulate: int, chunked: bool, tiny_llam
         if isinstance(event, Stepped):
             mine.append(event.loss)
 
-    train(str(tiny_llama), data, tmp_path / "mine", config=CONFIG, steps=STEPS, batch_size=BATCH, accumulate=accumulate,
-          learning_rate=RATE, warmup=WARMUP, weight_decay=DECAY, seed=SEED, chunked_loss=chunked, dtype="float32",
-          report=report)  # fmt: skip
+    train(
+        str(tiny_llama),
+        data,
+        tmp_path / "mine",
+        config=CONFIG,
+        steps=STEPS,
+        batch_size=BATCH,
+        accumulate=accumulate,
+        learning_rate=RATE,
+        warmup=WARMUP,
+        weight_decay=DECAY,
+        seed=SEED,
+        chunked_loss=chunked,
+        dtype="float32",
+        report=report,
+    )
     columns = Columns(prompt=("prompt",), completion="completion")
     rows = encode(read_rows(data), load_tokenizer(tiny_llama), columns, max_length=256)
     theirs = curve_of_peft(tiny_llama, rows, tmp_path / "first", accumulate)

@@ -103,7 +103,7 @@ def test_left_padding_and_generation(method: str, base: Path, tmp_path: Path) ->
         padded = [one(input_ids=ids, attention_mask=mask).logits for one in (model, attached)]
     near(padded[1][mask.bool()], own(padded[0], 9)[mask.bool()])
     if method == "prefix":  # PEFT's prompt drops positions, so that padding moves the text away from it
-        how = {"attention_mask": mask, "max_new_tokens": 8, "pad_token_id": 2, "do_sample": False}
+        how: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 8, "pad_token_id": 2, "do_sample": False}
         assert torch.equal(model.generate(input_ids=ids, **how), attached.generate(input_ids=ids, **how))
 
 
@@ -210,5 +210,5 @@ def test_the_real_model(method: str, smol: Path, tmp_path: Path) -> None:
     mask = torch.ones_like(ids)
     with torch.no_grad():
         near(attached(input_ids=ids).logits, own(model(input_ids=ids).logits, 40))
-    how = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
+    how: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
     assert torch.equal(attached.generate(input_ids=ids, **how), model.generate(input_ids=ids, **how))

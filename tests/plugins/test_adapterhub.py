@@ -43,7 +43,8 @@ AGREE = 1e-5
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Tensor]:
-    return load_file(GOLDEN / "expected.safetensors")
+    found: dict[str, Tensor] = load_file(GOLDEN / "expected.safetensors")
+    return found
 
 
 def live(base: Path) -> nn.Module:

@@ -96,8 +96,8 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
 
 
 def test_a_base_without_known_layers_is_refused() -> None:
-    model = tiny_model("llama")
-    model.config.model_type = "frobnicator"  # type: ignore[union-attr]
+    model: Any = tiny_model("llama")
+    model.config.model_type = "frobnicator"
     error = refused("HK-TARGET", made, Base.from_model(model))
     assert error.have == ["frobnicator"]
 
@@ -111,8 +111,12 @@ def test_an_adapters_life(tiny_llama: Path, tmp_path: Path, capsys: pytest.Captu
     assert done.metrics.untrained_loss is not None
     assert done.metrics.validation_loss < done.metrics.untrained_loss
     assert names(tmp_path / "chat") == {
-        "hubkit.json", "README.md", "adapter_model.safetensors", "tensors.json", "metrics.json",
-    }  # fmt: skip
+        "hubkit.json",
+        "README.md",
+        "adapter_model.safetensors",
+        "tensors.json",
+        "metrics.json",
+    }
     assert verify(str(tmp_path / "chat"), base=str(tiny_llama)).overrides == ()
     again = train(str(tiny_llama), rows, tmp_path / "again" / "chat", **run)
     assert again.digest == done.digest

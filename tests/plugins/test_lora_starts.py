@@ -55,7 +55,7 @@ def test_a_fresh_adapter_in_half_precision_is_the_base(init: str) -> None:
 def test_it_starts_and_trains_as_in_peft(init: str) -> None:
     """The same curve of the loss: B A - B0 A0 on the base here, B A on a changed base there."""
     options = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": init}
-    theirs = get_peft_model(tiny_model("llama"), LoraConfig(**options))  # type: ignore[arg-type]
+    theirs = get_peft_model(tiny_model("llama"), LoraConfig(**options))
     ours = attached(init=init, rank=4, alpha=6, targets=["q_proj", "up_proj"])
     parameters = list(ours.adapters["a"].trainables().values())
     mine = losses(ours.train(), parameters)
@@ -152,8 +152,11 @@ def test_a_run_is_resumed_with_the_start_it_had(
     data = rows_file(tmp_path / "rows.jsonl")
     options: dict[str, Any] = {
         "config": {"init": "pissa", "rank": 2, "targets": ["q_proj", "v_proj"], "lora_plus_ratio": 4},
-        "steps": 6, "learning_rate": 0.01, "name": "a", "dtype": "float32",
-    }  # fmt: skip
+        "steps": 6,
+        "learning_rate": 0.01,
+        "name": "a",
+        "dtype": "float32",
+    }
     train(str(tiny_llama), data, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         train(str(tiny_llama), data, tmp_path / "cut", **options, report=interrupted(3))
@@ -171,8 +174,17 @@ def test_a_run_is_resumed_with_the_start_it_had(
 def test_b_moves_by_its_own_rate(tiny_llama: Path, tmp_path: Path) -> None:
     """AdamW's first step moves every number by the learning rate, whatever its gradient."""
     config = {"init": "olora", "rank": 2, "targets": ["q_proj"], "lora_plus_ratio": 8}
-    train(str(tiny_llama), rows_file(tmp_path / "rows.jsonl"), tmp_path / "a", config=config, steps=1,
-          learning_rate=1e-3, warmup=0.0, schedule="constant", dtype="float32")  # fmt: skip
+    train(
+        str(tiny_llama),
+        rows_file(tmp_path / "rows.jsonl"),
+        tmp_path / "a",
+        config=config,
+        steps=1,
+        learning_rate=1e-3,
+        warmup=0.0,
+        schedule="constant",
+        dtype="float32",
+    )
     from safetensors.torch import load_file
 
     for name, tensor in load_file(tmp_path / "a" / "adapter_model.safetensors").items():

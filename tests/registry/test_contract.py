@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from contract import RegistryContract
+from registry.contract import RegistryContract
 
 from hubkit.registry.api import Registry
 from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 
 class TestDirectory(RegistryContract):

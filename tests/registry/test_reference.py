@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -118,8 +119,14 @@ NAME = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
     st.none() | NAME.map("x-{}".format),
 )
 def test_built_references_read_back(owner: str, name: str, revision: str | None, folder: str | None) -> None:
-    for scheme, endpoint in ((None, None), ("hub", None), ("http", "https://h:1/p"), ("file", "/a b/@/%41")):
-        made = Reference("repo", None, scheme, endpoint, f"{owner}/{name}", revision, folder)  # type: ignore[arg-type]
+    places: list[tuple[Literal["hub", "http", "file"] | None, str | None]] = [
+        (None, None),
+        ("hub", None),
+        ("http", "https://h:1/p"),
+        ("file", "/a b/@/%41"),
+    ]
+    for scheme, endpoint in places:
+        made = Reference("repo", None, scheme, endpoint, f"{owner}/{name}", revision, folder)
         assert parse_reference(str(made)) == made
 
 

@@ -59,6 +59,13 @@ def test_text_round_trip(version: Version) -> None:
     assert parse_version(str(version)) == version
 
 
+def version(text: str) -> Version:
+    """The version that a text is."""
+    found = parse_version(text)
+    assert found is not None
+    return found
+
+
 def _by_definition(first: Version, second: Version) -> int:
     """semver.org §11, word for word."""
     for one, two in zip(first.core, second.core, strict=True):
@@ -119,8 +126,8 @@ def test_ranges_mean_what_npm_says(version: Version) -> None:
 )
 def test_pre_releases_only_where_named(text: str, inside: str, outside: str) -> None:
     wanted = parse_range(text)
-    assert [v for v in inside.split() if parse_version(v) not in wanted] == []
-    assert [v for v in outside.split() if parse_version(v) in wanted] == []
+    assert [v for v in inside.split() if version(v) not in wanted] == []
+    assert [v for v in outside.split() if version(v) in wanted] == []
 
 
 @pytest.mark.parametrize(

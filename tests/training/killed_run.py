@@ -33,7 +33,8 @@ class Bigrams(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         table = torch.randn(VOCABULARY, 8, generator=generator)
-        self.embed, self.dropout = nn.Embedding.from_pretrained(table), nn.Dropout(0.3)
+        self.embed = nn.Embedding.from_pretrained(table)  # type: ignore[no-untyped-call]
+        self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(8, VOCABULARY, bias=False)
         self.head.weight = self.embed.weight
         self.part = nn.Parameter(torch.randn(8, 8, generator=generator) * 0.1)
@@ -59,8 +60,17 @@ def main(folder: Path, pause: float = 0.0) -> None:
             print(event.step, flush=True)
             time.sleep(pause)
 
-    fit(model, {"part": model.part}, train_step, rows(18), rows(4, seed=9), OPTIONS, run_dir=folder, report=report,
-        resume=True)  # fmt: skip
+    fit(
+        model,
+        {"part": model.part},
+        train_step,
+        rows(18),
+        rows(4, seed=9),
+        OPTIONS,
+        run_dir=folder,
+        report=report,
+        resume=True,
+    )
     save_file({"part": model.part.detach()}, folder / "done")
 
 

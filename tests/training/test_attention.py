@@ -19,10 +19,18 @@ def otherwise(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tu
     return torch.zeros_like(query.transpose(1, 2)), None
 
 
-def attention(*tensors: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, scale: float | None = None,
-              dropout_p: float = 0.0, **others: Any) -> Tensor:  # fmt: skip
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    **others: Any,
+) -> Tensor:
     """`attend`, called as torch's function is; the layout of its result is torch's."""
-    out, _ = attend(otherwise, nn.Identity(), *tensors, attn_mask, dropout_p, scale, is_causal, **others)
+    out, _ = attend(otherwise, nn.Identity(), query, key, value, attn_mask, dropout_p, scale, is_causal, **others)
     return out.transpose(1, 2)
 
 
@@ -148,7 +156,7 @@ def test_it_is_put_back_after_a_fault_and_torchs_function_is_its_own() -> None:
     original, model = F.scaled_dot_product_attention, model_of("llama").to(torch.bfloat16)
     with short_attention(model):
         assert F.scaled_dot_product_attention is original
-    handle = model.model.layers[1].register_forward_pre_hook(lambda *_: {}["broken"])
+    handle = model.model.layers[1].register_forward_pre_hook(lambda *_: dict[str, None]()["broken"])
     with pytest.raises(KeyError), short_attention(model):
         model(ids(1, 4))
     handle.remove()

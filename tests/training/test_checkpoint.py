@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ def stored() -> Checkpoint:
     return Checkpoint({"seed": 1, "rows": "sha256:0"}, machine(torch.device("cpu")), progress, tensors)
 
 
-def test_what_is_stored_comes_back_exactly(tmp_path):
+def test_what_is_stored_comes_back_exactly(tmp_path: Path) -> None:
     assert load(tmp_path) is None
     made = stored()
     save(tmp_path, made)
@@ -31,7 +33,7 @@ def test_what_is_stored_comes_back_exactly(tmp_path):
         assert found.tensors[name].dtype == tensor.dtype
 
 
-def test_the_same_state_is_the_same_bytes(tmp_path):
+def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:
     made = stored()
     save(tmp_path, made)
     before = (tmp_path / CHECKPOINT).read_bytes()
@@ -39,7 +41,7 @@ def test_the_same_state_is_the_same_bytes(tmp_path):
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
-def test_a_half_written_one_is_never_used(tmp_path):
+def test_a_half_written_one_is_never_used(tmp_path: Path) -> None:
     made = stored()
     save(tmp_path, made)
     whole = (tmp_path / CHECKPOINT).read_bytes()
@@ -51,7 +53,7 @@ def test_a_half_written_one_is_never_used(tmp_path):
     assert not (tmp_path / PARTIAL).exists()
 
 
-def other_format(path):
+def other_format(path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path, metadata={"hubkit": json.dumps({"format": "hubkit/checkpoint/2"})})
 
 
@@ -66,14 +68,14 @@ def other_format(path):
         lambda path: save_file({"a": torch.zeros(1)}, path, metadata={"hubkit": "[]"}),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path, write):
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, write: Callable[[Path], object]) -> None:
     save(tmp_path, stored())
     write(tmp_path / CHECKPOINT)
     with pytest.raises(HubkitError, match="HK-RESUME"):
         load(tmp_path)
 
 
-def test_discard(tmp_path):
+def test_discard(tmp_path: Path) -> None:
     save(tmp_path, stored())
     (tmp_path / PARTIAL).write_bytes(b"")
     discard(tmp_path)

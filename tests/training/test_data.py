@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hubkit.errors import HubkitError
 from hubkit.training.data import Columns, Record, choose_columns, read_rows
 
 
-def refused(code: str, call, *args) -> HubkitError:
+def refused(code: str, call: Callable[..., object], *args: object) -> HubkitError:
     with pytest.raises(HubkitError) as caught:
         call(*args)
     assert caught.value.code == code
@@ -24,7 +25,7 @@ def write(tmp_path: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
-def test_the_same_rows_from_every_form(tmp_path):
+def test_the_same_rows_from_every_form(tmp_path: Path) -> None:
     rows = [{"q": 'a "b"\nc', "a": "x,y"}, {"q": "é\u2028", "a": ""}]
     forms = {
         "r.jsonl": "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n",
@@ -37,7 +38,7 @@ def test_the_same_rows_from_every_form(tmp_path):
             assert [dict(record.values) for record in read_rows(write(tmp_path, name, mark + text))] == rows
 
 
-def test_rows_say_where_they_stand(tmp_path):
+def test_rows_say_where_they_stand(tmp_path: Path) -> None:
     assert [r.where for r in read_rows(write(tmp_path, "r.jsonl", '{"a":1}\n\n{"a":2}'))] == ["r.jsonl:1", "r.jsonl:3"]
     assert [r.where for r in read_rows(write(tmp_path, "r.json", '[{"a":1},{"a":2}]'))][1] == "r.json row 2"
     # a quoted field over two lines: the row is named by its last line
@@ -59,17 +60,17 @@ def test_rows_say_where_they_stand(tmp_path):
         ("r.parquet", "", "r.parquet"),
     ],
 )
-def test_a_bad_file_is_refused_with_its_line(tmp_path, name, content, where):
+def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, name: str, content: str | bytes, where: str) -> None:
     assert refused("HK-DATA", read_rows, write(tmp_path, name, content)).where == where
 
 
-def test_absent_and_empty_files(tmp_path):
+def test_absent_and_empty_files(tmp_path: Path) -> None:
     refused("HK-MISSING", read_rows, tmp_path / "none.jsonl")
     for name, text in (("r.jsonl", "\n\n"), ("r.json", "[]"), ("r.csv", ""), ("s.csv", "a,b\n")):
         refused("HK-NO-ROWS", read_rows, write(tmp_path, name, text))
 
 
-def test_a_field_longer_than_the_csv_modules_limit(tmp_path):
+def test_a_field_longer_than_the_csv_modules_limit(tmp_path: Path) -> None:
     import csv
 
     before = csv.field_size_limit()
@@ -93,11 +94,11 @@ def of(*names: str) -> list[Record]:
         (("instruction", "input", "output"), Columns(prompt=("instruction", "input"), completion="output")),
     ],
 )
-def test_usual_columns_are_found(names, columns):
+def test_usual_columns_are_found(names: tuple[str, ...], columns: Columns) -> None:
     assert choose_columns(of(*names)) == columns
 
 
-def test_unclear_columns_are_refused_with_the_choices():
+def test_unclear_columns_are_refused_with_the_choices() -> None:
     error = refused("HK-COLUMNS", choose_columns, of("text", "prompt", "answer"))
     assert error.have == ["columns text, prompt, answer", "could be: text", "could be: prompt, answer"]
     refused("HK-COLUMNS", choose_columns, of("mr", "ref"))
@@ -105,14 +106,14 @@ def test_unclear_columns_are_refused_with_the_choices():
     refused("HK-COLUMNS", choose_columns, of("a", "b"), Columns(text="a", messages="b"))
 
 
-def test_a_named_column_that_is_absent_is_refused_with_the_nearest():
+def test_a_named_column_that_is_absent_is_refused_with_the_nearest() -> None:
     error = refused("HK-COLUMNS", choose_columns, of("question", "answer"), Columns(text="questoin"))
     assert error.have == ["r:1: no column 'questoin' (near: question)"]
     error = refused("HK-COLUMNS", choose_columns, [*of("text"), Record({"txt": ""}, "r:2")])
     assert error.have == ["r:2: no column 'text' (near: txt)"]
 
 
-def test_only_the_first_faults_are_spelt_out():
+def test_only_the_first_faults_are_spelt_out() -> None:
     error = refused("HK-COLUMNS", choose_columns, of("a") * 500, Columns(text="b"))
     assert len(error.have) == 11
     assert error.have[-1] == "and 490 more"

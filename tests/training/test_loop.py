@@ -9,46 +9,57 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import killed_run
 import pytest
 import torch
 from tiny import Adapted, llama, rows, train_step
-from torch import nn
+from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
 from hubkit.training import checkpoint as checkpoints
-from hubkit.training.events import Finished, Saved, Started, Stepped, Stopped, Validated
+from hubkit.training.encode import Row
+from hubkit.training.events import Event, Finished, Metrics, Saved, Started, Stepped, Stopped, Validated
 from hubkit.training.loop import fit
 from hubkit.training.options import TrainOptions
+from hubkit.training.stepper import TrainStep
 
 OPTIONS = TrainOptions(steps=8, batch_size=2, learning_rate=0.02, save_every=3, seed=1)
 ROWS, HELD = rows(10), rows(4, seed=9)
 HERE = Path(__file__).parent
 
 
-def train(folder, options=OPTIONS, held=(), model=None, step=train_step, **more):
+def train(
+    folder: Path,
+    options: TrainOptions = OPTIONS,
+    held: Sequence[Row] = (),
+    model: Adapted | None = None,
+    step: TrainStep = train_step,
+    **more: Any,
+) -> tuple[Metrics, Tensor, list[Event]]:
     """The metrics, the trained parameters as one vector, and the events."""
     model = model or Adapted(llama(), dropout=0.2)
-    events = []
+    events: list[Event] = []
     metrics = fit(model, model.params(), step, ROWS, held, options, run_dir=folder, report=events.append, **more)
     return metrics, vector(model), events
 
 
-def vector(model) -> torch.Tensor:
+def vector(model: Adapted) -> Tensor:
     return torch.cat([param.detach().flatten().clone() for param in model.params().values()])
 
 
-def refused(code, call, *args, **kwargs) -> HubkitError:
+def refused(code: str, call: Callable[..., object], *args: object, **kwargs: object) -> HubkitError:
     with pytest.raises(HubkitError) as caught:
         call(*args, **kwargs)
     assert caught.value.code == code
     return caught.value
 
 
-def test_the_loss_falls(tmp_path):
+def test_the_loss_falls(tmp_path: Path) -> None:
     metrics, _, events = train(tmp_path, replace(OPTIONS, steps=60, learning_rate=0.05), held=HELD)
     losses = [event.loss for event in events if isinstance(event, Stepped)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -58,7 +69,7 @@ def test_the_loss_falls(tmp_path):
 
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("other", [(1, 4), (2, 2), (3, 2)])
-def test_accumulated_micro_batches_are_one_batch(tmp_path, other, chunked):
+def test_accumulated_micro_batches_are_one_batch(tmp_path: Path, other: tuple[int, int], chunked: bool) -> None:
     # micro-batches of different numbers of targets, weighted by these: the same mean up to float32 rounding
     width = other[0] * other[1]
     whole = replace(OPTIONS, steps=3, batch_size=width, chunked_loss=chunked)
@@ -69,12 +80,13 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path, other, chunked):
     assert (one - two).norm() <= 1e-4 * (one - start).norm()
     for left, right in zip(events, others, strict=True):
         if isinstance(left, Stepped):
+            assert isinstance(right, Stepped)
             assert (left.step, left.tokens) == (right.step, right.tokens)
             assert right.loss == pytest.approx(left.loss, rel=1e-5)
             assert right.gradient_norm == pytest.approx(left.gradient_norm, rel=1e-4)
 
 
-def test_one_step_is_that_of_plain_torch(tmp_path):
+def test_one_step_is_that_of_plain_torch(tmp_path: Path) -> None:
     """Outside oracle: torch's own AdamW (not fused) and gradient clipping on the stock loss."""
     from hubkit.training.batching import collate
 
@@ -93,7 +105,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_same_run_writes_the_same_bytes(tmp_path):
+def test_the_same_run_writes_the_same_bytes(tmp_path: Path) -> None:
     results = []
     for name in ("a", "b"):
         torch.manual_seed(random.randrange(1000))  # what the caller's generators hold has no influence
@@ -104,10 +116,11 @@ def test_the_same_run_writes_the_same_bytes(tmp_path):
     assert not torch.equal(results[0], train(tmp_path / "c", replace(OPTIONS, seed=2))[1])
 
 
-def test_checkpointing_and_saving_change_no_bit(tmp_path):
+def test_checkpointing_and_saving_change_no_bit(tmp_path: Path) -> None:
     _, expected, _ = train(tmp_path / "a")
-    for number, changes in enumerate(({"checkpointing": True}, {"save_every": 0}, {"save_every": 1})):
-        assert torch.equal(train(tmp_path / str(number), replace(OPTIONS, **changes))[1], expected)
+    changed = replace(OPTIONS, checkpointing=True), replace(OPTIONS, save_every=0), replace(OPTIONS, save_every=1)
+    for number, options in enumerate(changed):
+        assert torch.equal(train(tmp_path / str(number), options)[1], expected)
 
 
 class Killed(Exception):
@@ -115,12 +128,12 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 8])
-def test_a_broken_off_run_is_resumed_to_the_same_bytes(tmp_path, stop):
+def test_a_broken_off_run_is_resumed_to_the_same_bytes(tmp_path: Path, stop: int) -> None:
     options = replace(OPTIONS, patience=2, eval_every=2)
     metrics, expected, _ = train(tmp_path / "whole", options, held=HELD)
     model = Adapted(llama(), dropout=0.2)
 
-    def report(event):
+    def report(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == stop:
             raise Killed
 
@@ -130,10 +143,11 @@ def test_a_broken_off_run_is_resumed_to_the_same_bytes(tmp_path, stop):
     assert torch.equal(resumed, expected)
     assert replace(found, seconds=0) == replace(metrics, seconds=0)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert isinstance(events[0], Started)
     assert events[0].step == (stop - 1) // 3 * 3  # the step it broke off at was not saved yet
 
 
-def test_a_finished_run_is_resumed_without_a_step(tmp_path):
+def test_a_finished_run_is_resumed_without_a_step(tmp_path: Path) -> None:
     metrics, expected, _ = train(tmp_path, replace(OPTIONS, patience=1, eval_every=1), held=HELD)
     again, found, events = train(tmp_path, replace(OPTIONS, patience=1, eval_every=1), held=HELD, resume=True)
     assert torch.equal(found, expected)
@@ -142,7 +156,7 @@ def test_a_finished_run_is_resumed_without_a_step(tmp_path):
 
 
 @pytest.fixture
-def one_thread():
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -161,7 +175,7 @@ def until(process: subprocess.Popen[str], step: int) -> None:
             return
 
 
-def test_a_run_killed_at_random_steps_is_resumed_to_the_same_bytes(tmp_path, one_thread):
+def test_a_run_killed_at_random_steps_is_resumed_to_the_same_bytes(tmp_path: Path, one_thread: None) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     killed_run.main(whole)
     choose = random.Random(int(time.time()))
@@ -176,13 +190,14 @@ def test_a_run_killed_at_random_steps_is_resumed_to_the_same_bytes(tmp_path, one
     assert contents(cut) == contents(whole)
 
 
-def test_ctrl_c_saves_and_raises_and_the_run_goes_on(tmp_path):
+def test_ctrl_c_saves_and_raises_and_the_run_goes_on(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     _, expected, _ = train(whole, held=HELD)
     model, before = Adapted(llama(), dropout=0.2).eval(), signal.getsignal(signal.SIGINT)
-    events, calls = [], []
+    events: list[Event] = []
+    calls = []
 
-    def interrupted(inner, batch):
+    def interrupted(inner: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         calls.append(1)
         if len(calls) == 6:  # in the middle of a step
             signal.raise_signal(signal.SIGINT)
@@ -199,12 +214,12 @@ def test_ctrl_c_saves_and_raises_and_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("micro", range(8, 24, 3))
-def test_ctrl_c_anywhere_leads_to_the_same_bytes(tmp_path, micro):
+def test_ctrl_c_anywhere_leads_to_the_same_bytes(tmp_path: Path, micro: int) -> None:
     options = replace(OPTIONS, batch_size=1, accumulate=2, eval_every=2, patience=3)
     _, expected, _ = train(tmp_path / "whole", options, held=HELD)
     calls = []
 
-    def interrupted(inner, batch):
+    def interrupted(inner: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         calls.append(1)
         if len(calls) == micro:  # in steps and in evaluations
             signal.raise_signal(signal.SIGINT)
@@ -216,7 +231,7 @@ def test_ctrl_c_anywhere_leads_to_the_same_bytes(tmp_path, micro):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_it_runs_outside_the_main_thread(tmp_path):
+def test_it_runs_outside_the_main_thread(tmp_path: Path) -> None:
     found = []
     thread = threading.Thread(target=lambda: found.append(train(tmp_path / "a")[1]))
     thread.start()
@@ -224,17 +239,17 @@ def test_it_runs_outside_the_main_thread(tmp_path):
     assert torch.equal(found[0], train(tmp_path / "b")[1])
 
 
-def test_early_stopping_keeps_the_best_state(tmp_path):
+def test_early_stopping_keeps_the_best_state(tmp_path: Path) -> None:
     model = Adapted(llama())
     options = replace(OPTIONS, steps=60, learning_rate=0.3, warmup=0.0, eval_every=1, patience=3)
-    states = {}
+    states: dict[int, Tensor] = {}
+    events: list[Event] = []
 
-    def report(event):
+    def report(event: Event) -> None:
         events.append(event)
         if isinstance(event, Validated):
             states[event.step] = vector(model)
 
-    events = []
     metrics = fit(model, model.params(), train_step, ROWS, HELD, options, run_dir=tmp_path, report=report)
     losses = {event.step: event.loss for event in events if isinstance(event, Validated)}
     assert metrics.early
@@ -250,7 +265,7 @@ def test_early_stopping_keeps_the_best_state(tmp_path):
     assert torch.equal(vector(again), vector(model))
 
 
-def test_evaluation_is_the_mean_over_targets_and_changes_nothing(tmp_path):
+def test_evaluation_is_the_mean_over_targets_and_changes_nothing(tmp_path: Path) -> None:
     from hubkit.training.batching import collate
 
     with_held, without = (train(tmp_path / name, held=held)[1] for name, held in (("a", HELD), ("b", ())))
@@ -261,7 +276,7 @@ def test_evaluation_is_the_mean_over_targets_and_changes_nothing(tmp_path):
         assert metrics.validation_loss == pytest.approx(float(model(**collate(HELD)).loss), rel=1e-5)
 
 
-def test_events_and_files_tell_the_same(tmp_path):
+def test_events_and_files_tell_the_same(tmp_path: Path) -> None:
     metrics, _, events = train(tmp_path, held=HELD)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     stepped = [event for event in events if isinstance(event, Stepped)]
@@ -278,7 +293,7 @@ def test_events_and_files_tell_the_same(tmp_path):
     assert metrics.tokens == sum(event.tokens for event in stepped)
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = Adapted(llama())
     model.base.model.layers[0].train()
     model.base.config.use_cache = True
@@ -293,7 +308,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     assert all(param.grad is None for param in model.parameters())
 
 
-def test_nothing_to_train_is_refused(tmp_path):
+def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
     model = Adapted(llama())
     refused("HK-FROZEN", fit, model, {}, train_step, ROWS, [], OPTIONS, run_dir=tmp_path)
     loose = {"w": nn.Parameter(torch.zeros(3))}
@@ -303,15 +318,18 @@ def test_nothing_to_train_is_refused(tmp_path):
     refused("HK-FROZEN", train, tmp_path, model=model)
 
 
-def test_a_loss_that_is_not_finite_changes_nothing(tmp_path):
-    def poisoned(inner, batch):
+def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    def poisoned(inner: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         calls.append(1)
         return train_step(inner, batch) * (float("nan") if len(calls) == 6 else 1.0)
 
-    model, calls, seen = Adapted(llama()), [], []
-    report = lambda event: seen.append(vector(model))  # noqa: E731
-    call = (fit, model, model.params(), poisoned, ROWS, [], OPTIONS)
-    error = refused("HK-NAN", *call, run_dir=tmp_path, report=report)
+    def report(event: Event) -> None:
+        seen.append(vector(model))
+
+    model = Adapted(llama())
+    calls: list[int] = []
+    seen: list[Tensor] = []
+    error = refused("HK-NAN", fit, model, model.params(), poisoned, ROWS, [], OPTIONS, run_dir=tmp_path, report=report)
     assert error.where.startswith("step 6 (rows:")
     assert "nan" in error.have[0]
     assert torch.equal(vector(model), seen[-1])
@@ -324,12 +342,12 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path):
     assert fit(model, model.params(), poisoned, ROWS, [], OPTIONS, run_dir=tmp_path, resume=True).steps == 8
 
 
-def test_a_step_that_returns_no_loss_is_refused(tmp_path):
+def test_a_step_that_returns_no_loss_is_refused(tmp_path: Path) -> None:
     for number, wrong in enumerate((lambda m, b: m(**b), lambda m, b: m(**b).logits)):
         refused("HK-PLUGIN", train, tmp_path / str(number), step=wrong)
 
 
-def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path):
+def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
     train(tmp_path)
     before = contents(tmp_path)
     refused("HK-EXISTS", train, tmp_path)
@@ -339,7 +357,7 @@ def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_another_run_is_not_resumed_and_all_differences_are_named(tmp_path):
+def test_another_run_is_not_resumed_and_all_differences_are_named(tmp_path: Path) -> None:
     train(tmp_path, identity={"base": "sha256:1"})
     before = contents(tmp_path)
     other = replace(OPTIONS, seed=7, learning_rate=1.0, save_every=1, checkpointing=True)
@@ -350,7 +368,7 @@ def test_another_run_is_not_resumed_and_all_differences_are_named(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_a_machine_that_computes_otherwise_is_told(tmp_path):
+def test_a_machine_that_computes_otherwise_is_told(tmp_path: Path) -> None:
     train(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -358,10 +376,11 @@ def test_a_machine_that_computes_otherwise_is_told(tmp_path):
         events = train(tmp_path, resume=True)[2]
     finally:
         torch.set_num_threads(threads)
+    assert isinstance(events[0], Started)
     assert events[0].machine_changes == (f"threads: then {threads}, now {threads + 1}",)
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path):
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     process = start(tmp_path, pause=0.5)
     try:
         until(process, 1)
@@ -371,7 +390,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         process.wait()
 
 
-def test_other_refusals(tmp_path):
+def test_other_refusals(tmp_path: Path) -> None:
     refused("HK-OPTIONS", train, tmp_path, replace(OPTIONS, patience=1))
     model = Adapted(llama())
     refused("HK-NO-ROWS", fit, model, model.params(), train_step, [], [], OPTIONS, run_dir=tmp_path)
@@ -382,12 +401,12 @@ def test_other_refusals(tmp_path):
     refused("HK-OPTIONS", fit, plain, dict(plain.named_parameters()), train_step, ROWS, [], options, run_dir=tmp_path)
 
 
-def test_a_full_memory_in_a_step_is_refused_and_the_checkpoint_kept(tmp_path):
+def test_a_full_memory_in_a_step_is_refused_and_the_checkpoint_kept(tmp_path: Path) -> None:
     options = replace(OPTIONS, save_every=2)
     _, want, _ = train(tmp_path / "whole", options)
     count = 0
 
-    def hungry(model, batch):
+    def hungry(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         nonlocal count
         count += 1
         if count == 4:

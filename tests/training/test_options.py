@@ -12,19 +12,33 @@ from hubkit.training.options import TrainOptions
 from hubkit.training.schedule import rate_factor
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(HubkitError) as caught:
         TrainOptions(
-            steps=0, epochs=-1, batch_size=0, accumulate=1.5, learning_rate=math.nan, warmup=1, schedule="cos",
-            weight_decay=-1, clip=math.inf, max_length=1, seed=-1, dtype="int8", validation=1.0, patience=0,
-            eval_every=0, save_every=-1, optimizer="sgd",
-        )  # fmt: skip
+            steps=0,
+            epochs=-1,
+            batch_size=0,
+            accumulate=1.5,  # type: ignore[arg-type]
+            learning_rate=math.nan,
+            warmup=1,
+            schedule="cos",
+            weight_decay=-1,
+            clip=math.inf,
+            max_length=1,
+            seed=-1,
+            dtype="int8",
+            validation=1.0,
+            patience=0,
+            eval_every=0,
+            save_every=-1,
+            optimizer="sgd",
+        )
     assert caught.value.code == "HK-OPTIONS"
     assert caught.value.status == 2
     assert len(caught.value.have) == 18
 
 
-def test_steps_and_epochs():
+def test_steps_and_epochs() -> None:
     assert TrainOptions().total_steps(10) == 10
     assert TrainOptions(epochs=2.25).total_steps(10) == 23
     assert TrainOptions(epochs=0.001).total_steps(10) == 1
@@ -33,7 +47,7 @@ def test_steps_and_epochs():
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0.0), (1, 0.5), (10, 0.3), (100, 0.03), (7, 0.99)])
-def test_the_rate_rises_to_its_highest_and_falls(schedule, total, warmup):
+def test_the_rate_rises_to_its_highest_and_falls(schedule: str, total: int, warmup: float) -> None:
     factors = [rate_factor(schedule, step, total, warmup) for step in range(total)]
     rising = math.ceil(warmup * total)
     assert all(0 < factor <= 1 for factor in factors)
@@ -43,7 +57,7 @@ def test_the_rate_rises_to_its_highest_and_falls(schedule, total, warmup):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_after_the_warm_up_the_rate_is_that_of_transformers(schedule):
+def test_after_the_warm_up_the_rate_is_that_of_transformers(schedule: str) -> None:
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)

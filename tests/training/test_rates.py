@@ -23,8 +23,7 @@ RATES = {"a": 0.25, "c": 2.0}
 
 
 def step(model: nn.Module, batch: Any) -> torch.Tensor:
-    total: torch.Tensor = sum(((p - 1) ** 2).sum() for p in model.parameters())  # type: ignore[assignment]
-    return total
+    return sum((((p - 1) ** 2).sum() for p in model.parameters()), torch.zeros(()))
 
 
 def model() -> nn.ParameterDict:

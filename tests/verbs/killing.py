@@ -61,8 +61,9 @@ def kill_training(base: str, rows: str, folder: Path, chance: random.Random) -> 
 
     def train(out: Path) -> Any:
         config = {"rank": 2, "dropout": 0.1}
-        return hubkit.train(base, rows, out, steps=30, save_every=3, validation=0.2, eval_every=5, config=config,
-                            resume=True)  # fmt: skip
+        return hubkit.train(
+            base, rows, out, steps=30, save_every=3, validation=0.2, eval_every=5, config=config, resume=True
+        )
 
     whole = duration(lambda: train(folder / "whole" / "chat"))
     out, kills = folder / "killed" / "chat", 0

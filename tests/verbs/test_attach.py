@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _broken(adapter: Path) -> None:
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, weights)
     files = {path.name: path for path in adapter.iterdir() if path.name != "hubkit.json"}
-    write_adapter(adapter, Manifest.read(adapter), files, replace=True)  # type: ignore[arg-type]
+    write_adapter(adapter, Manifest.read(adapter), files, replace=True)
 
 
 @pytest.mark.parametrize("fault", ["mix", "keys", "files"])
@@ -104,10 +104,10 @@ def test_nothing_is_attached_when_one_of_two_is_refused(
     fault: str, adapter: Path, model: Any, tiny_llama: Path, tmp_path: Path
 ) -> None:
     other = make_adapter(tmp_path / "other", tiny_llama, seed=3)
-    faults: dict[str, tuple[str, Callable[[], None]]] = {
+    faults: dict[str, tuple[str, Callable[[], object]]] = {
         "mix": ("HK-MIX", lambda: None),
         "keys": ("HK-KEYS", lambda: _broken(other)),
-        "files": ("HK-FILES", lambda: (other / "tensors.json").write_text("{}") and None),
+        "files": ("HK-FILES", lambda: (other / "tensors.json").write_text("{}")),
     }
     code, spoil = faults[fault]
     spoil()
@@ -146,11 +146,17 @@ def test_paths_are_taken_wherever_names_are(tiny_llama: Path, tmp_path: Path, mo
     one, two = (make_adapter(tmp_path / name, tiny_llama, seed=seed) for seed, name in enumerate(("one", "two")))
     two = two.rename(tmp_path / "two words")
     want = logits(attach(load_base(tiny_llama), {str(one): 1.0, str(two): 0.5}))
-    for terms in ({one: 1.0, two: 0.5}, {str(one): 1.0, two: 0.5}):
+    mixed: Any = {str(one): 1.0, two: 0.5}  # paths beside names: more than the type of terms speaks of
+    for terms in ({one: 1.0, two: 0.5}, mixed):
         assert torch.equal(logits(attach(load_base(tiny_llama), terms, base=tiny_llama)), want)
     both = logits(attach(load_base(tiny_llama), [str(one), str(two)]))
     less = logits(attach(load_base(tiny_llama), {one: 1, two: -1}))
-    for pieces, expected in (([one, two], both), ([str(one), two], both), ((one, "-", two), less)):
+    lists: list[tuple[Sequence[Path | str], Any]] = [
+        ([one, two], both),
+        ([str(one), two], both),
+        ((one, "-", two), less),
+    ]
+    for pieces, expected in lists:
         assert torch.equal(logits(attach(load_base(tiny_llama), pieces)), expected)
     alone = logits(attach(load_base(tiny_llama), str(one)))
     monkeypatch.chdir(tmp_path)

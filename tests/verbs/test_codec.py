@@ -186,9 +186,14 @@ def opt(tiny_llama: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_a_method_that_is_wrong_for_the_architecture(
-    method: str, options: tuple[str, ...], code: str, said: str, opt: Path, tmp_path: Path,
+    method: str,
+    options: tuple[str, ...],
+    code: str,
+    said: str,
+    opt: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     rows = rows_file(tmp_path / "rows.jsonl")
     before = tree(tmp_path)
     settings = [word for option in options for word in ("--set", option)]

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from making import make_adapter
@@ -18,6 +19,9 @@ from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.compose import compose
 from hubkit.verbs.pack import pack
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXACT = 1e-6
 """Relative error, in the norm of a site's delta, of one fp32 product against another that rounds otherwise."""
@@ -39,13 +43,16 @@ save_file(deltas, sys.argv[3])
 @pytest.fixture
 def two(tiny_llama: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Rank 4 with patterns on some sites, rank 8 with rsLoRA on all linear ones."""
-    patterns = {"rank_pattern": {"q_proj": 3, r"layers\.1\.self_attn\.v_proj": 5}, "alpha_pattern": {"k_proj": 7}}
+    patterns: dict[str, Any] = {
+        "rank_pattern": {"q_proj": 3, r"layers\.1\.self_attn\.v_proj": 5},
+        "alpha_pattern": {"k_proj": 7},
+    }
     targets = ["q_proj", "k_proj", "v_proj"]
     a = make_adapter(tmp_path / "a", tiny_llama, seed=1, rank=4, alpha=5, targets=targets, **patterns)
     return a, make_adapter(tmp_path / "b", tiny_llama, seed=2, rank=8, rslora=True, alpha=3)
 
 
-def formula(adapter: Path, weight: float) -> dict[str, object]:
+def formula(adapter: Path, weight: float) -> dict[str, Tensor]:
     """weight · s · B A of each site in fp64, read off the files by their formats alone."""
     import math
     import re
@@ -54,7 +61,7 @@ def formula(adapter: Path, weight: float) -> dict[str, object]:
 
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
-    made: dict[str, object] = {}
+    made: dict[str, Tensor] = {}
     for key in [key for key in tensors if key.endswith("lora_A.weight")]:
         site = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         a, b = tensors[key].double(), tensors[key.replace("lora_A", "lora_B")].double()
@@ -75,6 +82,7 @@ def test_reloaded_in_a_new_process_each_delta_is_the_sum(
 
     done = compose(f"1.0*{two[0]} + -0.5*{two[1]}", tmp_path / "c")
     out = tmp_path / "deltas.safetensors"
+    assert done.path is not None
     subprocess.run([sys.executable, "-c", RELOADED, tiny_llama, done.path, out], check=True)
     have = load_file(out)
     first, second = formula(two[0], 1.0), formula(two[1], -0.5)
@@ -82,9 +90,9 @@ def test_reloaded_in_a_new_process_each_delta_is_the_sum(
     assert len(set(first) - set(second)) == 0
     assert len(set(second) - set(first)) == 8
     for site, delta in have.items():
-        want = second[site] + first.get(site, 0.0)  # type: ignore[operator]
+        want = second[site] + first.get(site, 0.0)
         assert torch.linalg.norm(delta.double() - want) <= EXACT * torch.linalg.norm(want), site
-        rounded = second[site].float() + (first[site].float() if site in first else 0.0)  # type: ignore[attr-defined]
+        rounded = second[site].float() + (first[site].float() if site in first else 0.0)
         assert torch.linalg.norm(delta - rounded) <= EXACT * torch.linalg.norm(rounded), site
 
 
@@ -93,9 +101,9 @@ def test_a_grid_of_ranks_signs_scales_and_patterns(tiny_llama: Path, tmp_path: P
     import torch
     from safetensors.torch import load_file
 
-    patterns = {"rank_pattern": {"v_proj": 3}, "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 9.0}}
+    patterns: dict[str, Any] = {"rank_pattern": {"v_proj": 3}, "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 9.0}}
     a = make_adapter(tmp_path / "a", tiny_llama, seed=1, rank=5, alpha=7)
-    want: dict[str, dict[str, object]] = {}
+    want: dict[str, dict[str, Tensor]] = {}
     for rank, sign, rslora, given in itertools.product((4, 8, 16), (1, -1), (False, True), ({}, patterns)):
         name, operator = f"b{len(want)}", ("sum", "average")[rank > 4]
         b = make_adapter(tmp_path / name, tiny_llama, seed=2 + len(want), rank=rank, rslora=rslora, alpha=3, **given)
@@ -103,7 +111,7 @@ def test_a_grid_of_ranks_signs_scales_and_patterns(tiny_llama: Path, tmp_path: P
         compose({str(a): weights[0], str(b): weights[1]}, tmp_path / f"c-{name}", method=operator)
         total = sum(weights) if operator == "average" else 1.0
         first, second = formula(a, weights[0] / total), formula(b, weights[1] / total)
-        want[f"c-{name}"] = {site: first[site] + second[site] for site in first}  # type: ignore[operator]
+        want[f"c-{name}"] = {site: first[site] + second[site] for site in first}
     script = (
         "import sys; from pathlib import Path; code = sys.stdin.read(); model, root = sys.argv[1:3]\n"
         "for c in sorted(Path(root).glob('c-*')):\n"

@@ -49,10 +49,11 @@ def write_changes(base: str, root: str) -> None:
     from hubkit.tensors.base.base import Base
 
     for folder in sorted(path for path in Path(root).glob("c-*") if path.is_dir()):
-        found = {}
+        found: dict[str, Tensor | None] = {}
         adapter = read_adapter(open_adapter(folder), Base.from_folder(Path(base)), dtype="master")
         for site in adapter.sites.values():
             delta = adapter.delta(site)
+            assert delta is not None
             found |= {f"{site.name}.weight": delta.matrix(), f"{site.name}.bias": delta.bias}
         save_file({name: t.contiguous() for name, t in found.items() if t is not None}, f"{folder}.safetensors")
 
@@ -100,12 +101,14 @@ def near(have: Tensor, want: Tensor, error: float, name: object = "") -> None:
 def changed_by(folder: Path, base: Path) -> dict[str, Tensor]:
     """What the adapter ``c-*`` at `folder` adds to each tensor, as it is read."""
     write_changes(str(base), str(folder.parent))
-    return load_file(f"{folder}.safetensors")
+    found: dict[str, Tensor] = load_file(f"{folder}.safetensors")
+    return found
 
 
 def best(matrix: Tensor, rank: int) -> Tensor:
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return (u[:, :rank] * values[:rank]) @ vt[:rank]
+    made: Tensor = (u[:, :rank] * values[:rank]) @ vt[:rank]
+    return made
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -122,7 +125,8 @@ def test_a_grid_of_mixed_methods(family: str, request: pytest.FixtureRequest, tm
     ]
     parts = [changes(path, base) for path in fixed]
     want: dict[str, dict[str, Tensor]] = {}
-    scales = {"llama": ((False, {}), (True, patterns)), "gpt2": ((True, {}), (False, patterns))}[family]
+    plain, other = (False, True) if family == "llama" else (True, False)
+    scales: list[tuple[bool, dict[str, Any]]] = [(plain, {}), (other, patterns)]
     for rank, sign, (rslora, given) in itertools.product((4, 8, 16), (1, -1), scales):
         name, operator = f"{len(want):02}", ("sum", "average")[rank == 8]
         dora = member(tmp_path / name, base, DORA, seed=len(want), rank=rank, rslora=rslora, alpha=3, **given)

@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent.parent
 def test_killed_at_random_moments(verb: str, adapter: Path, tiny_llama: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    line = [
+    line: list[str | Path] = [
         sys.executable,
         TESTS / "verbs" / "killing.py",
         verb,

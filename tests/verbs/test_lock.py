@@ -36,9 +36,9 @@ def project(tmp_path: Path, tiny_llama: Path, adapter: Path, published_base: str
     return folder
 
 
-def refused(*args: Path, **options: bool) -> HubkitError:
+def refused(folder: Path, check: bool = False) -> HubkitError:
     with pytest.raises(HubkitError) as refusal:
-        lock(*args, **options)
+        lock(folder, check=check)
     return refusal.value
 
 

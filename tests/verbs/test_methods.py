@@ -109,7 +109,7 @@ def test_its_wheel_is_installed_in_a_fresh_environment_and_its_tests_pass(tmp_pa
     (site,) = place.glob("lib/python*/site-packages")
     (site / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
     shutil.copytree(package / "tests", tmp_path / "tests")
-    line = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "tests"]
+    line = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "tests"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

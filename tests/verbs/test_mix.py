@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,7 @@ def test_nothing_is_written_when_it_is_refused(here: Path, tiny_llama: Path, tmp
 
 def test_different_tokens_are_refused(here: Path) -> None:
     for name, tokens in (("a", {"<x>": 320}), ("c", {"<y>": 320})):
-        rewrite(here / name, lambda document, tokens=tokens: document.update(vocabulary=tokens))  # type: ignore[misc]
+        rewrite(here / name, partial(dict.update, vocabulary=tokens))
     assert refused("HK-VOCABULARY", mix, "./a + ./c", "m").have == ["./a", "./c"]
     mix("./a + ./b", "m")
     assert Manifest.read(here / "m").vocabulary == {"<x>": 320}

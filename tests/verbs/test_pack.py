@@ -79,7 +79,7 @@ def test_every_process_and_folder_gives_the_same_bytes(
             "HUBKIT_HOME": str(tmp_path / f"home{seed}"),
             "TZ": f"UTC+{seed % 12}",
         }
-        line = [sys.executable, "-c", ALL, tiny_llama, rows, foreign, adapter, place]
+        line: list[str | Path] = [sys.executable, "-c", ALL, tiny_llama, rows, foreign, adapter, place]
         runs.append(subprocess.Popen(line, env=environment, umask=0o77 if seed == 1 else 0o22))
     assert [run.wait() for run in runs] == [0, 0]
     one, two = tree(tmp_path / "one"), tree(tmp_path / "deeper" / "two")
@@ -113,7 +113,8 @@ def test_another_base(
 def test_the_same_base_in_other_files(adapter: Path, tiny_llama: Path, tmp_path: Path) -> None:
     done = pack(adapter, base=str(resharded(tiny_llama, tmp_path / "other")))
     assert done.manifest.overrides == ()
-    assert set(done.manifest.base.files) == {"part-0.safetensors", "part-1.safetensors", "part-2.safetensors"}  # type: ignore[union-attr]
+    assert done.manifest.base is not None
+    assert set(done.manifest.base.files) == {"part-0.safetensors", "part-1.safetensors", "part-2.safetensors"}
 
 
 def test_what_is_not_of_an_adapter_is_left_where_it_is(foreign: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -175,6 +176,11 @@ def _as_bin(folder: Path) -> None:
     torch.save({"a": torch.ones(2)}, folder / "adapter_model.bin")
 
 
+def _as_empty_bin(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").touch()
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "HK-SAFETENSORS"),
     "truncated weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "HK-SAFETENSORS"),
@@ -182,7 +188,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle as weights": (lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({})), "HK-SAFETENSORS"),
     "torch file as weights": (lambda f: torch.save({}, f / WEIGHTS), "HK-SAFETENSORS"),
     "only a pickle": (_as_bin, "HK-PICKLE"),
-    "an empty pickle": (lambda f: (_as_bin(f), (f / "adapter_model.bin").write_bytes(b"")), "HK-PICKLE"),
+    "an empty pickle": (_as_empty_bin, "HK-PICKLE"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "HK-MISSING"),
     "no config": (lambda f: (f / CONFIG).unlink(), "HK-NOT-ADAPTER"),
     "NaN": (_tensors(lambda t: t[min(t)].view(-1)[:1].fill_(float("nan"))), "HK-NAN"),
@@ -242,6 +248,11 @@ def _list(path: str) -> Callable[[Path], object]:
     return spoil
 
 
+def _as_folder(folder: Path) -> None:
+    (folder / "hubkit.json").unlink()
+    (folder / "hubkit.json").mkdir()
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "newer major": (_manifest(schema="hubkit/manifest/2"), "HK-NEWER", "HK-NEWER"),
     "no manifest of ours": (_manifest(schema="theirs/1"), "HK-SCHEMA", "HK-SCHEMA"),
@@ -258,7 +269,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no target": (_manifest(config={"rank": 2, "targets": ["q_proj", "nope"]}), "HK-TARGET", "HK-TARGET"),
     "not JSON": (lambda f: (f / "hubkit.json").write_text('{"name":'), "HK-JSON", "HK-JSON"),
     "not UTF-8": (lambda f: (f / "hubkit.json").write_bytes(b'{"a":"\xff"}'), "HK-JSON", "HK-JSON"),
-    "a folder": (lambda f: ((f / "hubkit.json").unlink(), (f / "hubkit.json").mkdir()), "HK-IO", "HK-NOT-ADAPTER"),
+    "a folder": (_as_folder, "HK-IO", "HK-NOT-ADAPTER"),
 }
 
 

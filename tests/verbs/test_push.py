@@ -108,7 +108,8 @@ def test_a_commit_that_came_first_is_kept(adapter: Path, registry: str, monkeypa
     """Somebody commits between our look and our commit: both commits are there in the end."""
     place = DirectoryRegistry(Path(registry))
     place.create("ana/chat")
-    real, raced = DirectoryRegistry.commit, []
+    real = DirectoryRegistry.commit
+    raced: list[str] = []
 
     def commit(self: DirectoryRegistry, *args: Any, **options: Any) -> str:
         if not raced:

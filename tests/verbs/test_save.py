@@ -43,7 +43,8 @@ def test_it_writes_what_train_has_written(kind: str, tiny_llama: Path, tmp_path:
     for field in ("name", "method", "plugin", "config", "vocabulary", "license", "version"):
         assert getattr(have, field) == getattr(want, field), field
     assert have.base is not None
-    assert have.base.to_document() == want.base.to_document()  # type: ignore[union-attr]
+    assert want.base is not None
+    assert have.base.to_document() == want.base.to_document()
     assert verify(str(second), base=str(tiny_llama)).overrides == ()
 
 

@@ -40,10 +40,16 @@ def test_a_complete_adapter(tiny_llama: Path, rows: Path, tmp_path: Path) -> Non
     assert (manifest.digest, manifest.name, manifest.license) == (done.digest, "chat", "mit")
     assert (manifest.method, manifest.config["rank"]) == ("lora", 2)
     assert names(tmp_path / "chat") == {
-        "hubkit.json", "README.md", "adapter_config.json", "adapter_model.safetensors", "tensors.json", "metrics.json",
-    }  # fmt: skip
+        "hubkit.json",
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tensors.json",
+        "metrics.json",
+    }
     metrics = json.loads((tmp_path / "chat" / "metrics.json").read_text())
-    assert metrics == manifest.training["metrics"]  # type: ignore[index]
+    assert manifest.training is not None
+    assert metrics == manifest.training["metrics"]
     assert metrics["validation_loss"] < metrics["untrained_loss"]
     assert verify(str(tmp_path / "chat"), base=str(tiny_llama)).overrides == ()
     assert not (tmp_path / "chat.run" / "checkpoint.safetensors").exists()
@@ -127,7 +133,9 @@ def test_replacing_keeps_hand_written_words(tiny_llama: Path, rows: Path, tmp_pa
     card.write_bytes(card.read_bytes() + b"\nGr\xfcn, by hand.\n")  # not even UTF-8
     quick(tiny_llama, rows, tmp_path / "chat", replace=True, seed=3)
     assert "by hand." in card.read_text()
-    assert pack(tmp_path / "chat").manifest.training["options"]["seed"] == 3  # type: ignore[index]
+    training = pack(tmp_path / "chat").manifest.training
+    assert training is not None
+    assert training["options"]["seed"] == 3
 
 
 def test_an_empty_folder_is_free(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
@@ -259,9 +267,14 @@ def test_rows_that_are_not_utf8(tiny_llama: Path, tmp_path: Path, capsys: pytest
     ],
 )
 def test_bad_options(
-    more: tuple[object, ...], status: int, code: str, tiny_llama: Path, rows: Path, tmp_path: Path,
+    more: tuple[object, ...],
+    status: int,
+    code: str,
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     before = tree(tmp_path)
     said = say(capsys, "train", tiny_llama, rows, "-o", tmp_path / "x", *more)
     assert said.refusal(status) == code, said.err

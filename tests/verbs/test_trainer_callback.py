@@ -35,14 +35,27 @@ def trainer(attached: Attached, out: Path, **options: Any) -> Any:
     from transformers import Trainer, TrainingArguments
 
     settings = {
-        "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 0.0, "optim": "adamw_torch",
-        "report_to": [], "use_cpu": True, "disable_tqdm": True, **options,
-    }  # fmt: skip
+        "max_steps": 4,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "optim": "adamw_torch",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **options,
+    }
     return Trainer(
-        model=attached, args=TrainingArguments(output_dir=str(out), **settings), train_dataset=rows(),
-        eval_dataset=rows(4), callbacks=[hubkit.trainer_callback("chat", license="mit")],
-    )  # fmt: skip
+        model=attached,
+        args=TrainingArguments(output_dir=str(out), **settings),
+        train_dataset=rows(),
+        eval_dataset=rows(4),
+        callbacks=[hubkit.trainer_callback("chat", license="mit")],
+    )
 
 
 def losses(of: Any) -> list[float]:
@@ -183,18 +196,33 @@ def test_sft_trainer_trains_it(method: str, tiny_llama: Path, tmp_path: Path) ->
     before = {name: p.detach().clone() for name, p in attached.model.named_parameters()}
     tokens = [row["input_ids"].tolist() for row in rows()]
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path / "run"), max_steps=4, save_steps=2, logging_steps=1, per_device_train_batch_size=8,
-        learning_rate=1e-2, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.0, optim="adamw_torch",
-        report_to=[], use_cpu=True, disable_tqdm=True, bf16=False, packing=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "run"),
+        max_steps=4,
+        save_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        optim="adamw_torch",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        bf16=False,
+        packing=False,
+    )
 
     table = datasets.table.InMemoryTable.from_pydict({"input_ids": tokens})
 
     def sft(model: Attached) -> Any:
         return trl.SFTTrainer(
-            model=model, args=arguments, train_dataset=datasets.Dataset(table, fingerprint="rows"),
-            processing_class=load_tokenizer(tiny_llama), callbacks=[hubkit.trainer_callback("chat")],
-        )  # fmt: skip
+            model=model,
+            args=arguments,
+            train_dataset=datasets.Dataset(table, fingerprint="rows"),
+            processing_class=load_tokenizer(tiny_llama),
+            callbacks=[hubkit.trainer_callback("chat")],
+        )
 
     done = sft(attached)
     done.train()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import make_adapter
@@ -16,9 +17,9 @@ from hubkit.verbs.push import push
 from hubkit.verbs.verify import verify
 
 
-def refused(*args: str, **options: object) -> HubkitError:
+def refused(*args: str, **options: Any) -> HubkitError:
     with pytest.raises(HubkitError) as refusal:
-        verify(*args, **options)  # type: ignore[arg-type]
+        verify(*args, **options)
     return refusal.value
 
 
@@ -69,7 +70,7 @@ def test_the_same_weights_in_other_files(adapter: Path, tiny_llama: Path, tmp_pa
     other = tmp_path / "sharded"
     shutil.copytree(tiny_llama, other, ignore=shutil.ignore_patterns("model.safetensors"))
     tensors = sorted(load_file(tiny_llama / "model.safetensors").items())
-    index = {}
+    index: dict[str, str] = {}
     for number in range(3):
         part = dict(tensors[number::3])
         save_file(part, other / f"part-{number}.safetensors", {"format": "pt", "note": str(number)})

@@ -82,7 +82,8 @@ def test_trained_used_and_merged(base: Path, tmp_path: Path) -> None:
     live = attach(load_base(base), str(folder), base=str(base))
     want = logits(live)
     assert want.shape == (2, 6, SIZE + 2)
-    assert live.model.config.vocab_size == SIZE
+    config: Any = live.model.config
+    assert config.vocab_size == SIZE
     merge(str(base), str(folder), tmp_path / "merged")
     merged: Any = load_base(tmp_path / "merged")
     near(logits(merged), want)

@@ -15,7 +15,7 @@ from torch import nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.base.tokenizer import transformers_module
+from hubkit.tensors.base.tokenizer import model_class, transformers_module
 
 
 def outline(folder: Path) -> nn.Module:
@@ -28,10 +28,10 @@ def outline(folder: Path) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: nn.Module = model_class(transformers, config).from_config(config, trust_remote_code=False)
     except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
-            "HK-BASE-LOAD", "transformers cannot make a causal language model of the base's configuration",
+            "HK-BASE-LOAD", "transformers cannot make a language model of the base's configuration",
             where=str(folder), have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
         ) from e  # fmt: skip
     return model

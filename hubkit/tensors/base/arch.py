@@ -64,6 +64,8 @@ class Arch:
         head_bias: name in the files of the language model head's bias, where it is not ``<head>.bias``.
         embeddings: last names of embedding tables (needed where only file headers are at hand).
         norms: expression for the last names of norms (as above).
+        skipped: expression for the paths of modules that are no sites though they hold a matrix or a gain: routers of
+            experts, and norms that multiply by something else than their gain.
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
@@ -83,6 +85,7 @@ class Arch:
     head_bias: str
     embeddings: tuple[str, ...]
     norms: str
+    skipped: str
     shared_inputs: tuple[tuple[str, ...], ...]
     prefix: str
     transposed: tuple[str, ...]
@@ -99,6 +102,9 @@ class Arch:
 
     def is_norm(self, last: str) -> bool:
         return re.fullmatch(self.norms, last) is not None
+
+    def skips(self, path: str) -> bool:
+        return re.fullmatch(self.skipped, path) is not None
 
     def groups(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Site name -> the sites (itself among them, in call order) that share its input."""
@@ -134,6 +140,7 @@ def _arch_of(model_type: str, file: str) -> Arch:
         head_bias=str(fields["head_bias"]),
         embeddings=_words(fields["embeddings"]),
         norms=str(fields["norms"]),
+        skipped=str(fields["skipped"]),
         shared_inputs=tuple(tuple(group) for group in groups),
         prefix=str(fields["prefix"]),
         transposed=_words(fields["transposed"]),

@@ -59,6 +59,7 @@ KINDS: dict[str, tuple[Check, str]] = {
     "norms": (_expression, "a regular expression"),
     "prefix": (_text, "a prefix"),
     "shared_inputs": (lambda v: isinstance(v, list) and all(map(_words, v)), "a list of lists of names"),
+    "skipped": (_expression, "a regular expression"),
     "sublayers": (lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v), "a list of objects"),
     "transposed": (_words, "a list of names"),
 }

@@ -1,7 +1,8 @@
 """The base as adapters see it: named sites, from a live model or from the headers of its files alone.
 
-A site's name is the module's path in the model (``model.layers.0.self_attn.q_proj``), whatever the file calls it; its
-weight is always (out, in), whatever the storage; that of a norm is (n, 1).
+A site's name is the module's path (``model.layers.0.self_attn.q_proj``) as the base's files name it, whatever a release
+of transformers calls it in memory (`hubkit.tensors.base.names`); its weight is always (out, in), whatever the storage;
+that of a norm is (n, 1).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
 from hubkit.tensors.base.expressions import expression
 from hubkit.tensors.base.layers import Layers, outside, within
+from hubkit.tensors.base.names import file_naming
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.base.token_sites import row_sites
 from hubkit.tensors.base.tokenizer import load_tokenizer
@@ -32,9 +34,11 @@ from hubkit.tensors.fourbit.files import PackedHeaders, ReadTensor
 from hubkit.tensors.fourbit.linear import QuantLinear, packed_facts, packed_of, quantizable
 from hubkit.tensors.fourbit.nf4 import CODEC
 
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 NORMS = ("LayerNorm", "RMSNorm")
 """Ends of the class names of norms with a gain per feature."""
+_DIMENSIONS = {"linear": 2, "embedding": 2, "norm": 1}
+"""Of the weights of modules of each kind."""
 
 
 class Base:
@@ -141,13 +145,15 @@ class Base:
         sites: list[Site] = []
         others: list[str] = []
         first: dict[int, str] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            first.setdefault(id(parameter), name)
-        for name, module in model.named_modules():
-            kind = _kind(module)
-            weight = getattr(module, "weight", None)
-            if not kind or not isinstance(weight, Tensor) or weight.dim() != (1 if kind == "norm" else 2):
-                others.append(name)
+        naming = file_naming(model)
+        for path, parameter in model.named_parameters(remove_duplicate=False):
+            first.setdefault(id(parameter), naming(path) or path)
+        for path, module in model.named_modules():
+            kind, weight = _kind(module), getattr(module, "weight", None)
+            own = naming(f"{path}.weight") if kind else None  # None: made of several tensors of the files
+            name = (own or path).removesuffix(".weight")
+            if own is None or not isinstance(weight, Tensor) or weight.dim() != _DIMENSIONS[kind] or arch.skips(name):
+                others.append(path)
                 continue
             transposed = kind == "embedding" or type(module).__name__ == "Conv1D"
             rows, columns = (*weight.shape, 1)[:2]
@@ -157,8 +163,8 @@ class Base:
             packed = packed_facts(module)
             if packed is not None:
                 shape, dtype, transposed = packed
-            twin = first.get(id(weight), f"{name}.weight")
-            tied = twin != f"{name}.weight" and kind == "linear"
+            twin = first.get(id(weight), own)
+            tied = twin != own and kind == "linear"
             site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
             sites.append(replace(site, packed=packed is not None))
         folder = str(getattr(model, "name_or_path", ""))
@@ -186,6 +192,8 @@ class Base:
             if last != "weight" or not stem or not (is_norm or len(info.shape) == 2):
                 continue
             name = arch.prefix + stem if bare and not arch.is_head(stem) else stem
+            if arch.skips(name):
+                continue
             kind = "norm" if is_norm else "embedding" if leaf in arch.embeddings else "linear"
             transposed = kind == "embedding" or (kind == "linear" and leaf in arch.transposed)
             rows, columns = (*info.shape, 1)[:2]
@@ -317,7 +325,8 @@ def _with_tied_head(
     if table is None or not ties(config):
         return sites
     shape = (table.shape[1], table.shape[0])
-    bias = arch.head_bias if arch.head_bias in names else None
+    own = arch.head_bias or f"{arch.heads[0]}.bias"
+    bias = own if own in names else None
     heads = [site for site in sites if arch.is_head(site.name)]
     if heads:
         fields: dict[str, Any] = {"tensor": table.tensor, "tied": True}

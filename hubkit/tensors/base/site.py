@@ -20,7 +20,7 @@ class Site:
     """A place in the base where something can be added.
 
     Args:
-        name: the module's path in the model.
+        name: the module's path, as the base's files name it.
         kind: ``linear``, ``embedding`` or ``norm``; ``block`` for a `Block` (blocks.py), without a weight.
         shape: (out, in); an embedding table is (hidden, vocabulary), the gain of a norm over n features (n, 1).
         dtype: dtype of the stored weight.

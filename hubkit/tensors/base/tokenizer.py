@@ -1,4 +1,4 @@
-"""The tokenizer of a base, and transformers itself, imported when it is needed."""
+"""What transformers makes of a base: its tokenizer, the class of its model, and transformers itself."""
 
 from __future__ import annotations
 
@@ -27,6 +27,28 @@ def load_tokenizer(path: Path | str) -> Any:
             have=f"{type(e).__name__}: {e}",
             fix="it needs tokenizer.json, or the files of its tokenizer class, and a sound config.json",
         ) from e  # fmt: skip
+
+
+def model_class(transformers: Any, config: Any) -> Any:
+    """The Auto class that makes the language model of a configuration: alone, or as part of one that sees as well.
+
+    Args:
+        transformers: the module.
+        config: of transformers; of the classes that fit it the one is taken that it was saved by.
+    """
+    known = {
+        transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    }
+    found = {auto: classes_of(mapping[type(config)]) for auto, mapping in known.items() if type(config) in mapping}
+    saved = {str(name) for name in getattr(config, "architectures", None) or ()}
+    named = [auto for auto, classes in found.items() if saved & {one.__name__ for one in classes}]
+    return next(iter([*named, *found]), transformers.AutoModelForCausalLM)
+
+
+def classes_of(entry: Any) -> tuple[Any, ...]:
+    """The classes of one entry of a mapping of transformers, which holds one or several."""
+    return entry if isinstance(entry, tuple) else tuple(entry) if isinstance(entry, list) else (entry,)
 
 
 def transformers_module() -> Any:

@@ -36,7 +36,8 @@ from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import natural
-from hubkit.tensors.base.tokenizer import transformers_module
+from hubkit.tensors.base.names import as_in_files
+from hubkit.tensors.base.tokenizer import model_class, transformers_module
 from hubkit.tensors.device import computing, device_named, require_dtype
 from hubkit.tensors.files.dtypes import DTYPE_NAMES, dtype_named
 from hubkit.tensors.files.shards import tensor_bytes
@@ -92,13 +93,14 @@ def load_base(
             if codec or stored:
                 model, found = load_packed(path, transformers, None if stored else codec, options, place)
             else:
-                loader = transformers.AutoModelForCausalLM
+                stated = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+                loader = model_class(transformers, stated)
                 model, found = loader.from_pretrained(path, trust_remote_code=False, **options)
     except HubkitError:
         raise
     except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
-            "HK-BASE-LOAD", "transformers cannot load the base as a causal language model", where=str(path),
+            "HK-BASE-LOAD", "transformers cannot load the base as a language model", where=str(path),
             have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
         ) from e  # fmt: skip
     if not allow_incomplete_base:
@@ -186,7 +188,10 @@ def _require_accelerate(device: torch.device) -> None:
 
 
 def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
-    """Name in the files -> tensor, of a live model: its state, tied aliases once, under the first of their names."""
+    """Name in the files -> tensor, of a live model: its state, tied aliases once, under the first of their names.
+
+    Experts that transformers has fused into one tensor are taken apart again.
+    """
     seen: dict[tuple[int, torch.Size], str] = {}
     found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -194,7 +199,7 @@ def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
         if tensor.numel() and seen.setdefault(key, name) != name:
             continue
         found[name] = tensor.detach()
-    return found
+    return as_in_files(model, found)
 
 
 _PROBES = 8

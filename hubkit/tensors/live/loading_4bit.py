@@ -18,6 +18,7 @@ from hubkit.compat.transformers import quantization
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.tokenizer import model_class
 from hubkit.tensors.files.shards import Shards, open_shards
 from hubkit.tensors.fourbit.files import PackedHeaders
 from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
@@ -57,7 +58,7 @@ def load_packed(
     if hasattr(config, QUANTIZATION):
         del config.quantization_config
     empty = quantization(lambda model: _empty(model, [site.name for site in sites]))
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    model, found = model_class(transformers, config).from_pretrained(
         path, config=config, quantization_config=empty, trust_remote_code=False, **options
     )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())

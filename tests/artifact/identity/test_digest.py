@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bases import CONFIG, TOKENIZER, TOKENIZER_CONFIG, copy, tensors, write_base
+from artifact.bases import CONFIG, TOKENIZER, TOKENIZER_CONFIG, copy, tensors, write_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_one_buffer_may_serve_all_blocks() -> None:
     array = np.arange(64, dtype="<f4") + np.float32(1e-3)
     buffer = bytearray(32)
 
-    def blocks() -> object:
+    def blocks() -> Iterator[memoryview]:
         for i in range(0, 256, 32):
             buffer[:] = array.tobytes()[i : i + 32]
             yield memoryview(buffer)

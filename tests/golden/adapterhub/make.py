@@ -39,11 +39,17 @@ MODELS: dict[str, Any] = {
     "bert": lambda: BertForMaskedLM(BertConfig(**SIZES, **HEADS, max_position_embeddings=16)),
     "t5": lambda: T5ForConditionalGeneration(
         T5Config(
-            vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=4, d_ff=24, num_layers=LAYERS, num_heads=4,
-            decoder_start_token_id=0, pad_token_id=0,
+            vocab_size=VOCABULARY,
+            d_model=HIDDEN,
+            d_kv=4,
+            d_ff=24,
+            num_layers=LAYERS,
+            num_heads=4,
+            decoder_start_token_id=0,
+            pad_token_id=0,
         )
     ),
-}  # fmt: skip
+}
 CASES: dict[str, Any] = {
     "houlsby": adapters.DoubleSeqBnConfig(reduction_factor=4),
     "pfeiffer": adapters.SeqBnConfig(reduction_factor=5, non_linearity="gelu"),

@@ -40,15 +40,31 @@ def make(folder: Path) -> None:
 
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(
-        vocab_size=320, num_key_value_heads=1, max_position_embeddings=128, initializer_range=0.2,
-        tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=2, **sizes,
-    )  # fmt: skip
+        vocab_size=320,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        **sizes,
+    )
     conftest._save(LlamaForCausalLM, config, folder / "base")
     rows = rows_file(folder / "rows.jsonl", 8)
     for name in METHODS:
         method, options = CONFIGS[name]
-        train(str(folder / "base"), rows, folder / name, method=method, config=options, steps=2, learning_rate=0.05,
-              name=name, device="cpu")  # fmt: skip
+        train(
+            str(folder / "base"),
+            rows,
+            folder / name,
+            method=method,
+            config=options,
+            steps=2,
+            learning_rate=0.05,
+            name=name,
+            device="cpu",
+        )
         shutil.rmtree(folder / f"{name}.run")
         pack(folder / name, version="1.2.3", license="apache-2.0")
     rows.unlink()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,8 @@ def refused(code: str, action: Callable[[], object]) -> HubkitError:
     return caught.value
 
 
-def push(registry: DirectoryRegistry, files: dict[str, bytes | Path], **options: object) -> str:
-    arguments = {"message": "m", "parent": None, **options}
-    return registry.commit(REPO, files, (), **arguments)  # type: ignore[arg-type]
+def push(registry: DirectoryRegistry, files: dict[str, bytes | Path], parent: str | None = None, **more: str) -> str:
+    return registry.commit(REPO, files, (), message="m", parent=parent, **more)
 
 
 def sound(registry: DirectoryRegistry) -> None:
@@ -237,7 +237,7 @@ def test_only_plain_files_go_in(registry: DirectoryRegistry, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "pipe")
     before = registry.resolve(REPO)
     for name in ("link", "pipe", "."):
-        refused("HK-SYMLINK", lambda name=name: push(registry, {"f": tmp_path / name}))
+        refused("HK-SYMLINK", partial(push, registry, {"f": tmp_path / name}))
     refused("HK-NOT-FOUND", lambda: push(registry, {"f": tmp_path / "absent"}))
     assert registry.resolve(REPO) == before
 

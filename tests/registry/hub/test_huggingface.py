@@ -19,11 +19,12 @@ from hubkit.errors import HubkitError
 from hubkit.registry.directory.objects import git_blob
 from hubkit.registry.hub import transport
 from hubkit.registry.hub.huggingface import HuggingFaceRegistry
+from hubkit.registry.hub.streams import SharedFile
 from hubkit.registry.opening import open_registry
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 COMMIT = "1" * 40
 OTHER = "2" * 40
@@ -172,7 +173,8 @@ def test_a_silent_server_is_not_waited_for(
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_reads_are_tried_again_a_few_times(registry: HuggingFaceRegistry, server: Server, status: int) -> None:
-    busy, good = (status, {"Retry-After": "0"}, b""), (200, {}, {"sha": COMMIT})
+    busy = (status, {"Retry-After": "0"}, b"")
+    good: tuple[int, dict[str, str], object] = (200, {}, {"sha": COMMIT})
     server.routes[MODEL] = [busy, busy, good]
     assert registry.resolve("ana/chat", None) == COMMIT
     server.seen.clear()
@@ -413,9 +415,7 @@ class _Swapping(HuggingFaceRegistry):
     """A server that stores other bytes than it was sent is the same to the client as one that was sent others."""
 
     def _send(self, asked: Any, files: Any, removed: Any, message: str, parent: str | None) -> str:
-        import io
-
-        return super()._send(asked, {path: io.BytesIO(b"other") for path in files}, removed, message, parent)
+        return super()._send(asked, {path: SharedFile(b"other") for path in files}, removed, message, parent)
 
 
 def test_a_success_is_not_believed(hub_server: HubServer) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hubkit.registry.directory.directory import DirectoryRegistry
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 REPOS = "repo" if version("huggingface_hub").startswith("0.") else "repos"  # its name before 1.0
 HF = str(Path(sys.executable).with_name("hf"))

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -16,9 +17,10 @@ import pytest
 from hubkit.registry.directory.directory import DirectoryRegistry
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 BIG = bytes(range(256)) * 50
+Body = Mapping[str, object] | bytes | None
 
 
 @dataclass
@@ -33,14 +35,14 @@ class Answer:
 
 
 def ask(
-    server: HubServer, method: str, path: str, body: object = None, user: str | None = "ana", **headers: str
+    server: HubServer, method: str, path: str, body: Body = None, user: str | None = "ana", **headers: str
 ) -> Answer:
     """One request; `user` None is anonymous; dicts go as JSON."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
     sent = {k.replace("_", "-"): v for k, v in headers.items()}
     if user is not None and "Authorization" not in sent:
         sent["Authorization"] = f"Bearer {server.tokens.get(user, user)}"
-    data = json.dumps(body).encode() if isinstance(body, (dict, list)) else body
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     connection.request(method, path, data, sent)
     reply = connection.getresponse()
     answer = Answer(reply.status, reply.headers, reply.read())
@@ -48,7 +50,7 @@ def ask(
     return answer
 
 
-def lines(*items: tuple[str, dict[str, object]]) -> bytes:
+def lines(*items: tuple[str, Mapping[str, object]]) -> bytes:
     return b"\n".join(json.dumps({"key": k, "value": v}).encode() for k, v in items)
 
 
@@ -207,7 +209,7 @@ def test_a_slash_in_a_revision_is_part_of_it(hub_server: HubServer, repo: str) -
     assert ask(hub_server, "DELETE", f"/api/models/{repo}/branch/try%2Fx").status == 404
 
 
-def commit(server: HubServer, repo: str, *items: tuple[str, dict[str, object]], user: str = "ana") -> Answer:
+def commit(server: HubServer, repo: str, *items: tuple[str, Mapping[str, object]], user: str = "ana") -> Answer:
     return ask(server, "POST", f"/api/models/{repo}/commit/main", lines(*items), user=user)
 
 

@@ -19,7 +19,7 @@ from hubkit.registry.server import Account, build_app, read_tokens, run_server
 from hubkit.registry.server.run import _listen
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 
 def code_of(action: Callable[[], object]) -> str:

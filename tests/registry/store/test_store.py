@@ -27,7 +27,7 @@ from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 from hubkit.registry.store.store import ADAPTER_LIMITS, Store, StoredEntry, digest_files
 
 if TYPE_CHECKING:
-    from tests.registry.conftest import HubServer
+    from registry.conftest import HubServer
 
 CONFIG = b'{"peft_type": "LORA", "r": 1}'
 
@@ -38,7 +38,7 @@ def tensors(count: int = 8, fill: int = 0) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes([fill]) * (4 * count)
 
 
-def packed(version: str = "0.1.0", **files: bytes) -> dict[str, bytes]:
+def packed(version: str = "0.1.0", /, **files: bytes) -> dict[str, bytes]:
     """The files of an adapter with its manifest; keywords replace dots by two underscores."""
     content = {"adapter_model.safetensors": tensors(), "adapter_config.json": CONFIG}
     content |= {name.replace("__", "."): data for name, data in files.items()}
@@ -340,9 +340,19 @@ def test_list(registry: Counting, store: Store) -> None:
     size = sum(file.size for file in found.files)
     reference = f"{registry.name}/ana/chat@{commit}"
     assert store.list() == (
-        StoredEntry(reference, "adapter", registry.name, "ana/chat", None, commit, found.digest, size,
-                    ("^1", "v1.0.0"), found.path),
-    )  # fmt: skip
+        StoredEntry(
+            reference,
+            "adapter",
+            registry.name,
+            "ana/chat",
+            None,
+            commit,
+            found.digest,
+            size,
+            ("^1", "v1.0.0"),
+            found.path,
+        ),
+    )
 
 
 def test_an_interrupt_leaves_nothing(registry: Counting, store: Store) -> None:

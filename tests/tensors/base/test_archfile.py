@@ -17,6 +17,7 @@ from hubkit.methods.suite import randomize
 from hubkit.tensors.base.arch import arch_of, decoders, known_layers
 from hubkit.tensors.base.archfile import VARIABLE
 from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.blocks import Block
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.parts.adapter import Adapter
 
@@ -79,7 +80,7 @@ def test_a_made_up_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     named(monkeypatch, tmp_path, {"mixers": MIXERS})
     base = Base.from_model(model)
     assert "readout" not in [s.name for s in base.match("all-linear")]
-    assert {s.role for s in base.sites.values() if s.kind == "block"} == {"attention", "feedforward"}  # type: ignore[attr-defined]
+    assert {s.role for s in base.sites.values() if isinstance(s, Block)} == {"attention", "feedforward"}
     plain, attached = model(ids), Attached(model, base)
     attached.add("a", randomize(Adapter.fresh("a", method, config, base, 0), 1))
     attached.set_mix("a")

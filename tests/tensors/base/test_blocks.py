@@ -135,7 +135,7 @@ def test_a_module_called_by_itself_and_a_copied_model() -> None:
     model = tiny_model("llama")
     block = choose_blocks(Base.from_model(model), ("feedforward",))[0]
     seen: list[Tensor | None] = []
-    hooks = BlockHooks(block, lambda module, x, y: seen.append(x))  # type: ignore[func-returns-value, arg-type]
+    hooks = BlockHooks(block, lambda module, x, y: seen.append(x))
     assert block.module is not None
     block.module(torch.zeros(1, 16))
     assert seen == [None]

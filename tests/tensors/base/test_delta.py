@@ -24,8 +24,12 @@ def deltas(seed: int, dtype: torch.dtype = torch.float64) -> list[Delta]:
         random(seed + n, *s).to(dtype) for n, s in enumerate([(OUT, 3), (3, IN), (OUT, IN), (OUT,)])
     )
     return [
-        Delta(), Delta.low_rank(left, right), Delta.full(dense), Delta.full(bias=bias), Delta(left, right, dense, bias)
-    ]  # fmt: skip
+        Delta(),
+        Delta.low_rank(left, right),
+        Delta.full(dense),
+        Delta.full(bias=bias),
+        Delta(left, right, dense, bias),
+    ]
 
 
 def dense(delta: Delta) -> torch.Tensor:

@@ -41,10 +41,14 @@ def packed(shape: tuple[int, int], block: int = 64, nested: bool = True) -> Pack
     codes = torch.randint(0, 256, (-(-count // 2), 1), dtype=torch.uint8, generator=generator)
     if nested:
         return replace(
-            quantize(torch.randn(shape, generator=generator)), codes=codes, block=block, nested_block=96,
+            quantize(torch.randn(shape, generator=generator)),
+            codes=codes,
+            block=block,
+            nested_block=96,
             absmax=torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator),
-            nested_absmax=torch.rand(-(-blocks // 96), generator=generator), offset=0.1234567890123,
-        )  # fmt: skip
+            nested_absmax=torch.rand(-(-blocks // 96), generator=generator),
+            offset=0.1234567890123,
+        )
     absmax = torch.randn(blocks, generator=generator).exp()
     absmax[:4] = torch.tensor([0.0, float("inf"), float("nan"), 3.4e38])
     absmax[4:40] = 1 + torch.arange(36)[: len(absmax[4:40])] / 128

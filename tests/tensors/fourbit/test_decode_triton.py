@@ -1,11 +1,12 @@
 """Decoding in Triton: torch's bits whatever the shape, compiled as it has to be, and never in the way without triton.
 
 Without a GPU the kernel runs in Triton's interpreter, and is compiled for one with a driver that only names it. Both
-change triton for the whole process, so this file runs itself as a script: ``python test_nf4_triton.py interpret``.
+change triton for the whole process, so this file runs itself as a script: ``python test_decode_triton.py interpret``.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -75,7 +76,8 @@ def cases() -> Iterator[tuple[str, PackedWeight]]:
 def on(device: torch.device, weight: PackedWeight) -> PackedWeight:
     names = ("codes", "absmax", "levels", "nested_absmax", "nested_map")
     found = {name: getattr(weight, name) for name in names}
-    return replace(weight, **{name: None if t is None else t.to(device) for name, t in found.items()})
+    moved: dict[str, Any] = {name: t.to(device) for name, t in found.items() if t is not None}
+    return replace(weight, **moved)
 
 
 def same(have: Tensor, want: Tensor) -> bool:
@@ -100,11 +102,12 @@ def far(device: torch.device) -> tuple[PackedWeight, PackedWeight]:
     """A weight of more than 2^31 values, of which only the last are anything, and these as a weight of their own."""
     tail = replace(packed(4096 + 13, 64, True), nested_block=256)
     whole = replace(
-        tail, shape=(FAR + tail.shape[0],),
+        tail,
+        shape=(FAR + tail.shape[0],),
         codes=torch.empty(FAR // 2 + len(tail.codes), dtype=torch.uint8, device=device),
         absmax=torch.empty(FAR // 64 + len(tail.absmax), dtype=torch.uint8, device=device),
         nested_absmax=torch.empty(FAR // 64 // 256 + 1, device=device),
-    )  # fmt: skip
+    )
     for name in ("codes", "absmax", "nested_absmax"):
         part = getattr(tail, name).flatten()
         getattr(whole, name)[-len(part) :] = part.to(device)
@@ -181,7 +184,12 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_sample_is_decoded_once_for_each_form(anywhere: pytest.MonkeyPatch) -> None:
     asked: list[PackedWeight] = []
-    anywhere.setattr(nf4_triton, "decoded", lambda p, dtype: asked.append(p) or decoded_by_torch(p, dtype))
+
+    def decoded(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+        asked.append(weight)
+        return decoded_by_torch(weight, dtype)
+
+    anywhere.setattr(nf4_triton, "decoded", decoded)
     for weight in (packed(4096, 64, True), packed(8192, 64, True), packed(8191, 64, True), packed(4096, 64, False)):
         for dtype in DTYPES * 2:
             assert nf4_triton.decoder_for(weight, dtype) is nf4_triton.decoded
@@ -332,7 +340,7 @@ def far_is_right(builder: Any) -> bool:
     interpreter.GridExecutor._restore_args_dev = lambda *a: None  # copies storages onto themselves, all 6 GB
     builder.set_grid_idx = place
     kernel = nf4_triton._kernel
-    nf4_triton._kernel = lambda: Kernel({(skipped + programs,): launch[(programs,)]}.__getitem__)
+    nf4_triton._kernel = functools.cache(lambda: Kernel({(skipped + programs,): launch[(programs,)]}.__getitem__))
     real, torch.empty = torch.empty, lambda *a, **k: out
     try:
         nf4_triton.decoded(whole, torch.float16)
@@ -347,11 +355,13 @@ def compiled() -> dict[str, str]:
     from triton.backends.compiler import GPUTarget
 
     driver = SimpleNamespace(
-        get_current_device=lambda: 0, get_current_stream=lambda device=0: 0,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device=0: 0,
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
-    )  # fmt: skip
+    )
     triton.runtime.driver.set_active(driver)
-    kernel, found = nf4_triton._kernel(), {}
+    kernel = nf4_triton._kernel()
+    found: dict[str, str] = {}
 
     def launched(grid: tuple[int]) -> Callable[..., None]:
         def launch(*args: Any, **options: Any) -> None:
@@ -364,7 +374,7 @@ def compiled() -> dict[str, str]:
 
         return launch
 
-    nf4_triton._kernel = lambda: Kernel(launched)
+    nf4_triton._kernel = functools.cache(lambda: Kernel(launched))
     for dtype in DTYPES:
         for nested in (True, False):
             nf4_triton.decoded(packed(8192, 64, nested), dtype)

@@ -65,7 +65,7 @@ def plain() -> Iterator[None]:
 
 def test_detaching_gives_the_model_back_as_it_was() -> None:
     model = tiny_model("llama")
-    model.lm_head.weight.requires_grad_(False)  # type: ignore[union-attr]
+    model.get_parameter("lm_head.weight").requires_grad_(False)
     before = {n: (p.detach().clone(), p.requires_grad) for n, p in model.named_parameters()}
     want = model(batch()).logits
     attached = Attached(model)
@@ -135,7 +135,7 @@ def test_a_compiled_model_is_refused(how: str) -> None:
 
 def test_an_exception_inside_leaves_the_next_call_clean(attached: Attached) -> None:
     want = logits(attached, Sum({"a": 1.0, "b": 0.5}))
-    module = attached.model.model.layers[0].self_attn.k_proj  # type: ignore[union-attr, index]
+    module = attached.model.get_submodule("model.layers.0.self_attn.k_proj")
 
     def fails(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -172,7 +172,7 @@ def test_what_reads_the_weight_cannot_stand_above_what_has_none_to_give(attached
         def merge(self, *_: Any) -> Any:
             raise NotMergeable("it depends on the input")
 
-    attached.adapters["b"].method = Unmergeable()  # type: ignore[assignment]
+    attached.adapters["b"].method = Unmergeable()
     attached.set_mix(Sum(["b", "l"]))
     attached.set_mix(Stack(["l", "b"]))
     with pytest.raises(HubkitError, match="it depends on the input"):
@@ -184,7 +184,8 @@ def test_threads_keep_their_own_mix(attached: Attached) -> None:
     want = {name: logits(attached, name) for name in ("a", "b")}
     attached.set_mix(None)
     base = attached(batch()).logits
-    barrier, wrong = threading.Barrier(2), []
+    barrier = threading.Barrier(2)
+    wrong: list[str] = []
 
     def work(name: str) -> None:
         with torch.no_grad(), attached.using(name):
@@ -212,7 +213,7 @@ def sites_with_one_input(dtype: torch.dtype, mix: Mix, stored: torch.dtype) -> t
     attached.add("a", make(attached, "a", ALL, 1))
     attached.add("b", make(attached, "b", {"targets": ["q_proj", "down_proj"], "rank": 2}, 2))
     attached.set_mix(mix)
-    layer: Any = attached.model.model.layers[0]  # type: ignore[union-attr, index]
+    layer: Any = attached.model.get_submodule("model.layers.0")
     x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)).to(stored).to(dtype)
     attention = layer.self_attn
     called = (attention.q_proj, attention.k_proj, attention.v_proj, layer.mlp)
@@ -281,7 +282,7 @@ def test_a_frozen_part_changed_in_place_is_not_answered_from_memory(attached: At
 def test_who_keeps_an_output_keeps_its_values(attached: Attached, where: str) -> None:
     """Other hooks see the module's own output; it is not overwritten under their hands."""
     attached.set_mix(None)
-    module = attached.model.model.layers[0].self_attn.q_proj  # type: ignore[union-attr, index]
+    module = attached.model.get_submodule("model.layers.0.self_attn.q_proj")
     kept: list[Tensor] = []
 
     def keep(at: nn.Module, args: Any, y: Tensor) -> None:
@@ -318,8 +319,8 @@ def test_an_output_that_is_held_is_not_written_to(own: str) -> None:
         new = nn.Linear(16, 16, bias=False)
 
         def forward(x: Tensor) -> Tensor:
-            new.kept = nn.functional.linear(x, new.weight)
-            return new.kept
+            new.kept = out = nn.functional.linear(x, new.weight)
+            return out
 
         new.forward = forward
     new.load_state_dict(old.state_dict())
@@ -368,7 +369,7 @@ def test_checkpointing_gives_the_same_gradients(mix: Mix, when: str, reentrant: 
 
 def test_the_recomputation_runs_under_the_mix_of_its_forward(attached: Attached) -> None:
     attached.set_mix("a")
-    layer = attached.model.model.layers[0].mlp  # type: ignore[union-attr, index]
+    layer = attached.model.get_submodule("model.layers.0.mlp")
     x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
     want = gradients(attached, lambda: layer(x))
 

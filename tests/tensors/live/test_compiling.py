@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,9 @@ def test_what_a_twin_would_leave_out_is_refused() -> None:
     layer.self_attn.forward = layer.self_attn.forward
     refused("HK-COMPILE", lambda: model.compiled_training().__enter__())
     del layer.self_attn.forward
-    model.model.gradient_checkpointing_enable()  # type: ignore[operator]
+    model.gradient_checkpointing_enable()
     refused("HK-COMPILE", lambda: model.compiled_training().__enter__())
-    model.model.gradient_checkpointing_disable()  # type: ignore[operator]
+    model.gradient_checkpointing_disable()
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -191,7 +192,7 @@ def test_a_layer_that_torch_cannot_compile_is_refused_and_undone() -> None:
 
 
 def test_the_loop_trains_compiled_with_its_own_loss(tmp_path: Path, backend: Counting) -> None:
-    def trained(where: str, **how: Any) -> tuple[float, float | None, dict[str, Tensor]]:
+    def trained(where: str, **how: Any) -> tuple[float, float | None, Mapping[str, Tensor]]:
         model = Attached(tiny.llama())
         method = host().load("lora")
         config = parse_config(method.info.config, {"rank": 2}, "test")
@@ -201,9 +202,14 @@ def test_the_loop_trains_compiled_with_its_own_loss(tmp_path: Path, backend: Cou
         options = TrainOptions(steps=3, batch_size=3, learning_rate=1e-2)
         with model.compiled_training(**how) if how else nullcontext():
             done = fit(
-                model, adapter.trainables(), method.train_step, tiny.rows(9), tiny.rows(3, 1), options,
+                model,
+                adapter.trainables(),
+                method.train_step,
+                tiny.rows(9),
+                tiny.rows(3, 1),
+                options,
                 run_dir=tmp_path / where,
-            )  # fmt: skip
+            )
         return done.loss, done.validation_loss, adapter.parameters()
 
     loss, held, values = trained("eager")
@@ -226,7 +232,7 @@ def test_decoded_weights_are_not_kept() -> None:
 
     with model.compiled_training(fullgraph=True):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.model.model(ids(2, 7))  # type: ignore[operator, union-attr]
+            model.model.model(ids(2, 7))  # type: ignore[operator]
         alike(step(model, padded=True), want)
     assert kept
     assert not kept & {(48, 32), (32, 48), (16, 32), (32, 16)}  # of feed-forward, keys and values

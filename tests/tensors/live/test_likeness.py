@@ -121,7 +121,7 @@ def test_once_detached_the_base_can_be_copied(attached: Attached) -> None:
 def test_peft_cannot_take_it_over(kind: str, attached: Attached) -> None:
     peft = pytest.importorskip("peft")
     target = "q_proj" if "Llama" in type(attached.model).__name__ else "c_attn"
-    options = {"feedforward_modules": []} if kind == "IA3Config" else {}
+    options: dict[str, list[str]] = {"feedforward_modules": []} if kind == "IA3Config" else {}
     config = getattr(peft, kind)(task_type="CAUSAL_LM", target_modules=[target], **options)
     with pytest.raises(HubkitError, match="PEFT cannot take over") as caught:
         peft.get_peft_model(attached, config)

@@ -123,7 +123,7 @@ def test_loading_refuses_by_name(tmp_path: Path, tiny_llama: Path) -> None:
 def test_a_folder_of_which_more_is_made_than_its_weights_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     """transformers puts an adapter that lies beside the weights onto them, and runs the code that a config names."""
     beside = Path(shutil.copytree(tiny_llama, tmp_path / "beside"))
-    peft = get_peft_model(load_base(tiny_llama), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))  # type: ignore[arg-type]
+    peft = get_peft_model(load_base(tiny_llama), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     peft.save_pretrained(beside)
     error = refused("HK-BASE-UNSAFE", load_base, beside)
     assert "adapter_config.json" in str(error.have)

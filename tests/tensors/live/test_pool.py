@@ -141,7 +141,7 @@ def test_a_running_call_ends_with_what_it_began_with(attached: Attached) -> None
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     want, answer = attached(rows).logits, attached.generate(rows, **options)
     turn = iter(range(10**6))
-    layer: Any = attached.model.model.layers[1]  # type: ignore[union-attr, index]
+    layer: Any = attached.model.get_submodule("model.layers.1")
     handle = layer.register_forward_pre_hook(lambda *_: attached.swap("a", (two, one)[next(turn) % 2]))
     assert torch.equal(attached(rows).logits, want)
     attached.swap("a", one)

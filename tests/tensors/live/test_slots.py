@@ -74,8 +74,8 @@ def test_routes_and_swaps_compile_nothing_again(attached: Attached, backend: Cou
 
 @pytest.mark.slow
 def test_where_a_forward_is_not_compiled_whole(attached: Attached, backend: Counting) -> None:
-    layer: Any = attached.model.model.layers[1].mlp  # type: ignore[union-attr, index]
-    layer.forward = torch.compiler.disable(layer.forward)
+    layer: Any = attached.model.get_submodule("model.layers.1.mlp")
+    layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[no-untyped-call]
     compiled = attached.compiled(2, 3, backend=backend)
     attached.set_mix("few")
     rows = ids(3, 6)

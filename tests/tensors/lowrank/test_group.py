@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from hubkit.tensors.base.site import Site
 from hubkit.tensors.lowrank.group import FEW, Group, SiteParts, add_low_rank
 from hubkit.tensors.parts.part import LowRank
 
-
-class _Site:
-    shape = (24, 40)
-    kind = "linear"
+SITE = Site("site", "linear", (24, 40), torch.bfloat16, False, "site.weight", None)
 
 
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
@@ -23,7 +21,7 @@ def test_few_rows_compute_what_many_do(rows: int, scale: float, count: int) -> N
     generator = torch.Generator().manual_seed(0)
     parts = []
     for _ in range(count):
-        part = LowRank(_Site(), 4, scale)  # type: ignore[arg-type]
+        part = LowRank(SITE, 4, scale)
         for factor in (part.A, part.B):
             factor.data = torch.randn(factor.shape, generator=generator).to(torch.bfloat16)
             factor.requires_grad_(False)
@@ -40,7 +38,7 @@ def test_few_rows_compute_what_many_do(rows: int, scale: float, count: int) -> N
 
 
 def test_a_changed_frozen_factor_is_seen() -> None:
-    part = LowRank(_Site(), 4, 1.0)  # type: ignore[arg-type]
+    part = LowRank(SITE, 4, 1.0)
     for factor in (part.A, part.B):
         factor.data = torch.ones(factor.shape, dtype=torch.bfloat16)
         factor.requires_grad_(False)
@@ -54,7 +52,7 @@ def test_a_changed_frozen_factor_is_seen() -> None:
 
 
 def test_few_rows_of_a_module_whose_output_is_no_block_of_memory() -> None:
-    part = LowRank(_Site(), 4, 1.0)  # type: ignore[arg-type]
+    part = LowRank(SITE, 4, 1.0)
     for factor in (part.A, part.B):
         factor.data = torch.ones(factor.shape, dtype=torch.bfloat16)
         factor.requires_grad_(False)

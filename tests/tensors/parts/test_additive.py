@@ -74,10 +74,10 @@ def test_files_and_live_models_have_the_same_norms_and_a_changed_model_is_the_ad
         plan = plan_merge(live, "a", attached.adapters)
         twin = copy.deepcopy(attached.detach())
         for site in plan.sites:
-            module = twin.get_submodule(site.name)
-            module.weight.copy_(plan.weight(site))  # type: ignore[union-attr, operator, arg-type]
+            module: Any = twin.get_submodule(site.name)
+            module.weight.copy_(plan.weight(site))
             if site.bias_tensor:
-                module.bias.copy_(plan.bias(site))  # type: ignore[union-attr, operator, arg-type]
+                module.bias.copy_(plan.bias(site))
         have = twin(batch()).logits
     assert (have - want).abs().max() <= 10 * TOLERANCE[torch.float32] * want.abs().max()  # large random changes
 

@@ -22,6 +22,12 @@ def low(rank: int, seed: int) -> Delta:
     return Delta.low_rank(random(OUT, rank, seed=seed), random(rank, IN, seed=seed + 100))
 
 
+def whole(delta: Delta) -> Tensor:
+    matrix = delta.matrix()
+    assert matrix is not None
+    return matrix
+
+
 def between(*deltas: Delta | None, weights: tuple[float, ...] = (1.0, 1.0)) -> Interference:
     site = Site("model.layers.0.q_proj", "linear", (OUT, IN), torch.float32, False, "w", None)
     named = dict(zip("abc", deltas, strict=False))
@@ -59,7 +65,7 @@ def test_disjoint_columns() -> None:
 def test_figures_are_those_of_the_whole_matrices(ranks: tuple[int, int]) -> None:
     a, b = low(ranks[0], 1), low(ranks[1], 2)
     found = at(between(a, b, weights=(0.5, -2.0)))
-    x, y = (0.5 * a.matrix()).double(), (-2.0 * b.matrix()).double()  # type: ignore[operator]
+    x, y = (0.5 * whole(a)).double(), (-2.0 * whole(b)).double()
     assert found.norms == pytest.approx((float(x.norm()), float(y.norm())), rel=1e-5)
     assert found.cosine == pytest.approx(float((x * y).sum() / x.norm() / y.norm()), abs=1e-6)
     for have, p, q in ((found.columns, x, y), (found.rows, x.t(), y.t())):
@@ -75,6 +81,7 @@ def test_figures_are_those_of_the_whole_matrices(ranks: tuple[int, int]) -> None
 def test_chance_is_what_random_subspaces_give() -> None:
     figures = [at(between(low(4, seed), low(6, 50 + seed))) for seed in range(30)]
     chance = figures[0].chance
+    assert chance is not None
     assert chance == pytest.approx((6 / OUT, 6 / IN))
     assert sum(f.columns or 0 for f in figures) / 30 == pytest.approx(chance[0], rel=0.15)
     assert sum(f.rows or 0 for f in figures) / 30 == pytest.approx(chance[1], rel=0.15)

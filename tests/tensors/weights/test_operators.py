@@ -113,7 +113,7 @@ def test_dropping_keeps_the_mean_and_follows_the_seed() -> None:
     def run(seed: int) -> Tensor:
         return combine(OPERATORS["dare"], [Member(1.0, Delta.full(matrix), generator_for(seed, "site", "a"))], 0.25)
 
-    assert set(run(0).unique().tolist()) == {0.0, 4.0}
+    assert set(run(0).flatten().tolist()) == {0.0, 4.0}
     assert torch.equal(run(3), run(3))
     assert not torch.equal(run(3), run(4))
     mean = torch.stack([run(seed) for seed in range(40)]).mean()

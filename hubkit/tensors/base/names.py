@@ -1,0 +1,74 @@
+"""Names of tensors in a live model and in its files: transformers renames some while it loads, fuses and splits others.
+
+The experts of a mixture lie one by one in the files and are one tensor in the model. Read from transformers 5.23:
+``core_model_loading.revert_weight_conversion``, which saves a model under the names that it was loaded from; before 5,
+from the class's ``_checkpoint_conversion_mapping``, as ``save_pretrained`` of 4.57 does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hubkit.compat.transformers import conversions_of, renamings_of
+
+
+def file_naming(model: nn.Module) -> Callable[[str], str | None]:
+    """Gives the name in the files for the name of a tensor of `model`; None for one that is made of others."""
+    conversions = _conversions(model)
+    if conversions is None:
+        return lambda name: _renamed(name, _patterns(model))
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_converters, apply_renamings
+
+    reverse = [one.reverse_transform() for one in reversed(conversions)]
+    renamings = [one for one in reverse if isinstance(one, WeightRenaming)]
+    converters = [one for one in reverse if isinstance(one, WeightConverter)]
+
+    def name_of(name: str) -> str | None:
+        made = apply_converters(name, converters)[1]
+        return apply_renamings(name, renamings) if made is None else None
+
+    return name_of
+
+
+def as_in_files(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a live model as its files hold them: renamed, and taken apart where they were fused."""
+    if _conversions(model) is None:
+        naming = file_naming(model)
+        return {str(naming(name)): tensor for name, tensor in state.items()}
+    from transformers.core_model_loading import revert_weight_conversion
+
+    found: Mapping[str, Tensor] = revert_weight_conversion(model, dict(state))
+    return found
+
+
+def _conversions(model: nn.Module) -> list[Any] | None:
+    """What transformers 5 did to the files' tensors when it loaded `model`, or does to those of its class.
+
+    None where it has no such table: before 5, and for a model that is not of transformers.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import PrefixChange
+    except ImportError:
+        return None
+    loaded = conversions_of(model)
+    if loaded is not None or not hasattr(model, "base_model_prefix"):
+        return loaded
+    return [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
+
+
+def _patterns(model: nn.Module) -> Mapping[str, str]:
+    """Expression for names of modules -> what takes its place in the files."""
+    return {live: re.sub(r"\(.*\)", "", stored.lstrip("^")) for stored, live in renamings_of(model).items()}
+
+
+def _renamed(name: str, patterns: Mapping[str, str]) -> str:
+    for pattern, stored in patterns.items():
+        name, count = re.subn(pattern, stored, name)
+        if count:
+            break
+    return name
