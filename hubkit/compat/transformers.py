@@ -144,11 +144,16 @@ def set_checkpoint(module: Any, function: Checkpoint) -> None:
 def flattens_by_its_size(model: Any) -> bool:
     """Whether `model` computes its loss itself and takes logits to be as long as its configuration's ``vocab_size``.
 
-    Read from the names in its forward and in those that it inherits: transformers moves its models to ``loss_function``
-    one by one, and bart and bert are not there in 5.23.
+    Read from the names in its forward, and in those that this one calls by ``super``: transformers moves its models to
+    ``loss_function`` one by one, and bart and bert are not there in 5.23.
     """
-    forwards = (vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))
-    names = {name for each in forwards for name in getattr(inspect.unwrap(each), "__code__", _NONE).co_names}
+    names: set[str] = set()
+    for kind in type(model).__mro__:
+        if "forward" in vars(kind):
+            used = getattr(inspect.unwrap(vars(kind)["forward"]), "__code__", _NONE).co_names
+            names |= {*used}
+            if "super" not in used:
+                break
     return "vocab_size" in names and "loss_function" not in names
 
 
