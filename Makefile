@@ -1,6 +1,6 @@
 # make quickstart   set everything up and run an adapter's whole life on a real 135M model
 # make test         set everything up and run the tests          (make test-all: the slow ones, too)
-# make test-older   tests of methods and models on transformers 4.57
+# make test-older   tests of methods and models on transformers 4.57, every cell of docs/bases.md too
 # make test-oldest  tests on the oldest versions that pyproject.toml allows
 # make test-numerics  tests of numbers again, with sums in another order: what is green on one processor alone is red here
 VENV ?= .venv
@@ -46,6 +46,7 @@ $(OLDER)/.ready: $(READY) scripts/older
 
 test-older: $(OLDER)/.ready
 	$(OLDER)/bin/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not oracle" $(OLDER_TESTS)
+	$(OLDER)/bin/python -m pytest -n $(WORKERS) tests/bases
 
 $(OLDEST)/.ready: $(READY) scripts/oldest constraints-oldest.txt pyproject.toml
 	scripts/oldest $(OLDEST) $(VENV)
@@ -58,18 +59,19 @@ test-numerics: $(READY)
 	MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(NUMERICS)
 
 lint: $(READY)
-	$(BIN)/ruff check . scripts/errors scripts/rooms scripts/torch-floor
-	$(BIN)/ruff format --check . scripts/errors scripts/rooms scripts/torch-floor
+	$(BIN)/ruff check . scripts/bases scripts/errors scripts/rooms scripts/torch-floor
+	$(BIN)/ruff format --check . scripts/bases scripts/errors scripts/rooms scripts/torch-floor
 	$(BIN)/mypy
 	$(BIN)/mypy --strict plugins examples tests
+	MYPYPATH=tests $(BIN)/mypy --strict scripts/bases
 	$(BIN)/mypy --strict scripts/errors
 	$(BIN)/mypy --strict scripts/rooms
 	$(BIN)/mypy --strict scripts/torch-floor
 	$(BIN)/python scripts/errors
 
 format: $(READY)
-	$(BIN)/ruff check --fix . scripts/errors scripts/rooms scripts/torch-floor
-	$(BIN)/ruff format . scripts/errors scripts/rooms scripts/torch-floor
+	$(BIN)/ruff check --fix . scripts/bases scripts/errors scripts/rooms scripts/torch-floor
+	$(BIN)/ruff format . scripts/bases scripts/errors scripts/rooms scripts/torch-floor
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py

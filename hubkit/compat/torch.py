@@ -39,8 +39,8 @@ def total_changes(tensors: Iterable[Tensor]) -> int:
 
 
 def version_of(tensor: Tensor) -> tuple[int, int | None]:
-    """Equal for as long as a tensor lies where it lay and nobody has changed it in place."""
-    return tensor.data_ptr(), changes_of(tensor)
+    """Equal for as long as a tensor lies where it lay and nobody has changed it in place: see `changes_of`."""
+    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
 
 
 def is_view(tensor: Tensor) -> bool:

@@ -87,9 +87,10 @@ def generate(
 
     from hubkit.compat.transformers import quiet
     from hubkit.methods.reading import read_adapter
+    from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import computing, described, device_named, forked_rng
     from hubkit.tensors.live.attached import Attached
-    from hubkit.tensors.live.loading import INCOMPLETE, load_base
+    from hubkit.tensors.live.loading import load_base
     from hubkit.tensors.parts.part import front_length
 
     if max_new_tokens < 1 or temperature < 0:

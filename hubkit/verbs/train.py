@@ -24,7 +24,9 @@ from hubkit.registry.api import Progress
 if TYPE_CHECKING:
     import torch
 
+    from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.methods.host import Method
+    from hubkit.methods.reading import Planned
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.data import Columns, Record
     from hubkit.training.encode import Row
@@ -109,11 +111,8 @@ def train(
     """
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
-    from hubkit.methods.reading import planned
-    from hubkit.tensors.base.agreement import outline, require_agreement
-    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import device_named
-    from hubkit.tensors.live.loading import INCOMPLETE
     from hubkit.training import checkpoint
     from hubkit.training.data import read_rows
     from hubkit.training.optimizers import require_optimizer
@@ -131,9 +130,7 @@ def train(
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
-    sites = Base.from_folder(source.path)
-    plan, live = planned(chosen, settings, sites), Base.from_model(outline(source.path))
-    require_agreement(plan.sites, planned(chosen, settings, live).sites, sites, live)
+    plan = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
@@ -152,6 +149,24 @@ def train(
     checkpoint.discard(run_dir)
     count = sum(p.numel() for p in adapter.parameters().values())
     return Trained(out, digest, chosen.name, count, metrics)
+
+
+def _planned(method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool) -> Planned:
+    """What will be made, by the base's files; the model that transformers will make of them must be the same there.
+
+    Raises:
+        HubkitError: ``HK-BASE-INCOMPLETE``, ``HK-BASE-MODULES``, ``HK-BASE-LOAD``; what the method's `inject` raises.
+    """
+    from hubkit.methods.reading import planned
+    from hubkit.tensors.base.agreement import outline, require_agreement, require_weights
+    from hubkit.tensors.base.base import Base
+
+    files, model = Base.from_folder(base), outline(base)
+    if not allow_incomplete and not any(site.packed for site in files.sites.values()):
+        require_weights(model, base, {tensor.name: tensor.shape for tensor in record.tensors}, files.arch.prefix)
+    plan, live = planned(method, settings, files), Base.from_model(model)
+    require_agreement(plan.sites, planned(method, settings, live).sites, files, live)
+    return plan
 
 
 def _may_replace(out: Path, replace: bool, unfinished: bool, resume: bool) -> bool:

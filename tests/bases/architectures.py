@@ -31,7 +31,8 @@ class Architecture:
 
     Args:
         own: values of its configuration beside `SIZES`.
-        text: of a model with several parts: ``model_type`` of its language model, another row of the table; empty for one of its own.
+        text: of a model with several parts: ``model_type`` of its language model, another row of the table; empty for
+            one of its own.
         talk: values of that language model's configuration.
         saved: the class of transformers that its checkpoints are saved by.
     """
@@ -147,7 +148,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llama4_text": _own(intermediate_size_mlp=48, interleave_moe_layer_step=2),
     "dbrx": _own(
         attn_config={"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
-        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
     ),
     "dots1": _own(n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1),
     "hunyuan_v1_moe": _own(moe_topk=2),
@@ -222,6 +223,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "max_num_tiles": 2,
             "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
         },
+        talk={"rope_scaling": {"rope_type": "default"}},
     ),
     "internvl": _vision("qwen2", {**_CLIP, "image_size": [16, 16], "patch_size": [8, 8]}),
     "mistral3": _vision("mistral", {"model_type": "pixtral", **_CLIP, "head_dim": 8}),
@@ -231,8 +233,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "modernbert": Architecture({"local_attention": 64}, saved=MASKED),
     "t5": Architecture({"d_kv": 8, "d_ff": 48, "num_decoder_layers": 2, "decoder_start_token_id": 2}, saved=SEQ2SEQ),
 }
-"""``model_type`` -> how its tiny base is made: decoders, mixtures of experts, state spaces and hybrids, models that see,
-encoders."""
+"""``model_type`` -> how its tiny base is made: decoders, mixtures of experts, state spaces and hybrids, models that
+see, encoders."""
 
 
 def known() -> list[str]:
@@ -256,8 +258,9 @@ def config_of(kind: str) -> Any:
 
 
 def _sized(blank: Any, own: Mapping[str, Any]) -> Any:
-    known = {*blank.to_dict(), *blank.attribute_map}
-    return type(blank)(**{**{key: value for key, value in SIZES.items() if key in known}, **own})
+    names = {key: blank.attribute_map.get(key, key) for key in SIZES}  # GPT-2's hidden_size is its n_embd
+    known = blank.to_dict()
+    return type(blank)(**{**{names[key]: value for key, value in SIZES.items() if names[key] in known}, **own})
 
 
 def save(kind: str, folder: Path) -> None:

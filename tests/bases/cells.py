@@ -1,7 +1,7 @@
 """One cell of the table: an adapter's whole life on one base, and what became of it.
 
-Two steps of training, `pack`, `verify`, `attach` to the model that transformers loads, `merge`, and the same folder read
-by PEFT; then the logits are compared, in fp32.
+Two steps of training, `pack`, `verify`, `attach` to the model that transformers loads, `merge`, and the same folder in
+PEFT; then the logits are compared, in fp32.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def run_cell(kind: str, method: str, base: Path, work: Path) -> Cell:
 
 
 def loaded(base: Path) -> Any:
-    """The model that a user of transformers has: the one that sees where the base does, else the causal one, in fp32."""
+    """A model as users of transformers have it, in fp32: the one that sees, where there is one, else the causal one."""
     import transformers
 
     kind = ARCHITECTURES[_kind(base)].saved
@@ -190,7 +190,7 @@ def _compared(cell: Cell, base: Path, work: Path) -> None:
     """Compares the logits of the model with the adapter attached, of the merged one, and of PEFT's."""
     import hubkit
 
-    method, out = METHODS[cell.method], work / "adapter"
+    out = work / "adapter"
     plain = logits(loaded(base))
     attached = _attempt(cell, "attach", "name", lambda: hubkit.attach(loaded(base), out))
     if attached is None:
@@ -273,7 +273,8 @@ def _rounded(model: Any, quantized: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    """An exception in one line."""
-    code = getattr(error, "code", "") or type(error).__name__
-    words = " ".join(str(getattr(error, "what", "") or error).split())
-    return f"{code} {words}"[:240]
+    """An exception in one line; of a refusal also the first things that it found."""
+    code, have = getattr(error, "code", "") or type(error).__name__, getattr(error, "have", None) or []
+    words = " ".join(str(getattr(error, "what", "") or error).split())[:160]
+    found = f" ({', '.join(have[:2])[:160]}{', ...' if len(have) > 2 else ''})" if have else ""
+    return f"{code} {words}{found}"

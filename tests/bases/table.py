@@ -19,7 +19,7 @@ from bases.cells import METHODS, Cell, run_cell
 SECONDS = 180
 """What one architecture may take; it takes about three."""
 REFUSALS = Path(__file__).parent / "refusals.json"
-_HEAVY = ("bases.cells", "hubkit.verbs.train", "hubkit.training.loop", "peft", "transformers.models.auto.modeling_auto")
+_HEAVY = ("cells", "hubkit.verbs.train", "hubkit.training.loop", "peft", "transformers.models.auto.modeling_auto")
 """What every process needs: imported once, in the one that they are forked from."""
 
 
@@ -64,7 +64,12 @@ def _child(kind: str, methods: Sequence[str], out: Connection) -> None:
 
         torch.set_num_threads(1)
         base = Path(room) / "base"
-        save(kind, base)
+        try:
+            save(kind, base)
+        except Exception as error:  # says what is wrong in `architectures`, or in this transformers
+            for method in methods:
+                out.send(Cell(kind, method, faults={"crash": f"making the base: {error!r}"}))
+            return
         for method in methods:
             out.send(run_cell(kind, method, base, Path(room) / "work"))
 

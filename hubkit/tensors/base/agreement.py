@@ -6,6 +6,7 @@ modules that the files do not know could never be read again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.base import Base, natural
+from hubkit.tensors.base.names import file_naming
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.base.tokenizer import model_class, transformers_module
 
@@ -35,6 +37,63 @@ def outline(folder: Path) -> nn.Module:
             where=str(folder), have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
         ) from e  # fmt: skip
     return model
+
+
+INCOMPLETE = "allow-incomplete-base"
+"""The override that goes on with a base whose files are not its model's weights, as manifests name it."""
+_FAULTS = {
+    "missing": "not in the files: transformers makes it up",
+    "mismatched": "of another shape in the files: transformers makes it up",
+    "unexpected": "in the files alone: the model has no place for it",
+}
+
+
+def refuse_incomplete(model: nn.Module, path: Path, found: Mapping[str, Iterable[str]]) -> None:
+    """Refuses a base whose files do not hold the weights of `model`, each once: ``HK-BASE-INCOMPLETE``.
+
+    Args:
+        path: its folder.
+        found: ``missing``, ``mismatched``, ``unexpected`` -> names of tensors.
+    """
+    have = [f"{name}: {what}" for kind, what in _FAULTS.items() for name in sorted(found.get(kind, ()), key=natural)]
+    if have:
+        raise HubkitError(
+            "HK-BASE-INCOMPLETE", "the files do not hold the weights of the model, each once", where=str(path),
+            want=f"the weights of {type(model).__name__}", have=have,
+            fix=f"a complete checkpoint of a language model; --{INCOMPLETE} goes on, and is recorded",
+        )  # fmt: skip
+
+
+def require_weights(model: nn.Module, path: Path, stored: Mapping[str, tuple[int, ...]], prefix: str) -> None:
+    """Refuses files that lack weights of the model, or hold them in other shapes, before anything is loaded.
+
+    Names that the model has no place for are found when it is loaded: transformers passes over some of them rightly.
+
+    Args:
+        model: the `outline` of the base.
+        path: its folder.
+        stored: name of a tensor in its files -> shape.
+        prefix: of names that old files leave out.
+
+    Raises:
+        HubkitError: ``HK-BASE-INCOMPLETE``.
+    """
+    shapes = dict(stored)
+    if prefix and not any(name.startswith(prefix) for name in shapes):
+        shapes |= {prefix + name: shape for name, shape in shapes.items()}
+    naming, groups = file_naming(model), dict[int, list[str]]()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (own := naming(name)) is not None:
+            groups.setdefault(id(parameter), []).append(own)
+    optional = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    sizes = {id(parameter): tuple(parameter.shape) for parameter in model.parameters()}
+    there = {key: [name for name in names if name in shapes] for key, names in groups.items()}
+    lacking = [names[0] for key, names in groups.items() if not there[key]]
+    found = {
+        "missing": [name for name in lacking if not any(pattern.search(name) for pattern in optional)],
+        "mismatched": [name for key, names in there.items() for name in names if shapes[name] != sizes[key]],
+    }
+    refuse_incomplete(model, path, found)
 
 
 def require_agreement(planned: Mapping[str, Site], live: Mapping[str, Site], files: Base, model: Base) -> None:

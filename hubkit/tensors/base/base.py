@@ -7,7 +7,6 @@ that of a norm is (n, 1).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,14 +18,15 @@ from torch import Tensor, nn
 
 from hubkit.artifact.identity.digest import ties
 from hubkit.artifact.identity.header import TensorInfo
-from hubkit.errors import HubkitError, nearest
+from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import Arch, arch_of
 from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
-from hubkit.tensors.base.expressions import expression
-from hubkit.tensors.base.layers import Layers, outside, within
+from hubkit.tensors.base.formats import computed_in, is_coded, refuse_codes, require_weights_of_their_own
+from hubkit.tensors.base.layers import Layers
 from hubkit.tensors.base.names import file_naming
 from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.targets import named_sites
 from hubkit.tensors.base.token_sites import row_sites
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.files.dtypes import torch_dtype
@@ -160,13 +160,15 @@ class Base:
             bias = getattr(module, "bias", None)
             bias_name = first.get(id(bias), f"{name}.bias") if isinstance(bias, Tensor) else None
             shape, dtype = (columns, rows) if transposed else (rows, columns), weight.dtype
-            packed = packed_facts(module)
+            packed, coded = packed_facts(module), is_coded(dtype)
             if packed is not None:
-                shape, dtype, transposed = packed
+                (shape, dtype, transposed), coded = packed, False
+            elif coded:
+                dtype = bias.dtype if isinstance(bias, Tensor) else computed_in(config)
             twin = first.get(id(weight), own)
             tied = twin != own and kind == "linear"
             site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
-            sites.append(replace(site, packed=packed is not None))
+            sites.append(replace(site, packed=packed is not None, coded=coded))
         folder = str(getattr(model, "name_or_path", ""))
         reader = partial(load_tokenizer, folder) if folder and Path(folder, "tokenizer_config.json").is_file() else None
         sites += block_sites(sites, arch, model)
@@ -183,6 +185,7 @@ class Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
         arch = arch_of(str(config.get("model_type", "")))
         sites: list[Site] = []
+        require_weights_of_their_own(headers, config, source)
         packed = PackedHeaders(headers, read, source)
         bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
         for tensor, info in headers.items():
@@ -198,12 +201,14 @@ class Base:
             transposed = kind == "embedding" or (kind == "linear" and leaf in arch.transposed)
             rows, columns = (*info.shape, 1)[:2]
             shape, dtype = (columns, rows) if transposed else (rows, columns), torch_dtype(info.dtype)
+            coded = is_coded(dtype) and tensor not in packed
+            dtype = computed_in(config) if coded else dtype
             bias, reader = f"{stem}.bias" if f"{stem}.bias" in headers else None, read
             if tensor in packed:
                 shape, dtype = packed.facts(tensor)
                 reader = packed.reader(tensor, transposed)
             site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
-            sites.append(replace(site, packed=tensor in packed))
+            sites.append(replace(site, packed=tensor in packed, coded=coded))
         sites = _with_tied_head(sites, arch, config, read, headers)
         return cls([*sites, *block_sites(sites, arch)], arch, source, config=config)
 
@@ -233,38 +238,8 @@ class Base:
             HubkitError: ``HK-TARGET`` when any one target matches nothing or a kind that the method cannot serve, or
                 for a layer that the base does not have; ``HK-CONFIG`` for `layers` that are no numbers.
         """
-        kinds = (kind,) if isinstance(kind, str) else kind or ("linear", "embedding")
-        sites = self.sites if layers is None else within(self.sites, layers, self.source)
-        if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
-            targets = [targets]
-        if targets == "all-linear":
-            return [s for s in sites.values() if s.kind == "linear" and not self.arch.is_head(s.name)]
-        if targets == "all-norm" and "norm" in kinds:
-            return [s for s in sites.values() if s.kind == "norm"]
-        pool = [name for name, site in self.sites.items() if site.kind != "block" or "block" in kinds]
-        chosen: set[str] = set()
-        for target in [targets] if isinstance(targets, str) else targets:
-            if target == "all-norm":
-                found = {name for name, site in self.sites.items() if site.kind == "norm"}
-            elif isinstance(targets, str):
-                found = {name for name in pool if _pattern(target).fullmatch(name)}
-                found = {n for n in found if "norm" in kinds or self.sites[n].kind != "norm"} or found
-            else:
-                found = {name for name in pool if name == target or name.endswith("." + target)}
-            if not found:
-                self._refuse(target)
-            if not found & sites.keys():
-                raise outside(target, found, layers, self.source)
-            found &= sites.keys()
-            foreign = sorted(name for name in found if self.sites[name].kind not in kinds)
-            if foreign:
-                raise HubkitError(
-                    "HK-TARGET", f"the method cannot act at {target!r}", where=self.source,
-                    want=f"sites of kind {' or '.join(kinds)}",
-                    have=[f"{name}: {self.sites[name].kind}" for name in foreign],
-                )  # fmt: skip
-            chosen |= found
-        return [site for site in self.sites.values() if site.name in chosen]
+        kinds = (kind,) if isinstance(kind, str) else tuple(kind or ("linear", "embedding"))
+        return named_sites(self.sites, targets, kinds, layers, arch=self.arch, source=self.source, others=self._others)
 
     def quantize(self, codec: str) -> None:
         """Asks for the base to be quantized: called by the `inject` of a method that trains on a quantized base.
@@ -281,40 +256,14 @@ class Base:
         self.codec = codec
 
     def to_quantize(self) -> list[Site]:
-        """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own."""
+        """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own.
+
+        Raises:
+            HubkitError: ``HK-BASE-FORMAT`` for a base that stores codes already.
+        """
+        refuse_codes((site.name for site in self.match("all-linear") if site.coded), self.source)
         own = (s for s in self.match("all-linear") if not s.tied and not s.packed and s.dtype.is_floating_point)
         return [s for s in own if s.module is None or (packed_of(s.module) is None and quantizable(s.module))]
-
-    def _refuse(self, target: str) -> None:
-        counts: dict[str, int] = {}
-        for site in self.sites.values():
-            if not self.arch.is_head(site.name) and site.kind == "linear":
-                last = site.name.rpartition(".")[2]
-                counts[last] = counts.get(last, 0) + 1
-        families = " ".join(f"{name} ({count})" for name, count in counts.items())
-        names = {site.rpartition(".")[2] for site in self.sites} | set(self.sites)
-        near = nearest(target.rpartition(".")[2], names) or nearest(target, names)
-        known = target in self._others or any(o.endswith("." + target) for o in self._others)
-        why = "names a module that holds no weight of its own" if known else "matches nothing in the base"
-        raise HubkitError(
-            "HK-TARGET",
-            f"the target {target!r} {why}",
-            where=self.source,
-            want=f"one of: {families}" if families else "a base with linear layers",
-            have=target,
-            fix=f"near: {', '.join(near)}" if near else "all-linear takes every linear layer but the head",
-        )
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    """A target expression; bounded, because it can come from a stranger's file."""
-    try:
-        return expression(text)
-    except re.error as e:
-        raise HubkitError(
-            "HK-TARGET", "the target is not a usable regular expression", where=text[:80], have=str(e),
-            fix="list the module names instead: q_proj,v_proj",
-        ) from e  # fmt: skip
 
 
 def _with_tied_head(

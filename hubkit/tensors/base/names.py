@@ -13,8 +13,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hubkit.compat.transformers import conversions_of, renamings_of
-
 
 def file_naming(model: nn.Module) -> Callable[[str], str | None]:
     """Gives the name in the files for the name of a tensor of `model`; None for one that is made of others."""
@@ -41,8 +39,18 @@ def as_in_files(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, T
         return {str(naming(name)): tensor for name, tensor in state.items()}
     from transformers.core_model_loading import revert_weight_conversion
 
-    found: Mapping[str, Tensor] = revert_weight_conversion(model, dict(state))
+    found: Mapping[str, Tensor] = revert_weight_conversion(_Loaded(model), dict(state))
     return found
+
+
+class _Loaded:
+    """A model as transformers' saving sees it, whose conversions are those that can be reverted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._weight_conversions = model, _conversions(model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 def _conversions(model: nn.Module) -> list[Any] | None:
@@ -55,15 +63,24 @@ def _conversions(model: nn.Module) -> list[Any] | None:
         from transformers.core_model_loading import PrefixChange
     except ImportError:
         return None
-    loaded = conversions_of(model)
-    if loaded is not None or not hasattr(model, "base_model_prefix"):
-        return loaded
+    loaded: list[Any] | None = getattr(model, "_weight_conversions", None)
+    if loaded is not None:
+        return [one for one in loaded if not _of_a_quantizer(one)]
+    if not hasattr(model, "base_model_prefix"):
+        return None
     return [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
+
+
+def _of_a_quantizer(conversion: Any) -> bool:
+    """Whether a conversion is a quantizer's, that makes layers of packed tensors: they keep the names of the files."""
+    operations = getattr(conversion, "operations", ())
+    return any(type(one).__module__.startswith("transformers.integrations") for one in operations)
 
 
 def _patterns(model: nn.Module) -> Mapping[str, str]:
     """Expression for names of modules -> what takes its place in the files."""
-    return {live: re.sub(r"\(.*\)", "", stored.lstrip("^")) for stored, live in renamings_of(model).items()}
+    mapping: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", None) or {}
+    return {live: re.sub(r"\(.*\)", "", stored.lstrip("^")) for stored, live in mapping.items()}
 
 
 def _renamed(name: str, patterns: Mapping[str, str]) -> str:

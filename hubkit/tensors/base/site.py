@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hubkit.compat.torch import version_of
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.delta import Delta, accumulation_dtype
+from hubkit.tensors.base.formats import refuse_codes
 from hubkit.tensors.fourbit.decode import dequantize
 from hubkit.tensors.fourbit.files import ReadTensor
 from hubkit.tensors.fourbit.linear import packed_of, swapped
@@ -33,6 +34,8 @@ class Site:
         change: what lower members of a stack have already added.
         wide: hand out weight and bias in the dtype of accumulation (merging) instead of the stored one.
         packed: the weight is quantized in the base's files; `weight` decodes it.
+        coded: it is stored as codes that hubkit does not decode (`hubkit.tensors.base.formats`): there is no `weight`;
+            `dtype` is that in which the layer computes.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Site:
     change: Delta | None = field(default=None, compare=False, repr=False)
     wide: bool = False
     packed: bool = False
+    coded: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +90,8 @@ class Site:
         return version_of(weight) if isinstance(weight, Tensor) else None
 
     def _stored(self, tensor: str, attribute: str) -> Tensor:
+        if self.coded and attribute == "weight":
+            refuse_codes([self.name], self.tensor)
         if self.module is not None:
             packed = packed_of(self.module) if attribute == "weight" else None
             if packed is not None:

@@ -35,7 +35,7 @@ from hubkit.compat.transformers import commit_of, quiet
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.base import natural
+from hubkit.tensors.base.agreement import refuse_incomplete
 from hubkit.tensors.base.names import as_in_files
 from hubkit.tensors.base.tokenizer import model_class, transformers_module
 from hubkit.tensors.device import computing, device_named, require_dtype
@@ -148,23 +148,12 @@ def _require_complete(model: nn.Module, found: Mapping[str, Any], path: Path) ->
     }
     spare = {name for name, info in stored.items() if is_buffer(name, info.dtype, info.shape)}
     spare |= {name for name, facts in live.items() if is_buffer(name, *facts)}
-    said = {kind: {_key(one) for one in found.get(f"{kind}_keys", ())} - spare for kind in _FAULTS}
-    have = [f"{name}: {what}" for kind, what in _FAULTS.items() for name in sorted(said[kind], key=natural)]
-    if have:
-        raise HubkitError(
-            "HK-BASE-INCOMPLETE", "the files do not hold the weights of the model, each once", where=str(path),
-            want=f"the weights of {type(model).__name__}", have=have,
-            fix=f"a complete checkpoint of a language model; --{INCOMPLETE} goes on, and is recorded",
-        )  # fmt: skip
+    refuse_incomplete(
+        model, path, {kind: {_key(one) for one in found.get(f"{kind}_keys", ())} - spare for kind in _REPORTED}
+    )
 
 
-INCOMPLETE = "allow-incomplete-base"
-"""The override, as manifests name it."""
-_FAULTS = {
-    "missing": "not in the files: transformers makes it up",
-    "mismatched": "of another shape in the files: transformers makes it up",
-    "unexpected": "in the files alone: the model has no place for it",
-}
+_REPORTED = ("missing", "mismatched", "unexpected")
 
 
 def _key(said: str | tuple[Any, ...]) -> str:

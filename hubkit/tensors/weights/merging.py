@@ -20,6 +20,7 @@ from hubkit.artifact.identity.base_files import INDEX, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.delta import Delta, apply_bias, apply_weight
+from hubkit.tensors.base.formats import refuse_codes
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.files.dtypes import torch_dtype
 from hubkit.tensors.files.shards import Shards, Written, computed, copied, write_file
@@ -101,7 +102,8 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
     """Plans merging `mix` into `base`.
 
     Raises:
-        HubkitError: ``HK-NOT-MERGEABLE`` with each member's reason, or for a base in 4 bits;
+        HubkitError: ``HK-NOT-MERGEABLE`` with each member's reason, or for a base in 4 bits; ``HK-BASE-FORMAT`` for one
+            that stores codes;
             ``HK-UNKNOWN-ADAPTER``, ``HK-SHAPE``; ``HK-VOCABULARY`` for members that add different tokens.
     """
     mixes.require_known(mix, adapters)
@@ -113,6 +115,7 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
     sites = tuple(
         s for s in base.sites.values() if any(s.name in a.parts or has_rows(s, a.parts) for a in used.values())
     )
+    refuse_codes([site.name for site in sites if site.coded], base.source)
     packed = [site.name for site in sites if site.packed and site.module is None]
     if packed:
         raise HubkitError(

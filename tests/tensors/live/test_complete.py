@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,9 +89,10 @@ def test_a_tied_head_is_not_missing(changed: Callable[..., Path]) -> None:
 
 def test_the_override_goes_on_and_is_recorded(changed: Callable[..., Path], tmp_path: Path) -> None:
     base, rows = changed(without(UP)), rows_file(tmp_path / "rows.jsonl")
-    refused("HK-BASE-INCOMPLETE", train, base, rows, tmp_path / "a", steps=1)
+    how: dict[str, Any] = {"steps": 1, "config": {"targets": "q_proj"}}
+    refused("HK-BASE-INCOMPLETE", train, base, rows, tmp_path / "a", **how)
     assert not (tmp_path / "a").exists()
-    train(base, rows, tmp_path / "a", steps=1, config={"targets": "q_proj"}, allow_incomplete_base=True)
+    train(base, rows, tmp_path / "a", **how, allow_incomplete_base=True)
     assert open_adapter(tmp_path / "a").manifest.overrides == ("allow-incomplete-base",)
     refused("HK-BASE-INCOMPLETE", generate, "hello", base=base)
     assert generate("hello", base=base, max_new_tokens=1, allow_incomplete_base=True).overrides == (
