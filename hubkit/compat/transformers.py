@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,24 +54,6 @@ def commit_of(config: Any) -> str | None:
     """
     found: str | None = getattr(config, "_commit_hash", None)
     return found
-
-
-def conversions_of(model: Any) -> list[Any] | None:
-    """What was done to the files' tensors when `model` was loaded, in order; None where nothing says so.
-
-    ``_weight_conversions``, by which transformers 5 saves a model as it was loaded. What is done to the models of a
-    class has a public name (``conversion_mapping``), what was done to this one has not.
-    """
-    found: list[Any] | None = getattr(model, "_weight_conversions", None)
-    return found
-
-
-def renamings_of(model: Any) -> Mapping[str, str]:
-    """Expression for names in files -> what stands for it in names of the model: of transformers 4.
-
-    ``_checkpoint_conversion_mapping`` of the class, by which ``save_pretrained`` renames there; 5 has another table.
-    """
-    return getattr(model, "_checkpoint_conversion_mapping", None) or {}
 
 
 class AdaptersLoaded:

@@ -129,25 +129,6 @@ def test_layers_are_replaced_before_there_are_weights(kind: str, tmp_path: Path)
     assert "quantization_config" not in (tmp_path / "again" / "config.json").read_text()
 
 
-def test_a_model_knows_how_its_files_became_its_tensors(tmp_path: Path) -> None:
-    model = model_of("mixtral", num_local_experts=2)
-    model.save_pretrained(tmp_path)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    if transformers.__version__.startswith("4."):
-        assert insides.conversions_of(loaded) is None
-        return
-    made = insides.conversions_of(loaded)
-    assert made
-    assert any("experts" in target for one in made for target in one.target_patterns)
-    assert insides.conversions_of(model) is None, "it was not loaded"
-
-
-@pytest.mark.skipif(not transformers.__version__.startswith("4."), reason="transformers 5 has another table")
-def test_a_class_of_transformers_4_says_how_its_files_name_things() -> None:
-    assert insides.renamings_of(transformers.LlavaForConditionalGeneration)["^language_model.lm_head"] == "lm_head"
-    assert insides.renamings_of(model_of("llama")) == {}
-
-
 def test_adapters_make_a_quantized_model_trainable() -> None:
     """transformers' Trainer refuses to train a model that is quantized, unless it says that adapters are there."""
     from transformers import trainer_utils

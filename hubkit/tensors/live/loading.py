@@ -32,11 +32,11 @@ from hubkit.artifact.identity.digest import (
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.compat.torch import version_of
 from hubkit.compat.transformers import commit_of, quiet
+from hubkit.compat.transformers_names import as_in_files
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.agreement import refuse_incomplete
-from hubkit.tensors.base.names import as_in_files
 from hubkit.tensors.base.tokenizer import model_class, transformers_module
 from hubkit.tensors.device import computing, device_named, require_dtype
 from hubkit.tensors.files.dtypes import DTYPE_NAMES, dtype_named
