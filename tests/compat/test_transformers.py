@@ -243,6 +243,25 @@ def test_a_loss_that_a_user_has_set_is_kept() -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma3_text", "phi"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_very_positions_that_are_given_reach_every_attention(kind: str, checkpointed: bool) -> None:
+    """Virtual tokens of a forward travel on it (`hubkit.tensors.front.decoder_hooks`), into its recomputation, too."""
+    model = model_of(kind).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    positions, seen = torch.arange(4)[None], list[bool]()
+
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append(kwargs.get("position_ids") is positions)
+
+    attentions = [module for name, module in model.named_modules() if name.endswith("self_attn")]
+    for attention in attentions:
+        attention.register_forward_pre_hook(look, with_kwargs=True)
+    model(input_ids=ids(1, 4), position_ids=positions).logits.sum().backward()
+    assert seen == [True] * len(attentions) * (2 if checkpointed else 1)
+
+
 @pytest.mark.parametrize("filled", [0, 3])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_the_number_of_keys_after_a_forward(filled: int, tokens: int) -> None:
