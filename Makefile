@@ -10,12 +10,12 @@ READY = $(VENV)/.ready
 WORKERS ?= auto
 # An environment with transformers 4.57, and what is run there: what depends on the release of transformers most.
 OLDER ?= $(VENV)/older
-OLDER_TESTS = tests/plugins/test_prefix.py tests/plugins/test_prompt.py tests/plugins/test_lora.py \
+OLDER_TESTS = tests/compat tests/plugins/test_prefix.py tests/plugins/test_prompt.py tests/plugins/test_lora.py \
   tests/tensors/front tests/tensors/live/test_attached.py tests/peft/test_virtual_tokens.py tests/peft/test_encoders.py
 
 # An environment with the oldest versions that pyproject.toml allows, and what is run there.
 OLDEST ?= $(VENV)/oldest
-OLDEST_TESTS = tests/documents tests/artifact tests/registry tests/methods tests/cli tests/tensors tests/training \
+OLDEST_TESTS = tests/compat tests/documents tests/artifact tests/registry tests/methods tests/cli tests/tensors tests/training \
   tests/plugins tests/peft/test_heads.py tests/peft/test_agreement.py tests/verbs/test_train.py \
   tests/verbs/test_codec.py tests/verbs/test_quantized.py tests/verbs/test_vocabulary.py tests/test_torch_floor.py
 

@@ -34,6 +34,7 @@ from hubkit.methods.api import (
     Site,
     foreign_files,
     hookimpl,
+    version_of,
 )
 
 CANCELLED = 0.25
@@ -115,7 +116,7 @@ class DoraPart(Edit):
             return self._plain_norm(site)
         if self.A.requires_grad or self.B.requires_grad or site.change is not None:
             return self._norm(site)
-        key = (site.version(), _version(self.A), _version(self.B))
+        key = (site.version(), version_of(self.A), version_of(self.B))
         if self._frozen is None or self._frozen[0] != key:
             self._frozen = (key, self._norm(site))
         return self._frozen[1]
@@ -185,10 +186,6 @@ def _row_squares(weight: Tensor, left: Tensor | None = None, right: Tensor | Non
 def _excess(m: Tensor, norm: Tensor) -> Tensor:
     """m / norm - 1; a row without direction stays as it is."""
     return torch.where(norm > 0, m / norm - 1, torch.zeros_like(norm))
-
-
-def _version(tensor: Tensor) -> tuple[int, int | None]:
-    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
 
 
 class Rescaled(torch.autograd.Function):

@@ -8,6 +8,7 @@ group ``hubkit.methods``. `hubkit.methods.suite.MethodSuite` tests it.
 
 from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm
+from hubkit.compat.torch import version_of
 from hubkit.errors import HubkitError
 from hubkit.methods.foreign import foreign_files
 from hubkit.methods.hookspecs import hookimpl
@@ -27,5 +28,5 @@ from hubkit.tensors.parts.part import KV, Edit, LowRank, Part, Tokens
 __all__ = [
     "KV", "Adapter", "AdapterHubForm", "Base", "Block", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig",
     "MethodInfo", "NotMergeable", "Part", "PeftForm", "Site", "Tokens", "additive_parts", "choose_blocks",
-    "foreign_files", "hookimpl", "layer_rate", "pattern_value", "require_depth",
+    "foreign_files", "hookimpl", "layer_rate", "pattern_value", "require_depth", "version_of",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hubkit.compat.transformers import attention_of
 from hubkit.tensors.front.decoder_hooks import SHORT_ROWS
 
 LONGEST = 128
@@ -46,7 +47,7 @@ def short_attention(model: nn.Module, enabled: bool = True) -> Iterator[bool]:
         return
     owner.set_attn_implementation(SHORT_ROWS)
     try:
-        yield owner.config._attn_implementation == SHORT_ROWS
+        yield attention_of(owner.config) == SHORT_ROWS
     finally:
         owner.set_attn_implementation("sdpa")
 
@@ -55,8 +56,7 @@ def _chooser(model: nn.Module) -> Any:
     """The outermost module that lets its attention be chosen, where that is ``sdpa``; else None."""
     modules: Iterator[Any] = (module for module in model.modules() if hasattr(module, "set_attn_implementation"))
     owner = next(modules, None)
-    found = getattr(getattr(owner, "config", None), "_attn_implementation", None)
-    return owner if found == "sdpa" else None
+    return owner if attention_of(getattr(owner, "config", None)) == "sdpa" else None
 
 
 @functools.cache

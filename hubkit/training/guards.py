@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hubkit.compat.torch import hook_numbers
 from hubkit.documents.drafts import held
 from hubkit.documents.files import refusing
 from hubkit.errors import USAGE, HubkitError
@@ -73,12 +74,13 @@ def _start_checkpointing(model: nn.Module) -> Callable[[], object]:
     owner, word = _checkpointing_owner(model)
     if getattr(owner, f"is_{word}_checkpointing", False):
         return lambda: None
-    hooked = getattr(owner, "_require_grads_hook", None)
+    table = owner.get_input_embeddings() if hasattr(owner, "get_input_embeddings") else None  # type: ignore[operator]
+    before = hook_numbers(table) if table is not None else set()
     getattr(owner, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
 
     def stop() -> None:
         getattr(owner, f"{word}_checkpointing_disable")()
-        if hooked is None and getattr(owner, "_require_grads_hook", None) is not None:
+        if table is not None and not hook_numbers(table) <= before:
             owner.disable_input_require_grads()  # type: ignore[operator]  # transformers leaves its hook behind
 
     return stop

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hubkit.compat.torch import hook_numbers, own_forward, running
 from hubkit.tensors.device import forked_rng
 from hubkit.tensors.live.likeness import Likeness
 from hubkit.training.encode import IGNORED
@@ -173,10 +174,9 @@ def _is_plain(head: object) -> bool:
     """Whether `head` is a linear that does what its weight says and nothing else, and is not trained."""
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return False
-    if "forward" in vars(head) or head.weight.dtype not in _DTYPES:
+    if own_forward(head) is not None or head.weight.dtype not in _DTYPES:
         return False
-    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
-    return not any(hooks) and not torch.is_autocast_enabled(head.weight.device.type)
+    return not hook_numbers(head) and not torch.is_autocast_enabled(head.weight.device.type)
 
 
 def find_head(model: nn.Module, batch: Mapping[str, Tensor]) -> nn.Linear | None:
@@ -229,15 +229,8 @@ def chunked_loss(model: nn.Module, batch: Mapping[str, Tensor], enabled: bool = 
     if head is None:
         yield False
         return
-    had = vars(model).get("forward")
-    vars(model)["forward"] = _chunked_forward(model.forward, head)
-    try:
+    with running(model, _chunked_forward(model.forward, head)):
         yield True
-    finally:
-        if had is None:
-            del vars(model)["forward"]
-        else:
-            vars(model)["forward"] = had
 
 
 def _chunked_forward(original: Callable[..., Any], head: nn.Linear) -> Callable[..., Any]:

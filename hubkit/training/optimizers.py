@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.bitsandbytes import make_state
 from hubkit.errors import HubkitError
 
 PAGED = {"paged_adamw_32bit": "PagedAdamW32bit", "paged_adamw_8bit": "PagedAdamW8bit"}
@@ -65,10 +66,7 @@ def adopt_moment(optimizer: Any, param: nn.Parameter, key: str, value: Tensor) -
         state[key] = value.to(param.device)  # the fused kernel counts steps on the parameter's device, too
         return
     if not state:  # its buffers are pages: they are made by bitsandbytes and filled here
-        optimizer.check_overrides()
-        at = next((g, p) for g, group in enumerate(optimizer.param_groups) for p, one in enumerate(group["params"])
-                  if one is param)  # fmt: skip
-        optimizer.init_state(optimizer.param_groups[at[0]], param, *at)
+        make_state(optimizer, param)
     if isinstance(state[key], Tensor):
         state[key].copy_(value)
     else:

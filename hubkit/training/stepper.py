@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.torch import scale_
 from hubkit.errors import HubkitError
 from hubkit.training.batching import collate
 from hubkit.training.encode import Row
@@ -154,7 +155,7 @@ class Stepper:
             raise _not_finite(f"loss {loss}, gradient norm {norm}")
         factor = (self.clip / norm if self.clip and norm > self.clip else 1.0) / self.scale.factor
         if factor != 1.0:
-            torch._foreach_mul_(self._gradients(), factor)
+            scale_(self._gradients(), factor)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state: "param/<name>", AdamW's "adamw.<quantity>/<name>", "kept/<name>", and "scale/loss"."""

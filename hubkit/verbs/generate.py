@@ -85,6 +85,7 @@ def generate(
     """
     import torch
 
+    from hubkit.compat.transformers import quiet
     from hubkit.methods.reading import read_adapter
     from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import computing, described, device_named, forked_rng
@@ -124,7 +125,7 @@ def generate(
         front = front_length(part for adapter in attached.adapters.values() for part in adapter.parts.values())
         model = attached
     smaller = "--max-new-tokens, a shorter prompt, or fewer adapters"
-    with forked_rng(place), computing(place, "the answer", smaller):
+    with quiet(), forked_rng(place), computing(place, "the answer", smaller):
         torch.manual_seed(seed)
         text, count = _answer(model, tokenizer, prompt, raw, max_new_tokens, temperature, source.path, front)
     shown = tuple((member.reference, member.weight) for member in members)

@@ -238,6 +238,7 @@ def _fit(
     identity: Mapping[str, object],
     resume: bool,
 ) -> tuple[Adapter, Metrics]:
+    from hubkit.compat.transformers import quiet
     from hubkit.tensors.device import computing
     from hubkit.tensors.live.attached import Attached
     from hubkit.tensors.live.loading import load_base
@@ -249,7 +250,7 @@ def _fit(
         adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
         attached.add(name, adapter)
     attached.set_mix(name)
-    with attached.compiled_training() if options.compile else contextlib.nullcontext():
+    with quiet(), attached.compiled_training() if options.compile else contextlib.nullcontext():
         metrics = fit(
             attached, adapter.trainables(), method.train_step, rows, validation, options, run_dir=run_dir,
             report=report, identity=identity, resume=resume, rates=adapter.learning_rates(), kept=adapter.kept(),

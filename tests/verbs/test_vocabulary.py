@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BartConfig, BartForCausalLM
 from variants import refused
 
 from hubkit.artifact.folder import open_adapter
+from hubkit.methods.config import parse_config
+from hubkit.methods.host import host
 from hubkit.methods.reading import read_adapter
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.files.shards import open_shards
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.live.loading import load_base
+from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Stack, Sum
 from hubkit.tensors.weights.merging import plan_merge, write_merged
 from hubkit.verbs.attach import attach
@@ -127,6 +133,49 @@ def test_the_tokenizers_agree_and_the_base_is_left_alone(base: Path, tmp_path: P
     for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         if (base / name).exists():
             assert (folder / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_the_base_beside_its_adapter_in_another_thread(base: Path, tmp_path: Path) -> None:
+    """Both are inside the model at once, and each has the loss of its own vocabulary: neither writes to the model."""
+    live: Any = attach(load_base(base), str(trained(base, tmp_path / "caller")), base=str(base))
+    known = IDS.clamp(max=SIZE - 1)
+    both, sizes = threading.Barrier(2, timeout=60), []
+
+    def meet(*_: object) -> None:
+        both.wait()
+        sizes.append(live.model.config.vocab_size)
+
+    def alone() -> float:
+        with live.using(None):
+            return float(live(input_ids=known, labels=known).loss)
+
+    def adapted() -> float:
+        return float(live(input_ids=IDS, labels=IDS).loss)
+
+    want = [alone(), adapted()]
+    live.model.get_output_embeddings().register_forward_pre_hook(meet)
+    with ThreadPoolExecutor(2) as pool:
+        have = [pool.submit(each) for each in (alone, adapted)]
+    assert [each.result() for each in have] == pytest.approx(want, rel=1e-5)
+    assert sizes == [SIZE, SIZE]
+
+
+def test_labels_are_refused_where_the_model_counts_its_own_vocabulary() -> None:
+    """As bart and bert do: they flatten logits by what the configuration says, in their forward."""
+
+    sizes = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    torch.manual_seed(0)
+    live = Attached(BartForCausalLM(BartConfig(vocab_size=48, **sizes)).eval())
+    method = host().load("lora")
+    config = {"rank": 2, "targets": ["q_proj"], "add_tokens": ["<a>"], "token_ids": [48]}
+    live.add("a", Adapter.fresh("a", method, parse_config(method.info.config, config, ""), live.sites, 0))
+    live.set_mix("a")
+    ids = torch.tensor([[5, 48, 7]])
+    assert logits(live, ids).shape[-1] == 49
+    error = refused("HK-VOCABULARY", live, input_ids=ids, labels=ids)
+    assert "from the logits" in error.fix
+    with live.using(None):
+        assert torch.isfinite(live(input_ids=ids.clamp(max=47), labels=ids.clamp(max=47)).loss)
 
 
 @pytest.mark.parametrize("mix", [Sum({"a": 0.5, "b": -2.0}), Stack([("a", 0.3), "b"]), Sum([("b", 1.0), ("b", -1.0)])])

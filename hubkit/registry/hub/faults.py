@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import ECONNREFUSED
 
+from hubkit.compat.huggingface_hub import is_connect_timeout, is_forbidden
 from hubkit.errors import UNDECIDED, HubkitError
 
 _SECRETS = (
@@ -120,8 +121,7 @@ def from_error(error: BaseException, asked: Asked) -> HubkitError:
 
 def offline(reason: BaseException | str, asked: Asked) -> HubkitError:
     """The registry does not answer: refused, unknown host, timeout, or switched off by HF_HUB_OFFLINE."""
-    names = {type(link).__name__ for link in chain(reason)} if isinstance(reason, BaseException) else set()
-    if "OfflineModeIsEnabled" in names:
+    if isinstance(reason, BaseException) and any(map(is_forbidden, chain(reason))):
         fix = "unset HF_HUB_OFFLINE, or use --offline for what was pulled before"
         return HubkitError("HK-OFFLINE", "HF_HUB_OFFLINE forbids the network", where=asked.where, fix=fix)
     causes = [str(link) for link in chain(reason) if str(link)] if isinstance(reason, BaseException) else [reason]
@@ -154,7 +154,6 @@ def is_hopeless(error: BaseException) -> bool:
     """Whether trying again at once is pointless: nobody there, no such host, no way to it, or offline by choice."""
     for link in chain(error):
         refused = isinstance(link, ConnectionRefusedError) or getattr(link, "errno", None) == ECONNREFUSED
-        known = type(link).__name__ in ("OfflineModeIsEnabled", "ConnectTimeout")  # the same name in all HTTP libraries
-        if refused or known or isinstance(link, socket.gaierror):
+        if refused or is_forbidden(link) or is_connect_timeout(link) or isinstance(link, socket.gaierror):
             return True
     return False

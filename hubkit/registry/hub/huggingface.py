@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote
 
+from hubkit.compat import huggingface_hub as client
 from hubkit.documents.names import check_names
 from hubkit.errors import HubkitError
 from hubkit.registry.address import HUB, check_endpoint, origin
 from hubkit.registry.hub import faults
 from hubkit.registry.hub.faults import Asked
 from hubkit.registry.hub.listing import matches
-from hubkit.registry.hub.quiet import silence
 from hubkit.registry.hub.reader import HubReader
 from hubkit.registry.hub.streams import SharedFile, opened
 from hubkit.registry.hub.transport import Reader
@@ -106,8 +106,7 @@ class HuggingFaceRegistry(HubReader):
                 )
                 return str(done.oid)
             except ValueError as error:
-                # clients of 0.x raise this after a commit to any server that is not their HF_ENDPOINT
-                if not str(error).startswith("Unable to retrieve user and repo ID"):
+                if not client.is_commit_unread(error):
                     raise
         return self._above(asked, parent)
 
@@ -171,7 +170,7 @@ class HuggingFaceRegistry(HubReader):
     @property
     def _reader(self) -> Reader:
         if self._lazy_reader is None:
-            self._lazy_reader = Reader(self.endpoint, _utils().get_session, self._headers, _failures())
+            self._lazy_reader = Reader(self.endpoint, self._headers)
         return self._lazy_reader
 
     def _secret(self) -> str | None:
@@ -188,7 +187,7 @@ class HuggingFaceRegistry(HubReader):
         from hubkit import __version__
 
         about = {"library_name": "hubkit", "library_version": __version__}
-        return dict(_utils().build_hf_headers(token=self._secret() or False, **about))
+        return dict(client.helpers().build_hf_headers(token=self._secret() or False, **about))
 
     @contextmanager
     def _calling(self, asked: Asked) -> Iterator[Any]:
@@ -198,27 +197,12 @@ class HuggingFaceRegistry(HubReader):
         secret = self._secret()
         asked = Asked(asked.registry, asked.repo, asked.revision, asked.path, known=bool(secret))
         try:
-            with silence(_utils()):
+            with client.quiet():
                 yield HfApi(endpoint=self.endpoint, token=secret or False, library_name="hubkit")
-        except _failures() as error:
+        except client.failures() as error:
             raise faults.from_error(error, asked) from None
         except (ValueError, RuntimeError) as error:  # the client's words for an answer it cannot use
             raise faults.from_error(error, asked) from None
-
-
-def _utils() -> Any:
-    """The client's helpers that are there, under these names, in all versions from 0.36 to 2.x."""
-    from huggingface_hub import utils
-
-    return utils
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """The exception classes of whichever HTTP library the client is built on, without naming one."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    foreign = [base for base in HfHubHTTPError.__mro__ if base.__module__ != "builtins"]
-    return (*foreign, ConnectionError, TimeoutError)
 
 
 def _stale(asked: Asked, parent: str | None, have: str) -> HubkitError:

@@ -15,12 +15,13 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urljoin
 
+from hubkit.compat import huggingface_hub as client
 from hubkit.documents.files import refusing
 from hubkit.errors import HubkitError
 from hubkit.registry.address import origin
@@ -49,22 +50,12 @@ class Reader:
 
     Args:
         endpoint: the server's address.
-        session: gives the client library's session.
         headers: gives the headers of a request, the token's among them.
-        failures: exception classes of the HTTP library.
     """
 
-    def __init__(
-        self,
-        endpoint: str,
-        session: Callable[[], Any],
-        headers: Callable[[], Mapping[str, str]],
-        failures: tuple[type[BaseException], ...],
-    ) -> None:
+    def __init__(self, endpoint: str, headers: Callable[[], Mapping[str, str]]) -> None:
         self.endpoint = endpoint
-        self._session = session
         self._headers = headers
-        self._failures = failures
 
     def json(self, path: str, asked: Asked) -> Any:
         """The JSON value at `path`."""
@@ -96,7 +87,7 @@ class Reader:
         def accept(response: Any) -> bytes:
             skip = 0 if response.status_code == 206 else start
             out = bytearray()
-            for piece in _pieces(response):
+            for piece in client.pieces(response, CHUNK):
                 out += piece
                 if len(out) >= skip + stop - start:
                     break
@@ -152,28 +143,18 @@ class Reader:
             extra = headers() if callable(headers) else headers
             wait = next(waits, None)
             try:
-                with self._open(url, {**base, "Accept-Encoding": "identity", **extra}) as response:
+                sent = {**base, "Accept-Encoding": "identity", **extra}
+                with client.streamed(url, sent, CONNECT, TIMEOUT) as response:
                     if response.status_code < 300:
                         return accept(response)
                     if wait is None or response.status_code not in _TRY_AGAIN:
                         raise _refusal(response, asked)
                     wait = _delay(response.headers.get("Retry-After", ""), wait)
-            except self._failures as error:
+            except client.failures() as error:
                 if wait is None or faults.is_hopeless(error):
                     # `from None`: the library's errors hold the request with its token
                     raise faults.offline(error, asked) from None
             time.sleep(wait * random.uniform(0.75, 1.25))
-
-    @contextmanager
-    def _open(self, url: str, headers: Mapping[str, str]) -> Iterator[Any]:
-        session = self._session()
-        if callable(getattr(session, "stream", None)):  # httpx; requests has a flag of this name
-            limits = (CONNECT, TIMEOUT, TIMEOUT, CONNECT)  # connect, read, write, free connection
-            with session.stream("GET", url, headers=headers, follow_redirects=True, timeout=limits) as response:
-                yield response
-        else:  # huggingface_hub 0.x is built on requests
-            with session.get(url, headers=headers, stream=True, timeout=(CONNECT, TIMEOUT)) as response:
-                yield response
 
 
 class _Transfer:
@@ -204,7 +185,7 @@ class _Transfer:
         begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if not (response.status_code == 206 and begins and int(begins[1]) == self._size):
             self.restart()
-        for piece in _pieces(response):
+        for piece in client.pieces(response, CHUNK):
             self._size += len(piece)
             if self._size > self._want.size:
                 return  # `fault` tells; a server must not fill the disk
@@ -228,14 +209,9 @@ class _Transfer:
         return None
 
 
-def _pieces(response: Any) -> Iterator[bytes]:
-    read = response.iter_bytes if hasattr(response, "iter_bytes") else response.iter_content
-    yield from read(CHUNK)
-
-
 def _json(response: Any, asked: Asked) -> Any:
     body = bytearray()
-    for piece in _pieces(response):
+    for piece in client.pieces(response, CHUNK):
         body += piece
         if len(body) > MAX_JSON:
             raise HubkitError("HK-LIMIT", "the registry's answer is too long", where=asked.where)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hubkit.compat.transformers_names import file_naming, may_be_missing
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base, natural
-from hubkit.tensors.base.names import file_naming
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.base.tokenizer import model_class, transformers_module
 
@@ -85,7 +85,7 @@ def require_weights(model: nn.Module, path: Path, stored: Mapping[str, tuple[int
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if (own := naming(name)) is not None:
             groups.setdefault(id(parameter), []).append(own)
-    optional = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    optional = [re.compile(pattern) for pattern in may_be_missing(model)]
     sizes = {id(parameter): tuple(parameter.shape) for parameter in model.parameters()}
     there = {key: [name for name in names if name in shapes] for key, names in groups.items()}
     lacking = [names[0] for key, names in groups.items() if not there[key]]

@@ -1,8 +1,8 @@
 """The base as adapters see it: named sites, from a live model or from the headers of its files alone.
 
 A site's name is the module's path (``model.layers.0.self_attn.q_proj``) as the base's files name it, whatever a release
-of transformers calls it in memory (`hubkit.tensors.base.names`); its weight is always (out, in), whatever the storage;
-that of a norm is (n, 1).
+of transformers calls it in memory (`hubkit.compat.transformers_names`); its weight is always (out, in), whatever the
+storage; that of a norm is (n, 1).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from hubkit.artifact.identity.digest import ties
 from hubkit.artifact.identity.header import TensorInfo
+from hubkit.compat.transformers_names import file_naming
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import Arch, arch_of
 from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
 from hubkit.tensors.base.formats import computed_in, is_coded, refuse_codes, require_weights_of_their_own
 from hubkit.tensors.base.layers import Layers
-from hubkit.tensors.base.names import file_naming
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.base.targets import named_sites
 from hubkit.tensors.base.token_sites import row_sites

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from hubkit.compat.python import parsed_expression
+
 _MOST = 5.0
 """Choices on one path through an expression: a repetition counts one, an option or alternative a fifth. Matching takes
 the length of a name to this power at worst; the text between repetitions makes it far less in every real one."""
@@ -25,7 +27,7 @@ def expression(text: str, longest: int = 1000) -> re.Pattern[str]:
         raise re.error(f"longer than {longest} characters")
     try:
         compiled = re.compile(text)
-        choices = _choices(re._parser.parse(text))  # type: ignore[attr-defined]
+        choices = _choices(parsed_expression(text))
     except (RecursionError, OverflowError) as e:
         raise re.error("too deep, or a number too large") from e
     if choices > _MOST:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.torch import version_of
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.delta import Delta, accumulation_dtype
 from hubkit.tensors.base.formats import refuse_codes
 from hubkit.tensors.fourbit.decode import dequantize
 from hubkit.tensors.fourbit.files import ReadTensor
-from hubkit.tensors.fourbit.linear import packed_of
+from hubkit.tensors.fourbit.linear import packed_of, swapped
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,9 @@ class Site:
 
     def version(self) -> object:
         """Equal for as long as the base's own weight is the same; cheaper than `weight`, which may decode it."""
-        weight = getattr(self.module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.is_inference():
-            return None
-        return weight.data_ptr(), weight._version
+        own = None if self.module is None else swapped(self.module)
+        weight = getattr(self.module, "weight", None) if own is None else own.packed.codes
+        return version_of(weight) if isinstance(weight, Tensor) else None
 
     def _stored(self, tensor: str, attribute: str) -> Tensor:
         if self.coded and attribute == "weight":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hubkit.compat.transformers import quiet
 from hubkit.documents.arguments import checked
 from hubkit.errors import HubkitError
 
@@ -18,7 +19,8 @@ def load_tokenizer(path: Path | str) -> Any:
     """
     transformers = transformers_module()
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as e:  # on files of another maker, tokenizer classes can raise anything
         raise HubkitError(
             "HK-TOKENIZER-LOAD", "transformers cannot load the tokenizer", where=str(path),
@@ -50,7 +52,7 @@ def classes_of(entry: Any) -> tuple[Any, ...]:
 
 
 def transformers_module() -> Any:
-    """transformers, without its progress bars: ``HK-EXTRA`` where it is not installed."""
+    """transformers: ``HK-EXTRA`` where it is not installed."""
     try:
         import transformers
     except ImportError as e:
@@ -58,6 +60,4 @@ def transformers_module() -> Any:
             "HK-EXTRA", "this needs transformers, which is not installed",
             fix="pip install 'hubkit-adapters[transformers]'",
         ) from e  # fmt: skip
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     return transformers

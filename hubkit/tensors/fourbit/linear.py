@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from hubkit.compat.bitsandbytes import decoded_facts, packed_tensors
+from hubkit.compat.torch import Observed, own_forward, set_forward
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.nf4 import PackedWeight, quantize, unpacked
+from hubkit.tensors.fourbit.nf4 import PackedWeight, moved, quantize, unpacked
 
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
-class QuantLinear(nn.Module):
+class QuantLinear(Observed):
     """``y = x Wᵀ + b`` with W packed; in checkpoints its tensors have bitsandbytes' names.
 
     It is empty until `fill` is called.
@@ -41,9 +43,7 @@ class QuantLinear(nn.Module):
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
         self.packed: PackedWeight | None = None
-        nothing = torch.empty(0, dtype=torch.uint8, device="cpu")
-        nothing._is_hf_initialized = self._is_hf_initialized = True  # type: ignore[attr-defined]
-        self.register_buffer("weight", nothing, persistent=False)
+        self.register_buffer("weight", torch.empty(0, 0, device="cpu"), persistent=False)
         for name in (*_STATISTICS, "quant_state"):
             self.register_buffer(name, None, persistent=False)
 
@@ -68,15 +68,7 @@ class QuantLinear(nn.Module):
         return dequantize(self.packed, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor
-        if torch.compiler.is_compiling():  # of `_Product` a compiler keeps the decoded weight: it sees the same twice
-            y = checkpoint(self._plain, x, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y = _Product.apply(x, self.bias, self)  # type: ignore[no-untyped-call]
-        return y
-
-    def _plain(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.decode(), self.bias)
+        return _multiplied(x, self.bias, self.decode)
 
     def extra_repr(self) -> str:
         codec = self.packed.codec if self.packed else "empty"
@@ -102,28 +94,44 @@ class QuantLinear(nn.Module):
         others = {key: value for key, value in state_dict.items() if not _below(key, stem)}
         super()._load_from_state_dict(others, prefix, metadata, strict, missing, *rest)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+    def _moving(self, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Moves everything; casts what a layer computes in, never the statistics."""
-        bias: Any = self.bias
-        super()._apply(lambda t: fn(bias) if t is bias else _moved(fn, t), recurse)  # type: ignore[no-untyped-call]
+        bias = self.bias
+        return lambda t: fn(t) if t is bias else _moved(fn, t)
+
+    def _moved(self, fn: Callable[[Tensor], Tensor]) -> None:
         if self.packed is not None:
             dtype = fn(torch.empty(0, dtype=self.packed.dtype, device=self.packed.codes.device)).dtype
             self.fill(_of_buffers(self, self.packed, dtype))
-        return self
+
+
+Decode = Callable[..., Tensor]
+"""Gives the weight, (out, in), in a dtype or its own."""
+
+
+def _multiplied(x: Tensor, bias: Tensor | None, decode: Decode) -> Tensor:
+    """``x Wᵀ + b``, for which W is decoded, and decoded again in the backward pass."""
+    if torch.compiler.is_compiling():  # of `_Product` a compiler keeps the decoded weight: it sees the same twice
+        plain: Tensor = checkpoint(
+            lambda x: F.linear(x, decode(), bias), x, use_reentrant=False, preserve_rng_state=False
+        )
+        return plain
+    y: Tensor = _Product.apply(x, bias, decode)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _Product(torch.autograd.Function):
     """x (..., in), bias (out,) or None -> (..., out). The weight is frozen; only what is small is kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: QuantLinear) -> Tensor:
-        ctx.layer, ctx.dtype = layer, x.dtype
-        return F.linear(x, layer.decode(), bias)
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, decode: Decode) -> Tensor:
+        ctx.decode, ctx.dtype = decode, x.dtype
+        return F.linear(x, decode(), bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        to_x = (grad @ ctx.layer.decode(grad.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        to_x = (grad @ ctx.decode(grad.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         to_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
         return to_x, to_bias, None
 
@@ -131,7 +139,7 @@ class _Product(torch.autograd.Function):
 def quantizable(module: nn.Module) -> bool:
     """Whether `module` is a plain linear layer of floats with a forward of its own, whose weight nothing else reads."""
     plain = type(module) is nn.Linear or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
-    return plain and "forward" not in vars(module) and not hasattr(module, "parametrizations")
+    return plain and own_forward(module) is None and not hasattr(module, "parametrizations")
 
 
 def shell(module: nn.Module) -> QuantLinear:
@@ -146,73 +154,77 @@ def shell(module: nn.Module) -> QuantLinear:
     return made
 
 
-class Swap:
-    """A live linear layer turned into a quantized one, in place: the same object, so hooks and references stay.
+class Swapped:
+    """The forward of a live linear layer that keeps its own weight beside one in 4 bits, and multiplies by the latter.
 
-    Its own weight is kept aside and stays what checkpoints and fingerprints see; `undo` puts it back.
+    What is packed follows the layer to another device or dtype.
+
+    Args:
+        layer: that layer.
+        packed: what its weight was quantized to.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        weight = module.weight
-        assert isinstance(weight, nn.Parameter)
-        packed = quantize(weight.t() if type(module).__name__ == "Conv1D" else weight)
-        before = dict(vars(module))
-        stand_in = shell(module)
-        self._module, self._class, self._before = module, type(module), before
-        kept = {name: before[name] for name in before if "hooks" in name}
-        module.__class__ = Swapped
-        vars(module).update({**vars(stand_in), **kept, "_original": [weight]})
-        assert isinstance(module, Swapped)
-        module.fill(packed)
+    def __init__(self, layer: nn.Module, packed: PackedWeight) -> None:
+        self._layer: Any = layer
+        self._packed = packed
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight in 4 bits, where the layer's own is, and decoded to its dtype."""
+        weight: Tensor = self._layer.weight
+        if self._packed.codes.device != weight.device:
+            self._packed = moved(self._packed, weight.device)
+        if self._packed.dtype != weight.dtype:
+            self._packed = replace(self._packed, dtype=weight.dtype)
+        return self._packed
+
+    def decode(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight, (out, in), in `dtype` or that of the layer."""
+        return dequantize(self.packed, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As the layer's forward."""
+        return _multiplied(x, self._layer.bias, self.decode)
+
+
+class Swap:
+    """A live linear layer made to compute in 4 bits: the same object, so hooks and references stay.
+
+    Its own weight stays its parameter, and what checkpoints and fingerprints see. `undo` ends it.
+
+    Raises:
+        HubkitError: ``HK-NAN``, ``HK-DTYPE`` for a weight that cannot be quantized; nothing has changed then.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        weight = layer.get_parameter("weight")
+        packed = quantize(weight.t() if type(layer).__name__ == "Conv1D" else weight)
+        self._layer = layer
+        set_forward(layer, Swapped(layer, packed))
 
     def undo(self) -> None:
-        """Gives the layer its class and weight back, as they were; hooks registered meanwhile stay."""
-        module = self._module
-        now = dict(vars(module))
-        bias, (weight,) = module._parameters["bias"], now["_original"]
-        vars(module).clear()
-        vars(module).update({**self._before, **{name: now[name] for name in now if "hooks" in name}})
-        module.__class__ = self._class
-        module.training = now["training"]
-        module._parameters = {"weight": weight, "bias": bias}
+        """Gives the layer its forward back."""
+        set_forward(self._layer, None)
 
 
-class Swapped(QuantLinear):
-    """A quantized layer that keeps the weight it was made from."""
-
-    _original: list[nn.Parameter]  # in a list, which keeps it out of the module's parameters
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        weight = self._original[0]
-        destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
-        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
-        self._original[0].data = fn(self._original[0].data)
-        return super()._apply(fn, recurse)
+def swapped(module: nn.Module) -> Swapped | None:
+    """What `Swap` has put into a live layer."""
+    found = own_forward(module)
+    return found if isinstance(found, Swapped) else None
 
 
 def packed_of(module: nn.Module | None) -> PackedWeight | None:
     """The packed weight of a quantized layer, hubkit's or bitsandbytes'; None for any other module.
 
     Raises:
-        HubkitError: ``HK-QUANT-STATE`` for a layer of bitsandbytes that is not quantized yet, or whose weight was
-            rearranged for its own CPU kernel, which loses bits.
+        HubkitError: ``HK-QUANT-STATE``: see `hubkit.compat.bitsandbytes.packed_tensors`.
     """
-    if isinstance(module, QuantLinear):
-        return module.packed
-    weight: Any = getattr(module, "weight", None)
-    if not hasattr(weight, "quant_state") or not hasattr(weight, "compress_statistics"):
+    if module is None:
         return None
-    state = weight.quant_state
-    if state is None or getattr(state, "packing_format_for_cpu", False):
-        raise HubkitError(
-            "HK-QUANT-STATE", "bitsandbytes has rearranged the weight" if state else "the weight is not quantized yet",
-            want="a layer of bitsandbytes as it was loaded", where=type(module).__name__,
-            fix="load the model again and attach before it first answers, or load it with hubkit.load_base",
-        )  # fmt: skip
-    tensors = {"": weight.data, **state.as_dict(packed=True)}
-    return unpacked(tensors, type(module).__name__)
+    if (own := module if isinstance(module, QuantLinear) else swapped(module)) is not None:
+        return own.packed
+    theirs = packed_tensors(module)
+    return None if theirs is None else unpacked(theirs, type(module).__name__)
 
 
 def packed_facts(module: nn.Module) -> tuple[tuple[int, int], torch.dtype, bool] | None:
@@ -220,11 +232,13 @@ def packed_facts(module: nn.Module) -> tuple[tuple[int, int], torch.dtype, bool]
 
     Never refused: layers of bitsandbytes that cannot be decoded can still be acted at.
     """
-    state = getattr(getattr(module, "weight", None), "quant_state", None)
     if isinstance(module, QuantLinear):
         dtype, transposed = module.packed.dtype if module.packed else torch.get_default_dtype(), module.transposed
-    elif isinstance(module, nn.Linear) and state is not None:
-        dtype, transposed = state.dtype, getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D"
+    elif (own := swapped(module)) is not None:
+        rows, columns = own.packed.shape
+        return (rows, columns), own.packed.dtype, type(module).__name__ == "Conv1D"
+    elif isinstance(module, nn.Linear) and (theirs := decoded_facts(module)) is not None:
+        dtype, transposed = theirs
     else:
         return None
     return (int(module.out_features), int(module.in_features)), dtype, transposed

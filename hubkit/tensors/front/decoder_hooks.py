@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.torch import version_of
+from hubkit.compat.transformers import attention_of, keys_after
 from hubkit.errors import HubkitError
-from hubkit.tensors.front.front import CacheView, Front, Layers, follow, front_of_rows, joined, keys_after
+from hubkit.tensors.front.front import CacheView, Front, Layers, follow, front_of_rows, joined
 from hubkit.tensors.front.plan import RowsVirtual, Virtual, VirtualPlan
 from hubkit.tensors.parts.part import KV
 
@@ -180,8 +182,7 @@ class VirtualHooks:
         return tuple(listed), named
 
     def _require_attention(self) -> None:
-        config: Any = self.decoder.config
-        kind = getattr(config, "_attn_implementation", None)
+        kind = attention_of(self.decoder.config)
         if kind not in ATTENTIONS:
             raise HubkitError(
                 "HK-ATTENTION", "virtual tokens need an attention whose mask they can widen",
@@ -214,7 +215,7 @@ class VirtualHooks:
             return self._make(plan)
         if plan.runs and self.decoder.training:  # dropout is drawn anew
             return self._make(plan)
-        versions = [(p.data_ptr(), None if p.is_inference() else p._version) for p in weights]
+        versions = [version_of(p) for p in weights]
         key = (self._dtype, torch.is_inference_mode_enabled(), versions)
         if plan.ready is None or plan.ready[0] != key:
             plan.ready = (key, self._make(plan))

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubkit.compat.transformers import attention_of
 from hubkit.errors import HubkitError
 from hubkit.tensors.front.decoder_hooks import ATTENTIONS, BARE, VirtualHooks
 from hubkit.tensors.front.front import CacheView, Front, Layers, joined
@@ -228,7 +229,7 @@ class EncoderHooks:
         return (uncut, *args[1:])
 
     def _require_attention(self) -> None:
-        kind = getattr(self._config, "_attn_implementation", None)
+        kind = attention_of(self._config)
         if kind not in ATTENTIONS:
             raise HubkitError(
                 "HK-ATTENTION", "virtual tokens need an attention whose mask they can widen",

@@ -4,7 +4,6 @@ the masks that see them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from inspect import signature
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hubkit.compat.torch import changes_of
 from hubkit.tensors.device import indices
 from hubkit.tensors.parts.part import Tokens
 
@@ -64,7 +64,7 @@ class Front:
         if not self.length or (mask is None and tokens == 1 and self._seen is None):
             return mask, 0
         count = keys() if mask is None and tokens == 1 else tokens
-        version = (tokens, count, text.device) if mask is None else None if mask.is_inference() else mask._version
+        version = (tokens, count, text.device) if mask is None else changes_of(mask)
         known = self._mask
         if known is None or known[0] is not mask or known[1] != version:
             if mask is None:
@@ -164,16 +164,6 @@ def front_of_rows(fronts: Mapping[int, Front], of: Sequence[int | None]) -> Fron
     lengths = [0 if number is None or number not in fronts else fronts[number].length for number in of]
     same = all(own == length for own in lengths)
     return Front(layers, length, None if same else indices(tuple(lengths), some.layers[0][0].device))
-
-
-def keys_after(cache: Any, tokens: int, layer: int) -> int:
-    """How many keys an attention sees once `cache` has taken in `tokens` more."""
-    if cache is None:
-        return tokens
-    by_number = next(iter(signature(cache.get_mask_sizes).parameters)) == "query_length"  # transformers 5
-    asked = tokens if by_number else torch.arange(tokens) + cache.get_seq_length(layer)
-    found: int = cache.get_mask_sizes(asked, layer)[0]
-    return found
 
 
 def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from hubkit.compat.torch import is_compiled
 from hubkit.errors import HubkitError
 
 PEFT = "peft"
@@ -34,7 +35,7 @@ def require_model(model: Any) -> None:
 
 def require_uncompiled(model: nn.Module) -> None:
     """Refuses a model that torch.compile has wrapped, or a part of it: ``HK-COMPILED``."""
-    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+    if any(is_compiled(module) for module in model.modules()):
         raise HubkitError(
             "HK-COMPILED", "the model is compiled already: hooks registered now would be ignored",
             fix="attach first, then torch.compile the attached model",

@@ -162,12 +162,10 @@ class Attached(Likeness):
         """Names of the adapters in the active mix."""
         return () if self.mix is None else tuple(mixes.names(self.mix))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attached:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+    def _moved(self, fn: Callable[[Tensor], Tensor]) -> None:
         if self.slots is not None:
             self.slots.apply(fn)
         self._follow()
-        return self
 
     def _follow(self) -> None:
         """Parts go where their sites are, and plans look anew at values that were moved or cast."""

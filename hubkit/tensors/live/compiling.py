@@ -13,22 +13,28 @@ is compiled does not depend on the batch that came first, which in a resumed run
 from __future__ import annotations
 
 import inspect
-import types
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.torch import (
+    Forward,
+    counted_apart,
+    hook_numbers,
+    is_compile_error,
+    own_forward,
+    running,
+    unhooked_twin_of,
+)
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
+from hubkit.tensors.fourbit.linear import swapped
 from hubkit.tensors.live.plan import At, Plan
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-Forward = Callable[..., Any]
 Wrap = Callable[[Forward], Forward]
 
 
@@ -50,21 +56,12 @@ def compiled_layers(base: Base, active: Callable[[], Plan], own: Collection[int]
     """
     plan, layers = active(), layers_of(base)
     _require_compilable(base, plan, layers, own)
-    compiled = torch.compile(_run_once(), **{"dynamic": True, **_limit(2 * len(layers) + 8), **options})
+    compiled = torch.compile(counted_apart(_run), **{"dynamic": True, **_limit(2 * len(layers) + 8), **options})
     forwards = {path: _forward(layer, Twins(base, plan, path), active, compiled) for path, layer in layers.items()}
-    for path, layer in layers.items():
-        vars(layer)["forward"] = forwards[path]
-    try:
+    with ExitStack() as stack:
+        for path, layer in layers.items():
+            stack.enter_context(running(layer, forwards[path]))
         yield
-    finally:
-        for layer in layers.values():
-            del vars(layer)["forward"]
-
-
-def _run_once() -> Callable[..., Any]:
-    """`_run` with a code object of its own: torch counts what it has compiled by code, and gives up beyond a limit. One
-    training must not use up what the next may compile."""
-    return types.FunctionType(_run.__code__.replace(co_name=_run.__name__), _run.__globals__)
 
 
 def _limit(programs: int) -> dict[str, Any]:
@@ -105,7 +102,9 @@ def _forward(layer: nn.Module, twins: Twins, active: Callable[[], Plan], compile
             args = (args[0].detach().requires_grad_(), *args[1:])  # so that the first layer is like the others
         try:
             return compiled(twin, twins.names, args, kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:  # there is no official name for it
+        except Exception as error:
+            if not is_compile_error(error):
+                raise
             raise HubkitError(
                 "HK-COMPILE", "torch could not compile a layer", where=type(layer).__name__,
                 have=str(error).partition("\n")[0], fix="train without --compile",
@@ -141,11 +140,7 @@ class Twins:
     def of(self, module: nn.Module) -> nn.Module:
         """The twin of `module`, in training mode."""
         if module not in self._made:
-            twin: nn.Module = object.__new__(type(module))
-            below = {name: child if child is None else self.of(child) for name, child in module._modules.items()}
-            hooks: dict[str, Any] = {name: OrderedDict() for name in _HOOKS}
-            vars(twin).update({**vars(module), **hooks, "_modules": below, "training": True})
-            self._made[module] = twin
+            twin = self._made[module] = unhooked_twin_of(module, self.of)
             for wrapped, wrap in self._wraps:
                 if wrapped is module:
                     vars(twin)["forward"] = wrap(twin.forward)
@@ -204,7 +199,7 @@ def _require_compilable(base: Base, plan: Plan, layers: Mapping[str, nn.Module],
     strange = [
         name
         for name, module in inside.items()
-        if "forward" in vars(module) or any(not {*getattr(module, hooks)} <= {*own} for hooks in _HOOKS)
+        if not (own_forward(module) is None or swapped(module)) or not hook_numbers(module) <= {*own}
     ]
     faults = {
         "the base has no layers": not layers,

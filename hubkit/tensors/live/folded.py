@@ -43,10 +43,10 @@ class Folded:
         replaced, split = _weights(plan)
         self._model, self._hold, self._merged = model, hold, True
         self._before = [(parameter, parameter.data) for parameter, _ in replaced]
-        self._tied = [(module, module._parameters["weight"]) for module, _ in split]
+        self._tied = [(module, module.get_parameter("weight")) for module, _ in split]
         try:
             for module, value in split:
-                module._parameters["weight"] = nn.Parameter(value, requires_grad=False)
+                module.register_parameter("weight", nn.Parameter(value, requires_grad=False))
             for parameter, value in replaced:
                 parameter.data = value
             hold(self)
@@ -65,11 +65,9 @@ class Folded:
         for parameter, value in self._before:
             parameter.data = value.to(parameter.device, parameter.dtype)  # it may have been moved or cast meanwhile
         for module, own in self._tied:
-            merged = module._parameters["weight"]
-            assert own is not None
-            assert merged is not None
+            merged = module.get_parameter("weight")
             own.data = own.data.to(merged.device, merged.dtype)
-            module._parameters["weight"] = own
+            module.register_parameter("weight", own)
 
     def __enter__(self) -> nn.Module:
         return self._model
@@ -127,6 +125,4 @@ def _bias(plan: MergePlan, site: Site) -> list[tuple[nn.Parameter, Tensor]]:
 def _live(site: Site, role: str) -> tuple[nn.Module, nn.Parameter]:
     module = site.module
     assert module is not None
-    parameter = module._parameters[role]
-    assert parameter is not None
-    return module, parameter
+    return module, module.get_parameter(role)

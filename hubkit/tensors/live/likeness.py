@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from hubkit.compat.torch import Observed
+from hubkit.compat.transformers import AdaptersLoaded
 from hubkit.errors import HubkitError
 from hubkit.tensors.live import state
 from hubkit.tensors.live.accepting import require_model
@@ -37,13 +39,10 @@ def _refusing(name: str, why: str, fix: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-class Likeness(nn.Module):
+class Likeness(AdaptersLoaded, Observed):
     """The part of `hubkit.tensors.live.attached.Attached` that other libraries see."""
 
     model: nn.Module
-
-    _hf_peft_config_loaded = True
-    """transformers' word for: adapters are here. Without it, its Trainer refuses a quantized base."""
 
     def __new__(cls, model: nn.Module, *args: Any, **kwargs: Any) -> Likeness:
         require_model(model)
@@ -68,8 +67,7 @@ class Likeness(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            base = self.__dict__.get("_modules", {}).get("model")
-            if base is None or not _is_shared(type(base), name):
+            if name == "model" or not _is_shared(type(base := super().__getattr__("model")), name):
                 raise
         return getattr(base, name)
 
@@ -122,7 +120,7 @@ class Likeness(nn.Module):
     push_to_hub = _refusing("push_to_hub", WHOLE, f"{STORE}; then hubkit push FOLDER ORG/NAME")
     __deepcopy__ = _refusing("deepcopy", BOUND, f"attach to another copy of the base; {STORE}")
     __reduce_ex__ = _refusing("copy, pickle or torch.save", BOUND, STORE)
-    _replicate_for_data_parallel = _refusing("DataParallel", BOUND, "one process per device, or CUDA_VISIBLE_DEVICES=0")
+    _replicated = _refusing("DataParallel", BOUND, "one process per device, or CUDA_VISIBLE_DEVICES=0")
     add_adapter = _refusing("add_adapter", BENEATH, "hubkit.attach(attached, ADAPTER)")
     load_adapter = _refusing("load_adapter", BENEATH, "hubkit.attach(attached, ADAPTER)")
     set_adapter = _refusing("set_adapter", BENEATH, "attached.set_mix(NAME)")
@@ -141,7 +139,9 @@ class Likeness(nn.Module):
         destination.update(state.collected(self._kept(), prefix, keep_vars))
         return destination
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> state.Incompatible:
         """Puts values in place that `state_dict` gave, of adapters that are attached under the same names.
 
         Args:

@@ -30,11 +30,13 @@ from hubkit.artifact.identity.digest import (
     values_digest,
 )
 from hubkit.artifact.identity.header import TensorInfo
+from hubkit.compat.torch import version_of
+from hubkit.compat.transformers import commit_of, quiet
+from hubkit.compat.transformers_names import as_in_files
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.agreement import refuse_incomplete
-from hubkit.tensors.base.names import as_in_files
 from hubkit.tensors.base.tokenizer import model_class, transformers_module
 from hubkit.tensors.device import computing, device_named, require_dtype
 from hubkit.tensors.files.dtypes import DTYPE_NAMES, dtype_named
@@ -87,7 +89,7 @@ def load_base(
         _require_accelerate(place)
         options["device_map"] = {"": place}
     try:
-        with computing(place, f"the base {path.name}", "--dtype bfloat16, or a quantized base"):
+        with quiet(), computing(place, f"the base {path.name}", "--dtype bfloat16, or a quantized base"):
             if codec or stored:
                 model, found = load_packed(path, transformers, None if stored else codec, options, place)
             else:
@@ -230,7 +232,7 @@ def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
     kept, texts = counted(hashed, ties(config)), _texts(tokenizer)
     fingerprint = BaseFingerprint(
         source=getattr(model, "name_or_path", None) or None,
-        revision=getattr(getattr(model, "config", None), "_commit_hash", None),
+        revision=commit_of(getattr(model, "config", None)),
         layout=layout_digest(infos, ties(config)),
         weights=compose_weights(kept),
         files={},
@@ -244,22 +246,14 @@ def fingerprint_model(model: nn.Module, tokenizer: Any = None) -> BaseRecord:
 
 
 def _values(model: nn.Module) -> object:
-    """What changes when a parameter or buffer does, without looking at all values.
-
-    Module by module: a quicker walk than that of the state.
-    """
-    held = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
-    return [(t.data_ptr(), _version(t), t.dtype, t.shape, _probe(t)) for t in held]
+    """What changes when a parameter or buffer does, without looking at all values."""
+    return [(version_of(t), t.dtype, t.shape, _probe(t)) for t in (*model.parameters(), *model.buffers())]
 
 
 def _texts(tokenizer: Any) -> tuple[str | None, str | None]:
     """The digests of tokenizer and chat template."""
     template = getattr(tokenizer, "chat_template", None)
     return _live_tokenizer(tokenizer), template_digest(template) if template else None
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _probe(tensor: Tensor) -> list[float]:

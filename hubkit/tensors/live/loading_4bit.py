@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hubkit.compat.transformers import quantization
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.base.tokenizer import classes_of, model_class
+from hubkit.tensors.base.tokenizer import model_class
 from hubkit.tensors.files.shards import Shards, open_shards
 from hubkit.tensors.fourbit.files import PackedHeaders
 from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
@@ -56,9 +57,10 @@ def load_packed(
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if hasattr(config, QUANTIZATION):
         del config.quantization_config
-    kind = _model_class(transformers, config)
-    model, found = _hollow(kind, [site.name for site in sites]).from_pretrained(path, config=config, **options)
-    model.__class__ = kind
+    empty = quantization(lambda model: _empty(model, [site.name for site in sites]))
+    model, found = model_class(transformers, config).from_pretrained(
+        path, config=config, quantization_config=empty, trust_remote_code=False, **options
+    )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     there = dict(model.named_modules())
     sites = [site for site in sites if site.name in there]
@@ -72,26 +74,12 @@ def load_packed(
     return model, {**found, "unexpected_keys": rest}
 
 
-def _model_class(transformers: Any, config: Any) -> Any:
-    kinds = classes_of(model_class(transformers, config)._model_mapping[type(config)])
-    return next((one for one in kinds if one.__name__ in (config.architectures or ())), kinds[0])
-
-
-def _hollow(kind: Any, names: Iterable[str]) -> Any:
-    """`kind` built with empty quantized layers in the named places: its loader has nothing to load there."""
-
-    class Hollow(kind):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            there = dict(self.named_modules())
-            for name in names:
-                parent, _, last = name.rpartition(".")
-                if name in there and quantizable(module := there[name]):
-                    setattr(self.get_submodule(parent), last, shell(module))
-
-    for name in ("__name__", "__qualname__", "__module__"):
-        setattr(Hollow, name, getattr(kind, name))
-    return Hollow
+def _empty(model: nn.Module, names: Iterable[str]) -> None:
+    """Puts empty quantized layers in the named places of a model that is about to be loaded: nothing will be there."""
+    there = dict(model.named_modules())
+    for name in names:
+        if name in there and quantizable(there[name]):
+            model.set_submodule(name, shell(there[name]))
 
 
 def _require_shapes(modules: Mapping[str, nn.Module], sites: list[Site], path: Path) -> None:

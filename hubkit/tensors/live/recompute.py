@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.transformers import checkpoint_of, set_checkpoint
+
 
 class UnderItsMix:
     """Stands in front of the function with which transformers checkpoints a layer, whoever switched that on and how.
@@ -50,14 +52,14 @@ def stand_in(
     """Puts an `UnderItsMix` in front of the checkpointing of each module that has it switched on."""
     for module in modules:
         if module.gradient_checkpointing:
-            own: Any = vars(module).get("_gradient_checkpointing_func")
+            own = checkpoint_of(module)
             if own is not None and not isinstance(own, UnderItsMix):
-                vars(module)["_gradient_checkpointing_func"] = UnderItsMix(own, active, under)
+                set_checkpoint(module, UnderItsMix(own, active, under))
 
 
 def step_aside(modules: list[nn.Module]) -> None:
     """Gives every module its own function back."""
     for module in modules:
-        own = vars(module).get("_gradient_checkpointing_func")
+        own = checkpoint_of(module)
         if isinstance(own, UnderItsMix):
-            vars(module)["_gradient_checkpointing_func"] = own.checkpoint
+            set_checkpoint(module, own.checkpoint)

@@ -6,7 +6,7 @@ So a checkpoint of `transformers.Trainer` or accelerate is as small as the adapt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.token_sites import SUFFIX
 from hubkit.tensors.parts.adapter import Adapter
+
+
+class Incompatible(NamedTuple):
+    """Keys that a state lacks, and keys that it should not have, under the names that torch gives them."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 def collected(adapters: Mapping[str, Adapter], prefix: str = "", keep_vars: bool = False) -> dict[str, Tensor]:
@@ -32,17 +39,12 @@ def _held(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def put(adapters: Mapping[str, Adapter], values: Mapping[str, Tensor], strict: bool) -> Any:
+def put(adapters: Mapping[str, Adapter], values: Mapping[str, Tensor], strict: bool) -> Incompatible:
     """Copies `values` into the adapters' tensors.
-
-    Returns:
-        what torch returns: the keys that are missing, and those that are superfluous.
 
     Raises:
         HubkitError: ``HK-KEYS``, ``HK-SHAPE``; nothing has changed then.
     """
-    from torch.nn.modules.module import _IncompatibleKeys
-
     held = dict(_held(adapters))
     missing = [key for key in held if key not in values]
     superfluous = [key for key in values if key not in held]
@@ -63,7 +65,7 @@ def put(adapters: Mapping[str, Adapter], values: Mapping[str, Tensor], strict: b
         raise HubkitError("HK-SHAPE", f"{len(shapes)} tensors have other shapes", have=shapes[:10], fix=fix)
     for key in held.keys() & values.keys():
         held[key].copy_(values[key])
-    return _IncompatibleKeys(missing, superfluous)
+    return Incompatible(missing, superfluous)
 
 
 def acts_at(adapter: Adapter, module: nn.Module) -> bool:

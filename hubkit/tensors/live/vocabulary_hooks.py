@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubkit.compat.transformers import flattens_by_its_size, lengthened_loss
+from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.token_sites import SUFFIX, table_size
 from hubkit.tensors.device import indices
@@ -28,17 +31,16 @@ class VocabularyHooks:
     """
 
     def __init__(self, model: nn.Module, base: Base, active: Callable[[], VocabularyPlan | None]) -> None:
-        self._active, self._model = active, model
+        self._active = active
         self._table = next(base.sites[s.name.removesuffix(SUFFIX)] for s in base.rows.values() if s.transposed)
         size = table_size(self._table)
         self._head = next((s for s in base.sites.values() if base.arch.is_head(s.name) and s.shape == size), None)
         assert self._table.module is not None, "only a live site has a module"
-        self._first = [
-            model.register_forward_pre_hook(self._widen, with_kwargs=True),
-            model.register_forward_hook(self._narrow, with_kwargs=True, always_call=True),
-            self._table.module.register_forward_pre_hook(self._before, with_kwargs=True),
-        ]
-        self._own: int = self._config().vocab_size
+        self._first = [self._table.module.register_forward_pre_hook(self._before, with_kwargs=True)]
+        if flattens_by_its_size(model):
+            self._first.append(model.register_forward_pre_hook(self._without_labels, with_kwargs=True))
+        self._loss = ExitStack()
+        self._loss.enter_context(lengthened_loss(model, lambda: active() is not None))
         self._last: list[torch.utils.hooks.RemovableHandle] = []
         self.last()
 
@@ -54,21 +56,20 @@ class VocabularyHooks:
         ]
 
     def remove(self) -> None:
-        """Takes all hooks off."""
+        """Takes all hooks off, and gives the model its loss back."""
         for handle in (*self._first, *self._last):
             handle.remove()
+        self._loss.close()
 
-    def _config(self) -> Any:
-        config: Any = self._model.config
-        return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-    def _widen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _without_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuses labels where the model would take logits to be as long as its own vocabulary."""
         plan = self._active()
-        if plan is not None:  # the model's own loss reads it
-            self._config().vocab_size = plan.size
-
-    def _narrow(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._config().vocab_size = self._own
+        if kwargs.get("labels") is not None and plan is not None and plan.size > table_size(self._table)[0]:
+            raise HubkitError(
+                "HK-VOCABULARY", "this architecture computes its loss for the base's own vocabulary only",
+                want=f"logits of {table_size(self._table)[0]} tokens", have=f"{plan.size} with those that were added",
+                where=type(module).__name__, fix="leave labels out and compute the loss from the logits",
+            )  # fmt: skip
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = self._active()

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.torch import has_one_hook, is_view, parameters_of, version_of
 from hubkit.tensors.base.delta import accumulation_dtype
 from hubkit.tensors.fourbit.linear import QuantLinear, Swapped
-from hubkit.tensors.lowrank.shared_input import SharedInput, version_of
+from hubkit.tensors.lowrank.shared_input import SharedInput
 from hubkit.tensors.parts.part import LowRank
 
-_FRESH = (nn.Linear, QuantLinear, Swapped)
+_FRESH = (nn.Linear, QuantLinear)
 FEW = 32
 """Rows up to which, on a CPU, half-precision products are faster in fp32: oneDNN's set-up costs more than they do."""
 
@@ -204,12 +205,12 @@ class Group:
         """The group's factors made ready, where none is trained; made again when a value has changed."""
         key: list[Any] = [dtype]
         for part in self._parts:
-            for value in part._parameters.values():
+            for value in parameters_of(part).values():
                 if value is not None:
                     if value.requires_grad:
                         self._ready = None  # fused optimizers change values and leave versions as they were
                         return None
-                    key += (value.data_ptr(), version_of(value))
+                    key.append(version_of(value))
         if self._ready is None or self._ready.key != key:
             factors = [site.down() for site in self.sites.values()]
             down = (factors[0] if len(factors) == 1 else torch.cat(factors)).to(dtype)
@@ -263,12 +264,11 @@ def owns_output(module: nn.Module, y: Tensor) -> bool:
 
     Autograd keeps neither a Linear's output nor anything that shares its memory; of other modules nothing is known.
     """
+    forward = module.__dict__.get("forward")
     return (
-        type(module) in _FRESH
-        and "forward" not in module.__dict__
-        and len(module._forward_hooks) == 1
-        and not torch.nn.modules.module._global_forward_hooks
-        and not y._is_view()
+        (type(module) in _FRESH if forward is None else type(forward) is Swapped)
+        and has_one_hook(module)
+        and not is_view(y)
         and y.is_contiguous()
         and not torch.compiler.is_compiling()
     )

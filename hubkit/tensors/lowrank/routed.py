@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubkit.compat.torch import parameters_of
 from hubkit.tensors.base.delta import accumulation_dtype
 from hubkit.tensors.device import indices
 from hubkit.tensors.lowrank.group import FEW, Group, SiteParts, add_low_rank, is_few, owns_output
@@ -66,7 +67,7 @@ class RowGroup:
         self._parts = [part for here in sites.values() for one in here.values() for part, _ in one.parts]
         self._looks_up = any(part.is_lookup for part in self._parts)
         self._drops = any(part.dropout > 0 for part in self._parts)
-        rows.values += [value for part in self._parts for value in part._parameters.values() if value is not None]
+        rows.values += [value for part in self._parts for value in parameters_of(part).values() if value is not None]
         self._shared = SharedInput()
         self._ready: dict[Any, Gathered] = {}
         self._packed: MixFactors | None = None

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubkit.compat.torch import total_changes
 from hubkit.errors import HubkitError
 from hubkit.tensors.lowrank.kernel import RowKernel, row_kernel
 
-_needs_grad, _version = attrgetter("requires_grad"), attrgetter("_version")
+_needs_grad = attrgetter("requires_grad")
 _BATCHES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids")
 _REPEATED: ContextVar[bool] = ContextVar("hubkit_repeated", default=False)
 
@@ -61,7 +62,7 @@ class Rows:
         What trains them calls a forward with gradient first; until then it is enough to count changes in place.
         """
         if not (self._whole or torch.is_grad_enabled()):
-            changes = sum(map(_version, self.values)) if self._counted else 0
+            changes = total_changes(self.values) if self._counted else 0
             if changes != self._changes:
                 self._changes, self.state = changes, object()
             return
@@ -70,7 +71,7 @@ class Rows:
             self.state = None  # fused optimizers change values and leave versions as they were
             return
         self._counted = not any(map(Tensor.is_inference, self.values))
-        self._changes = sum(map(_version, self.values)) if self._counted else 0
+        self._changes = total_changes(self.values) if self._counted else 0
         seen = self._changes, list(map(Tensor.data_ptr, self.values))
         if self.state is None or seen != self._seen:
             self._seen, self.state = seen, object()

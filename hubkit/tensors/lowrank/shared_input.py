@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubkit.compat.torch import changes_of
+
 
 class SharedInput:
     """Keeps what one call computed for its siblings, until they are called.
@@ -27,7 +29,7 @@ class SharedInput:
             state: how it was computed; another way's result is none.
         """
         last = self._last
-        if last is None or last[0]() is not x or last[1] != (torch.is_grad_enabled(), state, version_of(x)):
+        if last is None or last[0]() is not x or last[1] != (torch.is_grad_enabled(), state, changes_of(x)):
             return None
         mine = last[2].pop(name, None)
         return None if mine is None else (mine, last[3])
@@ -36,10 +38,5 @@ class SharedInput:
         """Keeps `made`, site -> result, with `beside`, and hands out the share of site `name`."""
         mine = made.pop(name)
         if made:
-            self._last = (weakref.ref(x), (torch.is_grad_enabled(), state, version_of(x)), made, beside)
+            self._last = (weakref.ref(x), (torch.is_grad_enabled(), state, changes_of(x)), made, beside)
         return mine
-
-
-def version_of(tensor: Tensor) -> int | None:
-    """Counts changes in place; a tensor of inference mode has no such count, and cannot be changed."""
-    return None if tensor.is_inference() else tensor._version

@@ -356,4 +356,4 @@ def _assign(part: nn.Module, role: str, parameter: nn.Parameter) -> None:
     if "." in role:
         owner, _, role = role.rpartition(".")
         holder = part.get_submodule(owner)
-    holder._parameters[role] = parameter  # in place of the one that was made on the meta device
+    holder.register_parameter(role, parameter)  # in place of the one that was made on the meta device

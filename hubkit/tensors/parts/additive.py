@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubkit.compat.torch import parameters_of, twin_of
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.delta import accumulation_dtype
@@ -31,6 +32,9 @@ class Additive(Edit):
         bias: the bias changes: a parameter ``bias``, (out,).
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(self, site: Site, *, weight: bool, bias: bool) -> None:
         super().__init__()
         self.register_parameter("weight", nn.Parameter(torch.empty(site.shape)) if weight else None)
@@ -41,7 +45,7 @@ class Additive(Edit):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        return effect(site, x, y, self._parameters["weight"], self._parameters["bias"])
+        return effect(site, x, y, self.weight, self.bias)
 
     def at_head(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         return effect(site, x, y, self.get_parameter("weight").t(), None)
@@ -106,10 +110,8 @@ def forward_with(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | No
 
     The module, its hooks among it, is not touched.
     """
-    own = {**module._parameters, "weight": weight}
+    own = {**parameters_of(module), "weight": weight}
     if "bias" in own:
         own["bias"] = bias
-    twin = object.__new__(type(module))
-    vars(twin).update({**vars(module), "_parameters": own, **others})
-    made: Tensor = type(module).forward(twin, x)
+    made: Tensor = type(module).forward(twin_of(module, parameters=own, **others), x)
     return made

@@ -38,8 +38,7 @@ class Part(nn.Module):
 
     def roles(self) -> dict[str, nn.Parameter]:
         """role -> parameter, in a fixed order."""
-        own = self._parameters if not self._modules else dict(self.named_parameters())
-        return {role: parameter for role, parameter in sorted(own.items()) if parameter is not None}
+        return dict(sorted(self.named_parameters(remove_duplicate=False)))
 
     def values(self) -> Mapping[str, Tensor]:
         """role -> its value now, with what training has changed so far, in the form that files hold."""
@@ -115,9 +114,8 @@ class LowRank(Edit):
     def __init__(self, site: Site, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         out_features, in_features = site.shape
-        # past torch's setter: loading an adapter makes hundreds of parts
-        self._parameters["A"] = nn.Parameter(torch.empty(rank, in_features))
-        self._parameters["B"] = nn.Parameter(torch.empty(out_features, rank))
+        self.register_parameter("A", nn.Parameter(torch.empty(rank, in_features)))
+        self.register_parameter("B", nn.Parameter(torch.empty(out_features, rank)))
         vars(self).update(scale=scale, dropout=dropout, is_lookup=site.kind == "embedding")
 
     def lower(self) -> Tensor:

@@ -168,6 +168,35 @@ def test_swapping_and_back(family: str) -> None:
         assert list(model.state_dict()) == list(state)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2-float32"])
+def test_what_is_swapped_follows_its_layer(family: str) -> None:
+    """To another dtype; what is worked out of a weight, and kept, is worked out again."""
+    model = tiny_model(family)
+    site = next(iter(Base.from_model(model).to_quantize()))
+    module, shape = site.module, site.shape
+    assert module is not None
+    own, plain = module.get_parameter("weight"), site.version()
+    swap = Swap(module)
+    again = Base.from_model(model).sites[site.name]
+    assert (again.packed, again.shape, again.transposed) == (True, shape, site.transposed)
+    assert module.get_parameter("weight") is own
+    packed = site.version()
+    assert packed != plain
+    assert site.version() == packed
+    before = site.weight()
+    model.to(torch.bfloat16)
+    assert site.weight().dtype == torch.bfloat16
+    assert torch.equal(site.weight(), before.to(torch.bfloat16))
+    assert module(torch.ones(2, shape[1], dtype=torch.bfloat16)).dtype == torch.bfloat16
+    model.float()
+    assert torch.equal(site.weight(), before)
+    x = torch.randn(3, shape[1])
+    bias = site.bias()
+    torch.testing.assert_close(module(x), x @ before.view(shape).t() + (0 if bias is None else bias))
+    swap.undo()
+    assert "forward" not in vars(module)
+
+
 def test_a_weight_that_cannot_be_quantized_leaves_the_model_alone() -> None:
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host

@@ -8,10 +8,11 @@ from the class's ``_checkpoint_conversion_mapping``, as ``save_pretrained`` of 4
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def file_naming(model: nn.Module) -> Callable[[str], str | None]:
@@ -41,6 +42,14 @@ def as_in_files(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, T
 
     found: Mapping[str, Tensor] = revert_weight_conversion(_Loaded(model), dict(state))
     return found
+
+
+def may_be_missing(model: nn.Module) -> Sequence[str]:
+    """Expressions for names of tensors that files may lack, as the class of `model` says: it makes them itself.
+
+    ``_keys_to_ignore_on_load_missing``, in 4.57 as in 5.23; what loading reports leaves them out without a word.
+    """
+    return getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
 
 
 class _Loaded:
