@@ -88,7 +88,7 @@ class LowRankConfig:
             HubkitError: ``HK-TARGET``; ``HK-HEAD`` for a module that is to be trained as a whole and does not exist;
                 ``HK-CONFIG`` for one that is a target, too; ``HK-VOCABULARY`` for ids that cannot be.
         """
-        from hubkit.tensors.parts.tied import at_tables, follow
+        from hubkit.tensors.parts.tied import at_tables, with_tied_heads
         from hubkit.tensors.parts.vocabulary import token_rows
         from hubkit.tensors.parts.whole import WholeModule, whole_sites
 
@@ -104,7 +104,7 @@ class LowRankConfig:
             if name in whole or name in chosen
         }
         parts |= token_rows(base, self.token_ids, self.add_tokens)
-        return follow(base, parts) if self.tied == "keep" else parts
+        return with_tied_heads(base, parts) if self.tied == "keep" else parts
 
     def _refuse(self, base: Base, kinds: str | Sequence[str], chosen: set[str], whole: set[str]) -> None:
         """Refuses sites that cannot be: chosen twice, of a kind without such parts, or of two scales."""

@@ -114,7 +114,7 @@ class Opener:
         self, mix: AdapterFolder, origin: Reference, name: str, member: MixMember
     ) -> tuple[Reference, AdapterFolder, int]:
         try:
-            reference = beside(origin, member.reference)
+            reference = member_reference(origin, member.reference)
             stored = None if reference.path else _stored(member.digest)
             if stored is not None:
                 return reference, stored, 0
@@ -136,7 +136,7 @@ def open_mix(folder: AdapterFolder, origin: Reference, where: Where, *, taken: I
     return OpenedMix(tree, tuple(opener.adapters))
 
 
-def beside(origin: Reference, text: str) -> Reference:
+def member_reference(origin: Reference, text: str) -> Reference:
     """What a member's reference means in the mix that `origin` names: a folder begins at the mix's own folder, a
     repository without a registry is in the registry of the mix.
 
@@ -190,7 +190,7 @@ def require_published(mix: AdapterFolder, target: Reference, where: Where) -> No
 def _unpublished(target: Reference, member: MixMember, where: Where) -> str:
     """Why a member cannot be had from the registry; empty when it can."""
     try:
-        found = beside(target, member.reference)
+        found = member_reference(target, member.reference)
         have = read_manifest(found, where).digest
     except HubkitError as error:
         if error.code == "HK-REFERENCE":
@@ -201,7 +201,7 @@ def _unpublished(target: Reference, member: MixMember, where: Where) -> str:
     return "" if have == member.digest else f"{have} in the registry"
 
 
-def moved(mix: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
+def with_members_from(mix: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
     """The field ``mix`` of a manifest that moves to another folder: its members' folders are where they were."""
     members = {}
     for name, member in mix["members"].items():

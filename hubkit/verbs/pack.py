@@ -32,7 +32,7 @@ from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
-from hubkit.named.members import moved
+from hubkit.named.members import with_members_from
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.where import Where
 from hubkit.named.writing import require_version
@@ -123,7 +123,7 @@ def pack(
         )  # fmt: skip
     dest = Path(out) if out is not None else folder
     if manifest.kind == "mix" and manifest.mix is not None and out is not None:
-        manifest = replace(manifest, mix=moved(manifest.mix, folder, dest))
+        manifest = replace(manifest, mix=with_members_from(manifest.mix, folder, dest))
     files[CARD_NAME] = _card(folder, manifest, files)
     replacing = out is None or replace_out
     check_adapter(dest, manifest, files, replace=replacing)

@@ -19,7 +19,7 @@ from hubkit.compat.bitsandbytes import decoded_facts, packed_tensors
 from hubkit.compat.torch import Observed, own_forward, set_forward
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.nf4 import PackedWeight, moved, quantize, unpacked
+from hubkit.tensors.fourbit.nf4 import PackedWeight, packed_on, quantize, unpacked
 
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
@@ -173,7 +173,7 @@ class Swapped:
         """The weight in 4 bits, where the layer's own is, and decoded to its dtype."""
         weight: Tensor = self._layer.weight
         if self._packed.codes.device != weight.device:
-            self._packed = moved(self._packed, weight.device)
+            self._packed = packed_on(self._packed, weight.device)
         if self._packed.dtype != weight.dtype:
             self._packed = replace(self._packed, dtype=weight.dtype)
         return self._packed

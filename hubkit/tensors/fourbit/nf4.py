@@ -156,7 +156,7 @@ def decoded_by_torch(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     return result[:count].view(packed.shape)
 
 
-def moved(packed: PackedWeight, device: torch.device) -> PackedWeight:
+def packed_on(packed: PackedWeight, device: torch.device) -> PackedWeight:
     """`packed` with its tensors on `device`."""
     there: dict[str, Any] = {name: t.to(device) for name, t in vars(packed).items() if isinstance(t, Tensor)}
     del there["shift"]

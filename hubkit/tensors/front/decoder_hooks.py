@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hubkit.compat.torch import version_of
 from hubkit.compat.transformers import attention_of, keys_after
 from hubkit.errors import HubkitError
-from hubkit.tensors.front.front import CacheView, Front, Layers, follow, front_of_rows, joined
+from hubkit.tensors.front.front import CacheView, Front, Layers, front_of_rows, joined, runs_of_one_kind
 from hubkit.tensors.front.plan import RowsVirtual, Virtual, VirtualPlan
 from hubkit.tensors.parts.part import KV
 
@@ -229,7 +229,7 @@ class VirtualHooks:
     def _make(self, plan: VirtualPlan) -> Front:
         layers: Layers = []
         length = 0
-        for parts in follow(plan.parts):
+        for parts in runs_of_one_kind(plan.parts):
             if isinstance(parts[0], KV):
                 rows = joined([part() for part in parts], 3).to(self._dtype)
                 made: Layers = [(layer[0][None], layer[1][None]) for layer in rows.unbind(0)]

@@ -171,7 +171,7 @@ def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
-def follow(parts: Sequence[T]) -> Iterator[list[T]]:
+def runs_of_one_kind(parts: Sequence[T]) -> Iterator[list[T]]:
     """Neighbours of one kind together: embeddings that follow one another are run as one row."""
     for _, group in groupby(parts, key=lambda part: isinstance(part, Tokens)):
         yield list(group)

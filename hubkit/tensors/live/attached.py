@@ -26,7 +26,7 @@ from hubkit.tensors.live.recompute import checkpointing_modules, stand_in, step_
 from hubkit.tensors.live.roster import Roster
 from hubkit.tensors.live.route_plan import make_plan
 from hubkit.tensors.live.slots import Compiled, Slots
-from hubkit.tensors.lowrank.rows import Rows, repeated, rows_of
+from hubkit.tensors.lowrank.rows import Rows, repeated, row_count
 from hubkit.tensors.parts import mix as mixes
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Mix, Route
@@ -55,7 +55,7 @@ class Attached(Likeness):
     def __init__(self, model: nn.Module, base: Base | None = None) -> None:
         super().__init__()
         self.model = model
-        self._roster = Roster(model, base or Base.from_model(model), self._active, self.under)
+        self._roster = Roster(model, base or Base.from_model(model), self._active, self.using_plan)
         self.parts = self._roster.parts
         self.mix: Mix | None = None
         self.folded: Folded | None = None
@@ -170,7 +170,7 @@ class Attached(Likeness):
     def _follow(self) -> None:
         """Parts go where their sites are, and plans look anew at values that were moved or cast."""
         with self._roster.lock:
-            self._roster.follow()
+            self._roster.move_parts()
             for plan in (self._plan, *self._routes.values()):
                 if plan.rows is not None:
                     plan.rows.forget()
@@ -202,9 +202,9 @@ class Attached(Likeness):
     ) -> Iterator[None]:
         """Holds the plan of one call, checked against its batch."""
         plan = self._active() if route is None else self._routed(Route(route))
-        if plan.rows is not None and (rows := rows_of(args, kwargs)) is not None:
+        if plan.rows is not None and (rows := row_count(args, kwargs)) is not None:
             plan.rows.require(rows)
-        with self.under(plan):
+        with self.using_plan(plan):
             yield
 
     def _routed(self, route: Route) -> Plan:
@@ -251,7 +251,7 @@ class Attached(Likeness):
         """The mix of this thread inside the ``with``; others keep theirs."""
         with self._roster.lock:
             plan = self._planned(mix)
-        with self.under(plan):
+        with self.using_plan(plan):
             yield
 
     def merge(self) -> Folded:
@@ -284,10 +284,10 @@ class Attached(Likeness):
 
         Checkpointing that a model of transformers offers needs nothing.
         """
-        return contextlib.nullcontext(), self.under(self._active())
+        return contextlib.nullcontext(), self.using_plan(self._active())
 
     @contextlib.contextmanager
-    def under(self, plan: Plan) -> Iterator[None]:
+    def using_plan(self, plan: Plan) -> Iterator[None]:
         token = self._override.set(plan)
         try:
             yield
@@ -323,7 +323,9 @@ class Attached(Likeness):
             made.index = index
             return self.model(*args, **kwargs)
 
-        return Compiled(made, torch.compile(run, **options), self._adapters_of_rows, self.under, lambda: self.slots)
+        return Compiled(
+            made, torch.compile(run, **options), self._adapters_of_rows, self.using_plan, lambda: self.slots
+        )
 
     def compiled_training(self, **options: Any) -> contextlib.AbstractContextManager[None]:
         """Within it training runs the base's layers compiled, under the mix active now: `hubkit.tensors.compiling`."""
@@ -335,7 +337,7 @@ class Attached(Likeness):
         Raises:
             HubkitError: ``HK-ROUTE``, ``HK-UNKNOWN-ADAPTER``; ``HK-SLOTS`` for a mix of several.
         """
-        if self._roster.moved:
+        if self._roster.base_moved:
             self._follow()
         mix = Route(route) if route is not None else Route([self.mix] * rows)
         Rows([None] * len(mix.rows)).require(rows)
@@ -362,12 +364,12 @@ class Attached(Likeness):
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling():
             return
-        if self._roster.moved:
+        if self._roster.base_moved:
             self._follow()
         if (rows := self._active().rows) is not None:
             rows.look()
         if torch.is_grad_enabled():
-            stand_in(self._checkpointing, self._active, self.under)
+            stand_in(self._checkpointing, self._active, self.using_plan)
 
     def _active(self) -> Plan:
         if BARE.get() or self.folded is not None:

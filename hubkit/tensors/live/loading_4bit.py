@@ -22,7 +22,7 @@ from hubkit.tensors.base.tokenizer import model_class
 from hubkit.tensors.files.shards import Shards, open_shards
 from hubkit.tensors.fourbit.files import PackedHeaders
 from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
-from hubkit.tensors.fourbit.nf4 import CODEC, PackedWeight, moved, quantize
+from hubkit.tensors.fourbit.nf4 import CODEC, PackedWeight, packed_on, quantize
 
 QUANTIZATION = "quantization_config"
 
@@ -110,7 +110,7 @@ def _fill(
             where=site.name, have=type(layer).__name__, fix="use the original base without quantizing it",
         )  # fmt: skip
     if site.packed:
-        packed = moved(replace(headers.packed(site.tensor), dtype=dtype), device)
+        packed = packed_on(replace(headers.packed(site.tensor), dtype=dtype), device)
     else:
         try:
             packed = quantize(site.weight().to(device).to(dtype))

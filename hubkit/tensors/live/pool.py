@@ -54,7 +54,7 @@ class Pool:
         """
         needed = [name for name in dict.fromkeys(named) if name in self._offers]
         come = {name: self._offers[name]() for name in needed if name not in attached}
-        sizes = {**self._held, **{name: size_of(adapter) for name, adapter in come.items()}}
+        sizes = {**self._held, **{name: bytes_of(adapter) for name, adapter in come.items()}}
         kept = {*needed, *pinned}
         least = sum(size for name, size in sizes.items() if name in kept)
         if self.budget is not None and least > self.budget:
@@ -78,10 +78,10 @@ class Pool:
         held = {name: size for name, size in self._held.items() if name in attached}
         for name in named:
             if name in self._offers:
-                held[name] = held.pop(name, 0) or size_of(attached[name])
+                held[name] = held.pop(name, 0) or bytes_of(attached[name])
         self._held = held
 
 
-def size_of(adapter: Adapter) -> int:
+def bytes_of(adapter: Adapter) -> int:
     """Bytes of its tensors in memory."""
     return sum(parameter.nbytes for parameter in adapter.parameters().values())

@@ -164,17 +164,17 @@ class Roster:
             )  # fmt: skip
 
     @property
-    def moved(self) -> bool:
+    def base_moved(self) -> bool:
         """Whether somebody has moved the base since its parts were placed."""
         return self._place() != self._placed
 
-    def follow(self) -> None:
+    def move_parts(self) -> None:
         """Takes every part where its site is, after the base alone was moved, or spread over several devices."""
         for adapter in self.adapters.values():
             for name, part in adapter.parts.items():
                 part.to(self.sites.site(name).device)
         if self.slots is not None:
-            self.slots.follow(self.sites)
+            self.slots.move_beside(self.sites)
         self._placed = self._place()
 
     def _place(self) -> tuple[torch.device, ...]:

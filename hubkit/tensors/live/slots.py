@@ -20,7 +20,7 @@ from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.delta import accumulation_dtype
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.live.plan import At, Plan
-from hubkit.tensors.lowrank.rows import rows_of
+from hubkit.tensors.lowrank.rows import row_count
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.part import LowRank
 
@@ -62,7 +62,7 @@ class Slots:
             stack.update({name: fn(tensor) for name, tensor in stack.items()})
         self.index = self.index.to(self._device)
 
-    def follow(self, base: Base) -> None:
+    def move_beside(self, base: Base) -> None:
         """Takes all factors where their sites are."""
         for stack in (self.down, self.up):
             stack.update({name: tensor.to(base.site(name).device) for name, tensor in stack.items()})
@@ -182,7 +182,7 @@ class Compiled:
         """
         if self._newest() is not self.slots:
             raise HubkitError("HK-SLOTS", "the base was detached or compiled anew", fix="attached.compiled(...) again")
-        rows = rows_of(args, kwargs)
+        rows = row_count(args, kwargs)
         if rows is None:
             raise HubkitError("HK-ROUTE", "a compiled call needs its rows", want="input_ids or inputs_embeds")
         with (

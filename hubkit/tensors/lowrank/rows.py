@@ -20,7 +20,7 @@ _BATCHES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids")
 _REPEATED: ContextVar[bool] = ContextVar("hubkit_repeated", default=False)
 
 
-def rows_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+def row_count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """The number of rows of the batch that a call brings; None where nothing says it."""
     given = [args[0] if args else None, *(kwargs.get(name) for name in _BATCHES)]
     return next((one.shape[0] for one in given if isinstance(one, Tensor) and one.dim() > 1), None)
@@ -78,7 +78,7 @@ class Rows:
         self.kernel = row_kernel()
 
     def forget(self) -> None:
-        """Has the next `look` be a whole one: values were moved or cast."""
+        """Values were moved or cast: the next `look` compares all of them."""
         self._whole = True
 
     def require(self, rows: int) -> int:

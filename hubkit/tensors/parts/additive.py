@@ -20,7 +20,7 @@ from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.delta import accumulation_dtype
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.parts.part import Edit, Part
-from hubkit.tensors.parts.tied import Tied, at_tables, follow, tied_pairs
+from hubkit.tensors.parts.tied import Tied, at_tables, tied_pairs, with_tied_heads
 
 
 class Additive(Edit):
@@ -78,7 +78,7 @@ def additive_parts(
                 "HK-TARGET", f"the bias of {head} cannot change beside a weight that follows {table}",
                 where=base.source, fix="leave the bias out, or let the two part: --set tied=break",
             )  # fmt: skip
-    return follow(base, parts)
+    return with_tied_heads(base, parts)
 
 
 def effect(site: Site, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

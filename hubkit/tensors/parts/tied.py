@@ -69,7 +69,7 @@ def at_tables(base: Base, names: Collection[str]) -> set[str]:
     return {tables.get(name, name) for name in names}
 
 
-def follow(base: Base, parts: Mapping[str, Part]) -> dict[str, Part]:
+def with_tied_heads(base: Base, parts: Mapping[str, Part]) -> dict[str, Part]:
     """`parts` with one more at every tied head whose table has a part, and that has none itself."""
     heads: dict[str, Part] = {}
     for head, table in tied_pairs(base).items():

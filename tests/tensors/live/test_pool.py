@@ -16,7 +16,7 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import randomize
 from hubkit.tensors.live.attached import Attached
-from hubkit.tensors.live.pool import size_of
+from hubkit.tensors.live.pool import bytes_of
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Sum
 
@@ -56,7 +56,7 @@ def test_offered_adapters_are_read_when_named_and_the_least_recently_used_give_w
 
     for seed in range(5):
         offer(seed)
-    attached.memory = 2 * size_of(make(attached, 0))
+    attached.memory = 2 * bytes_of(make(attached, 0))
     assert not read
     rows = ids(1, 5)
     want = {seed: own(attached, make(attached, seed), rows) for seed in range(5)}
