@@ -156,6 +156,23 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of installed packages, first on the path, which methods are looked for in anew: see `installing`."""
+    from hubkit.methods.host import host
+
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    host.cache_clear()
+    yield folder
+    host.cache_clear()
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
 def common() -> Iterator[Path]:
     """A folder that every user of this machine may enter: `tmp_path` is for its owner alone."""
     with tempfile.TemporaryDirectory() as folder:

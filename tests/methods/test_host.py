@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,6 +101,13 @@ def test_methods_are_found_without_importing_them(site: Path) -> None:
     assert [(o.distribution, o.version) for o in offers["alpha"]] == [("hubkit-alpha", "1.0")]
     assert list(offers) == sorted(offers)
     assert "hubkit_alpha_alpha" not in sys.modules
+
+
+def test_metadata_without_a_default_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a copy of the source that was put on the path and never installed."""
+    assert host().default() in host().offers()
+    monkeypatch.setattr(host_module, "entry_points", lambda group: EntryPoints())
+    assert "install" in refusal("HK-METHOD-UNKNOWN", host().default).fix
 
 
 def test_one_is_loaded_by_name_and_once(site: Path) -> None:
