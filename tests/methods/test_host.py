@@ -20,6 +20,9 @@ from hubkit.methods import hookspecs
 from hubkit.methods import host as host_module
 from hubkit.methods.api import Delta, MethodInfo, NotMergeable, PeftForm, hookimpl
 from hubkit.methods.host import GROUP, Method, MethodHost, Offer, host
+from hubkit.methods.suite import tiny_model
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.parts.adapter import Adapter
 
 MINIMAL = """
 from dataclasses import dataclass
@@ -205,6 +208,17 @@ def test_what_a_hook_returns_is_looked_at() -> None:
     made = method(Wrong())
     assert refusal("HK-PLUGIN", made.inject, None, Config()).have == ["TypeError: it returned list, not Mapping"]
     assert refusal("HK-PLUGIN", made.merge, None, {}, Config()).have == ["TypeError: it returned NoneType, not Delta"]
+
+
+def test_parts_for_places_that_the_base_does_not_have_are_the_plugins_fault() -> None:
+    class Elsewhere(Plugin):
+        @hookimpl
+        def inject(self, base: object, config: object) -> dict[str, object]:
+            return {"model.layers.7.mlp": torch.nn.Module(), "lm_head": torch.nn.Module()}
+
+    base = Base.from_model(tiny_model("llama"))
+    error = refusal("HK-PLUGIN", Adapter.fresh, "x", method(Elsewhere()), Config(), base, 0)
+    assert error.have == ["model.layers.7.mlp"]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_rows_say_where_they_stand(tmp_path: Path) -> None:
         ("r.jsonl", '{"a": 1}\n[1]\n', "r.jsonl:2"),
         ("r.jsonl", b'{"a": 1}\n\n{"a": "\xff"}\n', "r.jsonl:3"),
         ("r.jsonl", "[" * 100_000, "r.jsonl:1"),
+        ("r.jsonl", '{"a": ' + "1" * 5000 + "}", "r.jsonl:1"),
         ("r.json", '{"a": 1}', "r.json"),
         ("r.json", '[\n{"a": 1},\n{"a" 2}]', "r.json:3"),
         ("r.csv", "a,b\n1,2\n1,2,3\n", "r.csv:3"),
@@ -68,6 +69,13 @@ def test_absent_and_empty_files(tmp_path: Path) -> None:
     refused("HK-MISSING", read_rows, tmp_path / "none.jsonl")
     for name, text in (("r.jsonl", "\n\n"), ("r.json", "[]"), ("r.csv", ""), ("s.csv", "a,b\n")):
         refused("HK-NO-ROWS", read_rows, write(tmp_path, name, text))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").mkdir()
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    for name in ("rows.jsonl", "loop.csv"):
+        assert refused("HK-DATA", read_rows, tmp_path / name).where == str(tmp_path / name)
 
 
 def test_a_field_longer_than_the_csv_modules_limit(tmp_path: Path) -> None:
@@ -96,6 +104,11 @@ def of(*names: str) -> list[Record]:
 )
 def test_usual_columns_are_found(names: tuple[str, ...], columns: Columns) -> None:
     assert choose_columns(of(*names)) == columns
+
+
+def test_without_rows_there_are_no_columns() -> None:
+    refused("HK-NO-ROWS", choose_columns, [])
+    refused("HK-NO-ROWS", choose_columns, [], Columns(text="text"))
 
 
 def test_unclear_columns_are_refused_with_the_choices() -> None:
