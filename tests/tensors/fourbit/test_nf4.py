@@ -317,7 +317,7 @@ def test_only_linear_layers_can_be_packed(name: str, tmp_path: Path) -> None:
     load_base(tmp_path / "base", codec=CODEC).save_pretrained(tmp_path / "packed")  # type: ignore[operator]
 
     def pack(tensors: dict[str, Any]) -> None:
-        packed = quantize(torch.atleast_2d(tensors.pop(f"{name}.weight"))).tensors()
+        packed = quantize(tensors.pop(f"{name}.weight").view(-1, 16)).tensors()
         tensors.update({f"{name}.weight.{key}".rstrip("."): value.clone() for key, value in packed.items()})
 
     with pytest.raises(HubkitError, match="not linear") as caught:
