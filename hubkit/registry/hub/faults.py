@@ -116,7 +116,7 @@ def from_error(error: BaseException, asked: Asked) -> HubkitError:
             said = getattr(link, "server_message", None) or response.headers.get("X-Error-Message", "")
             return from_status(response.status_code, code, str(said), asked)
     if isinstance(error, UNUSABLE) and error.__cause__ is None:
-        return malformed("the client cannot use it", asked, have=str(error))
+        return malformed("the client cannot use it", asked, have=f"{type(error).__name__}: {error}")
     return offline(error, asked)
 
 
