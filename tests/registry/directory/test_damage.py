@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hubkit.errors import HubkitError
+from hubkit.registry.directory import history
 from hubkit.registry.directory.directory import DirectoryRegistry
-from hubkit.registry.directory.history import MAX_DOCUMENT
 
 REPO = "ana/chat"
 DATA = b"12345"
@@ -81,20 +81,31 @@ def test_a_commit(registry: DirectoryRegistry, folder: Path, data: bytes) -> Non
     assert code(lambda: registry.files(REPO, commit)) == "HK-REGISTRY"
 
 
-def test_a_commit_whose_digest_is_right(registry: DirectoryRegistry, folder: Path) -> None:
-    """Whoever writes the directory can name a document by its digest; what it says is checked all the same."""
-    for body in (b'{"author":"","message":"m","parents":[],"tree":"../../repo.json"}', b"[]"):
-        commit = hashlib.sha256(body).hexdigest()[:40]
-        (folder / "commits" / commit).write_bytes(body)
-        assert code(lambda: registry.files(REPO, commit)) == "HK-REGISTRY"  # noqa: B023
+def named_by_digest(folder: Path, tree: bytes | str) -> str:
+    """A commit that somebody wrote into the directory, with its tree or the name of one; every digest is right."""
+    if isinstance(tree, bytes):
+        name = hashlib.sha256(tree).hexdigest()
+        (folder / "trees" / name).write_bytes(tree)
+        tree = name
+    body = json.dumps({"author": "", "message": "m", "parents": [], "tree": tree}).encode()
+    commit = hashlib.sha256(body).hexdigest()[:40]
+    (folder / "commits" / commit).write_bytes(body)
+    return commit
 
 
-def test_an_endless_document(registry: DirectoryRegistry, folder: Path) -> None:
+@pytest.mark.parametrize("tree", ["../../repo.json", *(data for data in TREES if data is not None)])
+def test_what_a_right_digest_does_not_prove(registry: DirectoryRegistry, folder: Path, tree: bytes | str) -> None:
+    commit = named_by_digest(folder, tree)
+    assert code(lambda: registry.files(REPO, commit)) == "HK-REGISTRY"
+
+
+def test_an_endless_document(registry: DirectoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = registry.resolve(REPO)
-    for path in (folder / "trees" / registry.one(REPO, commit).tree, folder / "commits" / commit):
-        path.chmod(0o644)
-        os.truncate(path, MAX_DOCUMENT + 1)
-        assert code(lambda: registry.files(REPO, commit)) == "HK-REGISTRY"
+    size = (registry.root / "repos" / REPO / "commits" / commit).stat().st_size
+    monkeypatch.setattr(history, "MAX_DOCUMENT", size)
+    assert registry.one(REPO, commit).id == commit
+    monkeypatch.setattr(history, "MAX_DOCUMENT", size - 1)
+    assert code(lambda: registry.one(REPO, commit)) == "HK-REGISTRY"
 
 
 @pytest.mark.parametrize(

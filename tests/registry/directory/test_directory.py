@@ -359,7 +359,7 @@ def test_absent_things_are_not_found(registry: DirectoryRegistry, tmp_path: Path
     refused("HK-NOT-FOUND", lambda: registry.resolve(REPO, "v9"))
     refused("HK-NOT-FOUND", lambda: registry.read(REPO, tip, "none"))
     refused("HK-NOT-FOUND", lambda: registry.files(REPO, "0" * 40))
-    refused("HK-NOT-FOUND", lambda: registry.files(REPO, "../../x"))
+    refused("HK-NOT-FOUND", lambda: registry.files(REPO, "../repo.json"))
     refused("HK-NOT-FOUND", lambda: registry.commit(REPO, {}, ["none"], message="m", parent=None))
     refused("HK-NOT-FOUND", lambda: DirectoryRegistry(tmp_path / "nowhere").resolve(REPO))
     assert DirectoryRegistry(tmp_path / "nowhere").repos() == ()
