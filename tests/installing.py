@@ -27,6 +27,17 @@ def install(package: Path, work: Path) -> Path:
     return work / "site"
 
 
+def offer(site: Path, distribution: str, methods: dict[str, Path]) -> None:
+    """Puts a distribution into `site` that offers methods, name -> the file of its module; nothing is built."""
+    info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    lines = [f"{name} = {module.stem}\n" for name, module in methods.items()]
+    (info / "entry_points.txt").write_text("[hubkit.methods]\n" + "".join(lines))
+    for module in methods.values():
+        shutil.copy(module, site)
+
+
 def command(work: Path, *sites: Path) -> Command:
     """``hubkit`` in a process of its own, run in `work` with a store and a registry there, and `sites` installed."""
     environment = os.environ | {

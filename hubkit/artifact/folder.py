@@ -225,9 +225,6 @@ def _prepared(manifest: Manifest, files: tuple[FileEntry, ...]) -> Manifest:
 def _check_source(name: str, source: bytes | Path) -> None:
     from hubkit.documents.names import check_allowed
 
-    if name == MANIFEST_NAME:
-        fix = "put your own files under other names"
-        raise HubkitError("HK-NAME", f"{MANIFEST_NAME} is written by hubkit itself", where=name, fix=fix)
     if isinstance(source, Path):
         with refusing(source):
             if not stat.S_ISREG(source.stat().st_mode):

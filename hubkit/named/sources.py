@@ -150,6 +150,5 @@ def _source(reference: Reference, base: bool, where: Where) -> Source:
 
 
 def _repo(reference: Reference) -> str:
-    if reference.repo is None:
-        raise HubkitError("HK-REFERENCE", "this names no repository", have=str(reference))
+    assert reference.repo is not None  # what is no folder names one
     return reference.repo

@@ -236,11 +236,7 @@ def require_base(terms: Iterable[Term], record: BaseRecord, allow: bool) -> tupl
     used: list[str] = []
     for term in adapters(terms):
         manifest = term.folder.manifest
-        if manifest.base is None:
-            raise HubkitError(
-                "HK-BASE-UNPROVEN", f"adapter {term.name!r} names no base", where=term.reference,
-                fix=f"hubkit pack {term.folder.path} --base BASE", status=3,
-            )  # fmt: skip
+        assert manifest.base is not None  # an adapter without one does not open
         # equal digests of all weights leave no tensor to name
         listed = None if proven(manifest.base, record.fingerprint) else term.folder.base_tensors()
         have = record.fingerprint, listed, record.tensors

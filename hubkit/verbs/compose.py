@@ -187,8 +187,6 @@ def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
     from hubkit.named.terms import require_base
 
     first = members[0].folder
-    if first.manifest.base is None:
-        require_base(members[:1], BaseRecord(_nothing(), ()), allow)
     assert first.manifest.base is not None
     record = BaseRecord(first.manifest.base, first.base_tensors() or ())
     used = require_base(members[1:], record, allow)
@@ -212,12 +210,6 @@ def _counted(vocabulary: Mapping[str, Any] | None) -> str:
         return "none"
     text = canonical(vocabulary).decode()
     return text if len(text) <= 80 else f"{text[:60]}... ({sha256(text.encode())[:14]}..)"
-
-
-def _nothing() -> Any:
-    from hubkit.documents.manifest import BaseFingerprint
-
-    return BaseFingerprint(None, None, "", None, {}, {}, None, None)
 
 
 def _base(

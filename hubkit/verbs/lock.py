@@ -165,9 +165,10 @@ class _Resolver:
     def _prove(self, name: str, source: str, reference: Reference, manifest: Manifest, record: BaseRecord) -> None:
         from hubkit.artifact.identity.base_match import require_same_base
 
-        if manifest.base is None:
-            what, where = f"adapter {name!r} names no base", f"{source}  {MANIFEST_NAME}#/base"
-            raise HubkitError("HK-BASE-UNPROVEN", what, where=where, fix="hubkit pack it with --base", status=3)
+        if manifest.kind == "model":
+            what, where = f"{name!r} is a merged checkpoint, not an adapter", f"{source}  {MANIFEST_NAME}#/kind"
+            raise HubkitError("HK-NOT-ADAPTER", what, where=where, fix="name it as the recipe's [base]")
+        assert manifest.base is not None  # neither an adapter nor a mix without one can be read
         try:
             require_same_base(name, source, manifest.base, record.fingerprint, None, record.tensors, False)
         except HubkitError as error:

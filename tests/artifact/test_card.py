@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hubkit.artifact.card import BEGIN, END, render_card
+from hubkit.artifact.card import BEGIN, END, MAX_CARD, render_card
 from hubkit.documents.manifest import BaseFingerprint, FileEntry, Manifest, Parent, Plugin
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
@@ -175,6 +175,13 @@ def test_front_matter_that_cannot_be_edited_is_refused(front: str) -> None:
     with pytest.raises(HubkitError) as caught:
         render_card(MANIFEST, f"---\n{front}\n---\n")
     assert caught.value.code == "HK-CARD"
+
+
+def test_a_card_that_is_too_long_is_refused() -> None:
+    text = "x" * MAX_CARD
+    assert text in render_card(MANIFEST, text)
+    with pytest.raises(HubkitError, match="HK-CARD"):
+        render_card(MANIFEST, text + "x")
 
 
 @pytest.mark.parametrize("body", [f"{BEGIN}\n", f"{END}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nobody import as_nobody
 
 from hubkit.artifact import staging
 from hubkit.artifact.staging import exchange, recover, staged, wait_for
@@ -78,6 +79,42 @@ def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
             _make(tmp_path / "file", "b", replace=replace)
     assert _content(dest) == "a"
     assert sorted(os.listdir(tmp_path)) == ["dest", "file"]
+
+
+def test_what_takes_the_place_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+
+    def overtaken() -> None:
+        with staged(dest) as stage:
+            _fill(stage, "b")
+            dest.mkdir()
+            _fill(dest, "a")
+
+    with pytest.raises(HubkitError) as caught:
+        overtaken()
+    assert caught.value.code == "HK-EXISTS"
+    assert _content(dest) == "a"
+    assert os.listdir(tmp_path) == ["dest"]
+
+
+def test_a_place_that_is_taken_again_and_again_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer is always faster, where names cannot be exchanged: an end instead of a race without one."""
+    dest, rename = tmp_path / "dest", os.rename
+    _make(dest, "a")
+    monkeypatch.setattr(staging, "_renameat2", lambda: None)
+
+    def raced(source: Path, target: Path) -> None:
+        rename(source, target)
+        if source == dest:
+            dest.mkdir()
+            _fill(dest, "c")
+
+    monkeypatch.setattr(os, "rename", raced)
+    with pytest.raises(HubkitError, match="busy") as caught:
+        _make(dest, "b", replace=True)
+    assert caught.value.code == "HK-IO"
+    assert _content(dest) == "c"
+    assert os.listdir(tmp_path) == ["dest"]
 
 
 @pytest.fixture(params=["exchange", "two renames"])
@@ -349,3 +386,16 @@ def test_missing_rights_are_a_refusal() -> None:
         parent.chmod(0o755)
         assert _content(parent / "dest") == "a"
         assert os.listdir(parent) == ["dest"]
+
+
+def test_a_folder_that_cannot_be_made_durable_is_a_refusal(common: Path) -> None:
+    """What was put into it cannot be listed, so nobody knows whether it is on the disk."""
+    common.chmod(0o777)
+
+    def close() -> None:
+        with staged(common / "dest") as stage:
+            _fill(stage, "a")
+            (stage / "sub").chmod(0)
+
+    assert as_nobody(close) == "HK-IO"
+    assert os.listdir(common) == []

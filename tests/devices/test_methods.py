@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from every_method import METHODS, ROUTE, random_adapters
-from variants import rows_file
+from variants import refused, rows_file
 from zoo import ids, model_of, near
 
 from hubkit.errors import HubkitError
@@ -302,3 +303,9 @@ def test_the_manifest_does_not_say_where_it_was_trained(device: torch.device, ti
         one["training"].pop("metrics")
         one.pop("files")
     assert {**here, "name": ""} == {**there, "name": ""}
+
+
+def test_loading_needs_accelerate(device: torch.device, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert "hubkit-adapters[transformers]" in refused("HK-EXTRA", load_base, tiny_llama, device=str(device)).fix
+    load_base(tiny_llama, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -78,6 +79,21 @@ def test_where_the_file_system_has_no_locks_nothing_is_swept(tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(drafts, "_taken", refuse)
+        with scratch(tmp_path) as mine, scratch(tmp_path) as other:
+            assert mine != other
+            assert {mine.is_dir(), other.is_dir()} == {True}
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_that_knows_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSYS: older releases of filelock raise a NotImplementedError of it, newer ones lock in another way."""
+
+    def unknown(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", unknown)
         with scratch(tmp_path) as mine, scratch(tmp_path) as other:
             assert mine != other
             assert {mine.is_dir(), other.is_dir()} == {True}

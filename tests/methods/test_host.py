@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,9 @@ from hubkit.methods import hookspecs
 from hubkit.methods import host as host_module
 from hubkit.methods.api import Delta, MethodInfo, NotMergeable, PeftForm, hookimpl
 from hubkit.methods.host import GROUP, Method, MethodHost, Offer, host
+from hubkit.methods.suite import tiny_model
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.parts.adapter import Adapter
 
 MINIMAL = """
 from dataclasses import dataclass
@@ -101,6 +104,13 @@ def test_methods_are_found_without_importing_them(site: Path) -> None:
     assert [(o.distribution, o.version) for o in offers["alpha"]] == [("hubkit-alpha", "1.0")]
     assert list(offers) == sorted(offers)
     assert "hubkit_alpha_alpha" not in sys.modules
+
+
+def test_metadata_without_a_default_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a copy of the source that was put on the path and never installed."""
+    assert host().default() in host().offers()
+    monkeypatch.setattr(host_module, "entry_points", lambda group: EntryPoints())
+    assert "install" in refusal("HK-METHOD-UNKNOWN", host().default).fix
 
 
 def test_one_is_loaded_by_name_and_once(site: Path) -> None:
@@ -198,6 +208,17 @@ def test_what_a_hook_returns_is_looked_at() -> None:
     made = method(Wrong())
     assert refusal("HK-PLUGIN", made.inject, None, Config()).have == ["TypeError: it returned list, not Mapping"]
     assert refusal("HK-PLUGIN", made.merge, None, {}, Config()).have == ["TypeError: it returned NoneType, not Delta"]
+
+
+def test_parts_for_places_that_the_base_does_not_have_are_the_plugins_fault() -> None:
+    class Elsewhere(Plugin):
+        @hookimpl
+        def inject(self, base: object, config: object) -> dict[str, object]:
+            return {"model.layers.7.mlp": torch.nn.Module(), "lm_head": torch.nn.Module()}
+
+    base = Base.from_model(tiny_model("llama"))
+    error = refusal("HK-PLUGIN", Adapter.fresh, "x", method(Elsewhere()), Config(), base, 0)
+    assert error.have == ["model.layers.7.mlp"]
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,14 @@ def test_what_it_cannot_be_is_refused() -> None:
     refused("HK-ATTENTION", attached, **{**rows(), "attention_mask": torch.ones(3, 1, 7, 7)})
     attached.config._attn_implementation = "flex_attention"
     refused("HK-ATTENTION", attached, **rows())
+    attached = attached_to(encoder("bert"), "prompt", "prefix")
+    attached(**rows(), route=[None, None, None])
+    for route in (["prompt", None, "prefix"], [None, None, Sum(["prefix"])]):
+        refused("HK-ROUTE", attached, **rows(), route=route)
+    short = encoder("bert")
+    short.encoder.layer = short.encoder.layer[:1]
+    error = refused("HK-ARCH", attached_to, short, "prompt")
+    assert (error.have, "2 of class" in str(error.want)) == (["1"], True)
     decoder = Attached(encoder("bert", "LMHeadModel", is_decoder=True))
     assert "bert" in str(refused("HK-ARCH", fresh, "prompt", decoder).have)
 

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from making import make_adapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from variants import refused, tree
+from zoo import model_of
 
+from hubkit.artifact.adapterhub import to_adapterhub_config
 from hubkit.artifact.folder import open_adapter
-from hubkit.methods.config import parse_config
+from hubkit.methods.config import config_document, parse_config
 from hubkit.methods.host import host
 from hubkit.methods.reading import read_adapter
 from hubkit.methods.suite import randomize
@@ -191,6 +194,32 @@ def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
 
 def test_another_base_is_refused(folder: Path) -> None:
     refuse("HK-BASE-MISMATCH", folder, "gpt2")
+
+
+@pytest.mark.parametrize("named", ["", None])
+def test_a_folder_that_names_no_base(folder: Path, named: str | None) -> None:
+    document = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**document, "model_name": named}))
+    assert refused("HK-BASE-NEEDED", pack, folder).where == str(folder / "adapter_config.json")
+    pack(folder, base=str(GOLDEN / "llama"))
+
+
+def test_a_base_that_the_library_does_not_build_in(tmp_path: Path) -> None:
+    model_of("qwen2").save_pretrained(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "chat", tmp_path / "base", method=host().load("adapters"), width=4)
+    assert refused("HK-EXPORT", export, str(adapter), tmp_path / "out", to="adapterhub").have == ["qwen2"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_the_library_has_no_word_for() -> None:
+    """Of a method whose form names fewer words than the method has."""
+    method = host().load("adapters")
+    form = method.adapterhub_form
+    assert form is not None
+    config = config_document(method.info.config()) | {"activation": "snake"}
+    said = {"model_type": "llama", "model_class": "LlamaModel", "base_source": None}
+    places: dict[str, Any] = {"hidden": 16, "width": 4, "left_out": []}
+    assert "snake" in refused("HK-EXPORT", to_adapterhub_config, form, config, name="x", **said, **places).what
 
 
 def test_layers_of_unequal_width_are_refused(folder: Path) -> None:

@@ -77,6 +77,18 @@ def test_decoding_step_by_step_gives_the_same_logits() -> None:
     assert torch.allclose(torch.cat([first.logits, rest.logits], 1), attached(ids).logits, atol=1e-5)
 
 
+def test_a_block_needs_its_layer() -> None:
+    model: Any = tiny_model("llama")
+    attached = Attached(model)
+    attached.add("a", randomize(made(attached.sites, reduction=4), 1))
+    block, x = model.model.layers[0].mlp, torch.randn(1, 3, 16)
+    with attached.using(None):
+        block(x)
+    attached.set_mix("a")
+    assert "model.layers.0.mlp" in refused("HK-BLOCK", block, x).what
+    attached(batch())
+
+
 @pytest.mark.parametrize(
     ("reduction", "near"),
     [(3.0, "reduction=2 (width 8), reduction=4 (width 4)"), (17.0, "reduction=16 (width 1)"), (0.3, "reduction=1")],

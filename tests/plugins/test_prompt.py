@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tokenizer
 from variants import refused
 
 from hubkit.methods.suite import MethodSuite, batch, tiny_model
 from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.live.loading import load_base
 
@@ -46,5 +48,9 @@ class TestPrompt(MethodSuite):
             assert all(torch.equal(from_files[name], live[name]) for name in live)
             attached.detach()
 
-    def test_what_a_text_needs(self, tiny_llama: Path) -> None:
+    def test_what_a_text_needs(self, tmp_path: Path) -> None:
         refused("HK-TOKENIZER-NEEDED", self.adapter, Base.from_model(tiny_model("llama")), {"init_text": "Two"})
+        tokenizer().save_pretrained(tmp_path)  # of words: a space is none
+        base = Base.from_model(tiny_model("llama"))
+        base.tokenizer = lambda: load_tokenizer(tmp_path)
+        assert refused("HK-CONFIG", self.adapter, base, {"init_text": " "}).have == ["' '"]

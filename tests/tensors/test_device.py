@@ -124,3 +124,33 @@ def test_an_index_is_made_once_and_serves_with_gradient_when_it_was_made_without
 def test_every_dtype_is_computed_on_a_cpu() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32, None):
         require_dtype(torch.device("cpu"), dtype)
+
+
+@pytest.fixture
+def old_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards of 2018, as torch would tell of them."""
+    monkeypatch.setattr(torch.version, "hip", None)
+    told: dict[str, object] = {
+        "is_available": True, "device_count": 2, "current_device": 1, "get_device_name": "Tesla T4",
+        "get_device_capability": (7, 5),
+    }  # fmt: skip
+    for name, answer in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+
+
+@pytest.mark.usefixtures("old_cards")
+def test_a_number_beyond_the_last_card(tiny_llama: Path) -> None:
+    assert device_named("cuda") == torch.device("cuda", 1)
+    assert device_named("cuda:0") == torch.device("cuda", 0)
+    for call in (lambda: device_named("cuda:2"), lambda: load_base(tiny_llama, device="cuda:2")):
+        error = refused("HK-DEVICE", call)
+        assert (error.want, error.have) == (["cuda:0: Tesla T4", "cuda:1: Tesla T4"], ["cuda:2"])
+
+
+@pytest.mark.usefixtures("old_cards")
+def test_a_card_that_does_not_compute_in_bfloat16(tiny_llama: Path) -> None:
+    error = refused("HK-DTYPE", load_base, tiny_llama, "bfloat16", device="cuda:0")
+    assert "Tesla T4" in error.what
+    assert "--dtype float16" in error.fix
+    for dtype in (torch.float16, torch.float32, None):
+        require_dtype(torch.device("cuda", 0), dtype)

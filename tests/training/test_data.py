@@ -64,10 +64,22 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, name: str, content:
     assert refused("HK-DATA", read_rows, write(tmp_path, name, content)).where == where
 
 
+def test_a_number_of_more_digits_than_python_reads(tmp_path: Path) -> None:
+    error = refused("HK-DATA", read_rows, write(tmp_path, "r.jsonl", '{"a": ' + "1" * 5000 + "}"))
+    assert (error.where, error.want) == ("r.jsonl:1", ["JSON"])
+
+
 def test_absent_and_empty_files(tmp_path: Path) -> None:
     refused("HK-MISSING", read_rows, tmp_path / "none.jsonl")
     for name, text in (("r.jsonl", "\n\n"), ("r.json", "[]"), ("r.csv", ""), ("s.csv", "a,b\n")):
         refused("HK-NO-ROWS", read_rows, write(tmp_path, name, text))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").mkdir()
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    for name in ("rows.jsonl", "loop.csv"):
+        assert refused("HK-DATA", read_rows, tmp_path / name).where == str(tmp_path / name)
 
 
 def test_a_field_longer_than_the_csv_modules_limit(tmp_path: Path) -> None:
@@ -96,6 +108,11 @@ def of(*names: str) -> list[Record]:
 )
 def test_usual_columns_are_found(names: tuple[str, ...], columns: Columns) -> None:
     assert choose_columns(of(*names)) == columns
+
+
+def test_without_rows_there_are_no_columns() -> None:
+    refused("HK-NO-ROWS", choose_columns, [])
+    refused("HK-NO-ROWS", choose_columns, [], Columns(text="text"))
 
 
 def test_unclear_columns_are_refused_with_the_choices() -> None:

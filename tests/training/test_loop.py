@@ -342,6 +342,14 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     assert fit(model, model.params(), poisoned, ROWS, [], OPTIONS, run_dir=tmp_path, resume=True).steps == 8
 
 
+def test_a_validation_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    def poisoned(inner: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        return train_step(inner, batch) * (1.0 if inner.training else float("inf"))
+
+    error = refused("HK-NAN", train, tmp_path, held=HELD, step=poisoned)
+    assert any("validation loss" in line for line in error.have)
+
+
 def test_a_step_that_returns_no_loss_is_refused(tmp_path: Path) -> None:
     for number, wrong in enumerate((lambda m, b: m(**b), lambda m, b: m(**b).logits)):
         refused("HK-PLUGIN", train, tmp_path / str(number), step=wrong)

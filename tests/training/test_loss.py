@@ -51,6 +51,20 @@ def test_values_and_gradients_are_the_stock_ones(
     assert "forward" not in vars(model)
 
 
+def test_a_chunked_output_is_taken_apart_like_a_stock_one() -> None:
+    model = Adapted(llama())
+    want = model(**BATCH)
+    with chunked_loss(model, BATCH):
+        have: Any = model(**BATCH)
+        assert type(model(**BATCH)) is ChunkedOutput
+    loss, logits = have
+    torch.testing.assert_close(loss, want[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(logits, want[1])
+    for number in (2, -3):
+        with pytest.raises(IndexError):
+            have[number]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_weighted_loss_is_as_exact_as_the_stock_one(dtype: torch.dtype) -> None:
     # a factor on the loss is applied after the gradient was rounded, not before: another rounding, not a worse one

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from example_method import SOURCE
+from installing import offer
 from making import make_adapter
 from safetensors.torch import load_file
 from torch import Tensor
@@ -272,3 +274,14 @@ def test_what_cannot_be_summed(tiny_llama: Path, tmp_path: Path, capsys: pytest.
     refused("HK-TERMS", compose, {str(a): float("nan")}, out)
     refused("HK-TERMS", compose, {}, out)
     assert compose(f"{a} + {b}", out, rank=10**6).rank == 4, "a rank above the members' leaves nothing out"
+
+
+def test_where_nothing_that_is_installed_holds_the_result(tiny_llama: Path, tmp_path: Path, packages: Path) -> None:
+    """Another package claims every method that could: none of them can be loaded, and none is a member's own."""
+    offer(packages, "hubkit-ia3", {"ia3": SOURCE})
+    members = [make_adapter(tmp_path / n, tiny_llama, seed=i, method=host().load("ia3")) for i, n in enumerate("ab")]
+    compose(f"{members[0]} + {members[1]}", tmp_path / "whole", base=tiny_llama)
+    offer(packages, "hubkit-rival", dict.fromkeys(set(host().offers()) - {"ia3"}, SOURCE))
+    host.cache_clear()
+    refused("HK-COMPOSE", compose, f"{members[0]} + {members[1]}", tmp_path / "out", base=tiny_llama)
+    assert not (tmp_path / "out").exists()

@@ -8,9 +8,12 @@ import pytest
 from making import make_adapter
 from variants import logits, names, refused, say, small_disk, tree
 
+from hubkit.artifact.folder import write_adapter
+from hubkit.documents.manifest import Manifest
 from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.export import export
+from hubkit.verbs.pack import pack
 
 
 def test_peft_reads_it_and_computes_the_same(tiny_llama: Path, tmp_path: Path) -> None:
@@ -56,3 +59,15 @@ def test_an_earlier_export_is_replaced_on_demand(adapter: Path, tiny_llama: Path
     export(str(other), tmp_path / "peft", replace=True)
     exported, own = tree(tmp_path / "peft"), tree(other)
     assert exported["adapter_model.safetensors"] == own["adapter_model.safetensors"]
+
+
+def test_without_the_bases_tensors_the_base_is_needed(adapter: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(adapter)
+    files: dict[str, bytes | Path] = {e.path: (adapter / e.path).read_bytes() for e in manifest.files}
+    del files["tensors.json"]
+    write_adapter(adapter, manifest, files, replace=True)
+    assert "--base" in refused("HK-BASE-NEEDED", export, str(adapter), tmp_path / "out").fix
+    refused("HK-BASE-NEEDED", pack, adapter, license="mit")
+    export(str(adapter), tmp_path / "out", base=tiny_llama)
+    pack(adapter, base=str(tiny_llama))
+    export(str(adapter), tmp_path / "out", replace=True)

@@ -9,7 +9,9 @@ from making import make_adapter
 
 from hubkit.documents.lock import Lock
 from hubkit.errors import HubkitError
+from hubkit.registry.opening import open_registry
 from hubkit.verbs.lock import lock
+from hubkit.verbs.merge import merge
 from hubkit.verbs.push import push
 
 RECIPE = """
@@ -114,3 +116,15 @@ def test_a_base_in_a_folder(project: Path, tiny_llama: Path) -> None:
     pinned = lock(project).lock
     assert (pinned.base.source, pinned.base.revision) == ("./model", None)
     assert pinned.base.fingerprint.weights is not None
+
+
+def test_only_adapters_and_mixes_are_locked(project: Path, adapter: Path, tiny_llama: Path, registry: str) -> None:
+    open_registry(None, registry).create("ana/plain")
+    merge(str(tiny_llama), str(adapter), project / "merged")
+    recipe = (project / "hubkit.toml").read_text()
+    for source, word in (("ana/plain", "hubkit.json"), ("./merged", "merged checkpoint")):
+        (project / "hubkit.toml").write_text(recipe.replace("./sql", source))
+        error = refused(project)
+        assert error.code == "HK-NOT-ADAPTER"
+        assert word in error.what
+    assert not (project / "hubkit.lock").exists()

@@ -12,20 +12,25 @@ from typing import Any
 
 import pytest
 import torch
+from installing import offer
 from making import make_adapter
 from variants import logits, names, other_weights, refused, say, tree
 from zoo import near
 
 import hubkit
+from hubkit.artifact.folder import open_adapter
 from hubkit.documents.manifest import Manifest
 from hubkit.documents.schema import canonical
 from hubkit.methods.host import host
+from hubkit.methods.reading import read_adapter
 from hubkit.registry.opening import open_registry
+from hubkit.tensors.base.base import Base
 from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.mix import mix
 from hubkit.verbs.push import push
 
+MOLORA = Path(__file__).parent.parent.parent / "examples" / "hubkit-molora" / "hubkit_molora.py"
 NESTED = "stack(./a, 0.5*sum(./b, -1*./c))"
 
 
@@ -300,6 +305,17 @@ def test_nothing_is_written_when_it_is_refused(here: Path, tiny_llama: Path, tmp
     assert Manifest.read(here / "m").overrides == ("allow-base-mismatch",)
 
 
+def test_a_weight_that_nothing_stands_for_is_not_read(here: Path, tiny_llama: Path, packages: Path) -> None:
+    """b reads the weight below it: what cannot be merged may be above it or beside it, not below."""
+    offer(packages, "hubkit-molora", {"molora": MOLORA})
+    make_adapter(here / "routed", tiny_llama, method=host().load("molora"))
+    error = refused("HK-NOT-MERGEABLE", mix, "stack(./routed, ./a, ./b)", "m")
+    assert [line.partition(" at ")[0] for line in error.have] == ["b on routed"]
+    refused("HK-NOT-MERGEABLE", mix, "./a + stack(./routed, 0.5*sum(./a, ./b))", "m")
+    assert not (here / "m").exists()
+    mix("stack(./b, ./routed) + ./routed", "m")
+
+
 def test_different_tokens_are_refused(here: Path) -> None:
     for name, tokens in (("a", {"<x>": 320}), ("c", {"<y>": 320})):
         rewrite(here / name, partial(dict.update, vocabulary=tokens))
@@ -326,6 +342,10 @@ def test_mixes_inside_mixes_have_an_end(here: Path) -> None:
         mix(f"./d{number - 1}", f"d{number}")
     refused("HK-MIX", mix, "./d15", "d16")
     assert not (here / "d16").exists()
+    shutil.copytree(here / "d15", here / "d16")
+    member = {"d14": {"digest": Manifest.read(here / "d15").digest, "reference": "../d15"}}
+    rewrite(here / "d16", lambda document: document["mix"].update(members=member))
+    assert refused("HK-MIX", mix, "./d16", "d17").have == ["more than 16 mixes inside each other"]
     assert not (here / "m8").exists()
 
 
@@ -335,6 +355,7 @@ def test_where_an_adapter_is_needed(here: Path, tiny_llama: Path, capsys: pytest
     for line in (("export", "./m", "-o", "x"), ("pack", "./m", "--base", tiny_llama)):
         assert say(capsys, *line).refusal() == "HK-NOT-ADAPTER"
     assert names(here) == before
+    refused("HK-NOT-ADAPTER", read_adapter, open_adapter(here / "m"), Base.from_folder(tiny_llama))
 
 
 def test_locked_and_deployed(here: Path, tiny_llama: Path) -> None:

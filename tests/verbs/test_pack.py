@@ -117,6 +117,19 @@ def test_the_same_base_in_other_files(adapter: Path, tiny_llama: Path, tmp_path:
     assert set(done.manifest.base.files) == {"part-0.safetensors", "part-1.safetensors", "part-2.safetensors"}
 
 
+@pytest.mark.parametrize("named", ["", None, "absent"])
+def test_a_foreign_folder_that_names_no_base(foreign: Path, tiny_llama: Path, named: str | None) -> None:
+    document = json.loads((foreign / CONFIG).read_text())
+    document.pop("base_model_name_or_path")
+    if named != "absent":
+        document["base_model_name_or_path"] = named
+    (foreign / CONFIG).write_text(json.dumps(document))
+    before = tree(foreign)
+    assert refused("HK-BASE-NEEDED", pack, foreign).fix == "--base BASE"
+    assert tree(foreign) == before
+    pack(foreign, base=str(tiny_llama))
+
+
 def test_what_is_not_of_an_adapter_is_left_where_it_is(foreign: Path, tiny_llama: Path, tmp_path: Path) -> None:
     (foreign / "optimizer.pt").write_bytes(pickle.dumps({"step": 1}))
     (foreign / "notes.txt").write_bytes(pickle.dumps("a pickle under any name"))

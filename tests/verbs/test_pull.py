@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from making import make_adapter
 
+from hubkit.documents.manifest import Manifest
 from hubkit.errors import HubkitError
 from hubkit.registry.opening import open_registry
 from hubkit.verbs.inspect import inspect
@@ -57,6 +59,19 @@ def test_a_base_is_pulled_by_its_name_or_its_adapters(adapter: Path, registry: s
     base = pull(published_base, base=True)
     assert (base.path / "model.safetensors").is_file()
     assert pull("ana/chat", base=True).path == base.path  # the manifest names ana/base
+
+
+@pytest.mark.parametrize("source", [None, "base", "./base", "https://ana@host/base"])
+def test_an_adapter_of_a_base_in_no_repository(adapter: Path, registry: str, source: str | None) -> None:
+    manifest = Manifest.read(adapter)
+    assert manifest.base is not None
+    manifest = replace(manifest, base=replace(manifest.base, source=source))
+    (adapter / "hubkit.json").write_bytes(manifest.to_bytes())
+    push(adapter, "ana/chat")
+    with pytest.raises(HubkitError) as refusal:
+        pull("ana/chat", base=True)
+    assert refusal.value.code == "HK-BASE-MISSING"
+    assert list_verb() == ()
 
 
 def test_the_store_and_a_registry_are_listed(adapter: Path, registry: str, tiny_llama: Path) -> None:

@@ -34,6 +34,9 @@ def test_it_writes_what_train_has_written(kind: str, tiny_llama: Path, tmp_path:
     attached = attach(load_base(tiny_llama), first, trainable=True, base=tiny_llama)
     second = tmp_path / "second" / "chat"
     base = tiny_llama if kind == "tokens" else None
+    if base is not None:
+        assert "base=" in refused("HK-BASE-NEEDED", save, attached, "chat", second).fix
+        assert not second.exists()
     done = save(attached, "chat", second, license="mit", base=base)
     assert names(second) == names(first) - {"metrics.json"}
     for name in names(second) - {"hubkit.json", "README.md"}:

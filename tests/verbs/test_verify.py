@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from making import make_adapter
 
 from hubkit.documents.manifest import Manifest
 from hubkit.errors import HubkitError
+from hubkit.verbs.merge import merge
 from hubkit.verbs.push import push
 from hubkit.verbs.verify import verify
 
@@ -89,9 +91,30 @@ def test_a_base_out_of_reach_is_undecided(adapter: Path, registry: str, offline:
     assert (error.code, error.status) == ("HK-BASE-UNPROVEN", 3)
 
 
-def test_a_method_that_is_not_installed_is_undecided(tmp_path: Path, tiny_llama: Path) -> None:
-    from dataclasses import replace
+@pytest.mark.parametrize("source", [None, "base", "./base", "/nowhere/base", "a name"])
+def test_a_base_that_nobody_can_find_is_undecided(
+    adapter: Path, tiny_llama: Path, registry: str, source: str | None
+) -> None:
+    manifest = Manifest.read(adapter)
+    assert manifest.base is not None
+    manifest = replace(manifest, base=replace(manifest.base, source=source))
+    (adapter / "hubkit.json").write_bytes(manifest.to_bytes())
+    error = refused(str(adapter))
+    assert (error.code, error.status) == ("HK-BASE-UNPROVEN", 3)
+    assert error.have == [source or "no source"]
+    verify(str(adapter), base=str(tiny_llama))
 
+
+def test_a_checkpoint_without_a_base_is_undecided(adapter: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    merge(str(tiny_llama), str(adapter), tmp_path / "merged")
+    manifest = replace(Manifest.read(tmp_path / "merged"), base=None)
+    (tmp_path / "merged" / "hubkit.json").write_bytes(manifest.to_bytes())
+    error = refused(str(tmp_path / "merged"), base=str(tiny_llama))
+    assert (error.code, error.status) == ("HK-BASE-UNPROVEN", 3)
+    assert error.have == ["kind model"]
+
+
+def test_a_method_that_is_not_installed_is_undecided(tmp_path: Path, tiny_llama: Path) -> None:
     from hubkit.artifact.folder import write_adapter
     from hubkit.documents.manifest import Plugin
 

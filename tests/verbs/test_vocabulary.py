@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BartConfig, BartForCausalLM
 from variants import refused
 
-from hubkit.artifact.folder import open_adapter
+from hubkit.artifact.folder import open_adapter, write_adapter
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.reading import read_adapter
@@ -357,3 +357,14 @@ def test_a_manifest_that_contradicts_itself_is_refused(tiny_llama: Path, tmp_pat
     ):
         (folder / "hubkit.json").write_bytes(canonical(document | changed))
         refused("HK-VOCABULARY", generate, "Hi", base=str(tiny_llama), terms=str(folder))
+
+
+def test_a_tokenizer_without_the_tokens_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    """Every digest is right: whoever made the adapter put another tokenizer in."""
+    folder = trained(tiny_llama, tmp_path / "caller")
+    manifest = open_adapter(folder).manifest
+    files: dict[str, bytes | Path] = {entry.path: (folder / entry.path).read_bytes() for entry in manifest.files}
+    write_adapter(folder, manifest, {**files, "tokenizer.json": tiny_llama / "tokenizer.json"}, replace=True)
+    error = refused("HK-VOCABULARY", merge, str(tiny_llama), str(folder), tmp_path / "merged")
+    assert error.want == ["<call> = 320", "<end of call> = 321"]
+    assert not (tmp_path / "merged").exists()

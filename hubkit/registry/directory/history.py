@@ -94,7 +94,7 @@ class History:
             sound = hashlib.sha256(raw).hexdigest()[:40] == commit and bool(HEX64.fullmatch(tree))
             sound = sound and all(HEX40.fullmatch(p) for p in parents)
             made = Commit(commit, parents, tree, str(data["message"]), str(data["author"]), path.stat().st_mtime)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
             raise _damaged(path)
@@ -128,7 +128,7 @@ def _tree(path: Path, mtime_ns: int, size: int) -> FileTree:
     try:
         files = json.loads(raw)["files"]
         tree = {p: Entry(int(f[0]), str(f[1]), str(f[2]), bool(f[3])) for p, f in sorted(files.items())}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise _damaged(path) from None
     hashed = hashlib.sha256(raw).hexdigest() == path.name
     if not hashed or not all(HEX64.fullmatch(e.sha256) and HEX40.fullmatch(e.oid) for e in tree.values()):

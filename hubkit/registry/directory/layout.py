@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,12 @@ class Layout:
 
     def exists(self, repo: str) -> bool:
         """Whether there is a repository of this name."""
-        return (self._path(repo) / "refs.json").is_file()
+        path = self._path(repo) / "refs.json"
+        with self._guard():
+            try:
+                return stat.S_ISREG(path.stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def _folder(self, repo: str) -> Path:
         self._check_format()
@@ -53,7 +59,7 @@ class Layout:
             raw = path.read_bytes()
         try:
             data = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
             raise self._damaged(repo, name)
@@ -65,11 +71,13 @@ class Layout:
 
     def _check_format(self) -> None:
         marker = self.root / "registry.json"
-        if self._checked or not marker.exists():
-            return
+        with self._guard():
+            if self._checked or not marker.exists():
+                return
+            raw = marker.read_bytes()
         try:
-            found = json.loads(marker.read_bytes())["schema"]
-        except (ValueError, KeyError, TypeError):
+            found = json.loads(raw)["schema"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             found = "damaged"
         if found != SCHEMA:
             code = "HK-NEWER" if str(found).startswith("hubkit/registry/") else "HK-REGISTRY"

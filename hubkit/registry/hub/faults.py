@@ -19,6 +19,8 @@ _SECRETS = (
     re.compile(r"(?i)(?<=bearer )[^\s'\",;]+"),
     re.compile(r"(?<=://)[^/\s@]+(?=@)"),
 )
+UNUSABLE = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
+"""What the client library raises for an answer that it cannot use: it takes fields as given, and adds few words."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def from_error(error: BaseException, asked: Asked) -> HubkitError:
             code = response.headers.get("X-Error-Code", "")
             said = getattr(link, "server_message", None) or response.headers.get("X-Error-Message", "")
             return from_status(response.status_code, code, str(said), asked)
-    if isinstance(error, ValueError | RuntimeError) and error.__cause__ is None:
-        return malformed("the client cannot use it", asked, have=str(error))
+    if isinstance(error, UNUSABLE) and error.__cause__ is None:
+        return malformed("the client cannot use it", asked, have=f"{type(error).__name__}: {error}")
     return offline(error, asked)
 
 

@@ -201,7 +201,7 @@ class HuggingFaceRegistry(HubReader):
                 yield HfApi(endpoint=self.endpoint, token=secret or False, library_name="hubkit")
         except client.failures() as error:
             raise faults.from_error(error, asked) from None
-        except (ValueError, RuntimeError) as error:  # the client's words for an answer it cannot use
+        except faults.UNUSABLE as error:
             raise faults.from_error(error, asked) from None
 
 

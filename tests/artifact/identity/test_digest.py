@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ import pytest
 from artifact.bases import CONFIG, TOKENIZER, TOKENIZER_CONFIG, copy, tensors, write_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nobody import as_nobody
+from safetensors.numpy import save_file
 
-from hubkit.artifact.identity import digest, digest_cache
+from hubkit.artifact.identity import base_files, digest, digest_cache
 from hubkit.artifact.identity.base_match import differences, proven
 from hubkit.artifact.identity.digest import BaseRecord, fingerprint_folder, fingerprint_listing, hash_file
 from hubkit.errors import HubkitError
+
+SHORT = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +203,25 @@ def test_bases_that_are_none(tmp_path: Path) -> None:
     (one / "pytorch_model.bin").unlink()
     assert _code(one).code == "HK-BASE-FILES"
 
+    for text in ("[]", '"x"', "null"):
+        (one / "config.json").write_text(text)
+        assert _code(one).code == "HK-JSON"
+    one = write_base(tmp_path / "endless")
+    os.truncate(one / "config.json", base_files.SMALL_BYTES + 1)
+    error = _code(one)
+    assert (error.code, error.have) == ("HK-BASE-FILES", [f"{base_files.SMALL_BYTES + 1} bytes"])
+    one = write_base(tmp_path / "latin-1")
+    (one / "chat_template.jinja").write_bytes("é".encode("latin-1"))
+    error = _code(one)
+    assert (error.code, error.where) == ("HK-BASE-FILES", str(one / "chat_template.jinja"))
+
+    for shards in (1, 2):
+        one = write_base(tmp_path / f"no tensors {shards}", shards=shards)
+        for path in one.glob("*.safetensors"):
+            save_file({}, path)
+        error = _code(one)
+        assert error.code == "HK-BASE-FILES"
+        assert error.have == [f"{path.name}: no tensors" for path in sorted(one.glob("*.safetensors"))]
     one = write_base(tmp_path / "cut")
     (one / "model.safetensors").write_bytes((one / "model.safetensors").read_bytes()[:-1])
     assert _code(one).code == "HK-SAFETENSORS"
@@ -344,3 +368,65 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(HubkitError) as caught:
         hash_file(tmp_path)
     assert caught.value.code == "HK-IO"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(HubkitError) as caught:
+        hash_file(tmp_path / "loop")
+    assert caught.value.code == "HK-IO"
+
+
+def test_files_that_may_not_be_read(common: Path) -> None:
+    folder = write_base(common / "base")
+    (folder / "model.safetensors").chmod(0o644)
+    assert as_nobody(lambda: fingerprint_folder(folder)) == ""
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    template.chmod(0)
+    assert as_nobody(lambda: fingerprint_folder(folder)) == "HK-BASE-FILES"
+    assert as_nobody(lambda: hash_file(template)) == "HK-IO"
+
+
+@pytest.mark.skipif(not SHORT.exists(), reason="needs Linux's sysfs")
+def test_a_file_shorter_than_it_says_is_changing() -> None:
+    """What sysfs holds is shorter than its size, like a file that is cut off between the two."""
+    assert len(SHORT.read_bytes()) < SHORT.stat().st_size
+    with pytest.raises(HubkitError, match="change") as caught:
+        hash_file(SHORT)
+    assert caught.value.code == "HK-IO"
+
+
+def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.touch()
+    os.truncate(path, 64 << 20)
+    done = threading.Event()
+
+    def touch() -> None:
+        while not done.is_set():
+            os.utime(path)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(touch)
+        try:
+            with pytest.raises(HubkitError, match="change") as caught:
+                hash_file(path)
+        finally:
+            done.set()
+    assert caught.value.code == "HK-IO"
+
+
+def test_without_any_home_digests_are_right_and_not_kept(common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of no name, as in a container: no HOME, and nobody knows where theirs would be."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become such a user")
+    folder = write_base(common / "base")
+    (folder / "model.safetensors").chmod(0o644)
+    first = fingerprint_folder(folder)
+    monkeypatch.delenv("HUBKIT_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+
+    def nameless() -> None:
+        with pytest.raises(RuntimeError):
+            Path.home()
+        assert fingerprint_folder(folder) == first
+
+    assert as_nobody(nameless, user=54321) == ""

@@ -179,6 +179,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(HubkitError) as caught:
             read_header(path)
         assert caught.value.code == "HK-SAFETENSORS", case
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(HubkitError, match="unreadable") as caught:
+        read_header(tmp_path / "loop")
+    assert caught.value.code == "HK-SAFETENSORS"
     assert "git lfs pull" in str(_refused(tmp_path, BAD["lfs pointer"]))
     assert "pickled" in str(_refused(tmp_path, BAD["pickle"]))
 

@@ -17,13 +17,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nobody import as_nobody
 
 from hubkit.documents.drafts import scratch
 from hubkit.errors import HubkitError
 from hubkit.registry.api import Registry
-from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.registry.directory import objects
+from hubkit.registry.directory.directory import MAX_FILES, DirectoryRegistry
 
 REPO = "ana/chat"
+GROWN = Path("/proc/self/status")
 
 
 @pytest.fixture
@@ -239,6 +242,7 @@ def test_only_plain_files_go_in(registry: DirectoryRegistry, tmp_path: Path) -> 
     for name in ("link", "pipe", "."):
         refused("HK-SYMLINK", partial(push, registry, {"f": tmp_path / name}))
     refused("HK-NOT-FOUND", lambda: push(registry, {"f": tmp_path / "absent"}))
+    refused("HK-IO", lambda: push(registry, {"f": tmp_path / "real" / "below"}))
     assert registry.resolve(REPO) == before
 
 
@@ -251,6 +255,46 @@ def test_links_inside_the_registry_are_refused(registry: DirectoryRegistry, tmp_
     stored.unlink()
     stored.symlink_to(tmp_path / "other")
     refused("HK-SYMLINK", lambda: registry.read(REPO, commit, "f"))
+
+
+def test_links_are_refused_where_the_system_follows_all(
+    registry: DirectoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has no O_NOFOLLOW."""
+    monkeypatch.setattr(objects, "_NO_FOLLOW", 0)
+    monkeypatch.setattr(objects, "_PLAIN", os.O_RDONLY)
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    refused("HK-SYMLINK", lambda: push(registry, {"f": tmp_path / "link"}))
+    push(registry, {"f": tmp_path / "real"})
+
+
+@pytest.mark.skipif(not GROWN.exists(), reason="needs Linux's /proc")
+def test_a_file_longer_than_it_says_is_changing(registry: DirectoryRegistry) -> None:
+    """What /proc holds is longer than its size, like a file that something writes to."""
+    assert GROWN.stat().st_size == 0
+    assert refused("HK-FILES", lambda: push(registry, {"f": GROWN})).where == "f"
+
+
+def test_what_arrives_is_held_against_what_was_announced(registry: DirectoryRegistry) -> None:
+    data = b"12345"
+    digest = hashlib.sha256(data).hexdigest()
+
+    def receive(limit: int, want: str) -> str:
+        with registry.receive(REPO, limit) as incoming:
+            incoming.write(data)
+            return incoming.finish(want)
+
+    refused("HK-LIMIT", lambda: receive(4, digest))
+    refused("HK-FILES", lambda: receive(5, "0" * 64))
+    refused("HK-NOT-FOUND", lambda: registry.object(REPO, digest))
+    assert receive(5, digest) == digest
+    assert registry.object(REPO, digest).read_bytes() == data
+    refused("HK-FILES", lambda: registry.object(REPO, "../refs.json"))
+
+
+def test_too_many_files_are_refused(registry: DirectoryRegistry) -> None:
+    refused("HK-LIMIT", lambda: push(registry, {str(number): b"" for number in range(MAX_FILES + 1)}))
 
 
 @pytest.mark.parametrize(
@@ -303,6 +347,10 @@ def test_branches(registry: DirectoryRegistry) -> None:
     refused("HK-NOT-FOUND", lambda: push(registry, {"b": b"2"}, branch="nope"))
     registry.delete_branch(REPO, "try/x")
     refused("HK-FORBIDDEN", lambda: registry.delete_branch(REPO, "main"))
+    refused("HK-NOT-FOUND", lambda: registry.delete_branch(REPO, "try/x"))
+    registry.tag(REPO, "v1", first)
+    registry.delete_tag(REPO, "v1")
+    refused("HK-NOT-FOUND", lambda: registry.delete_tag(REPO, "v1"))
 
 
 def test_absent_things_are_not_found(registry: DirectoryRegistry, tmp_path: Path) -> None:
@@ -311,6 +359,7 @@ def test_absent_things_are_not_found(registry: DirectoryRegistry, tmp_path: Path
     refused("HK-NOT-FOUND", lambda: registry.resolve(REPO, "v9"))
     refused("HK-NOT-FOUND", lambda: registry.read(REPO, tip, "none"))
     refused("HK-NOT-FOUND", lambda: registry.files(REPO, "0" * 40))
+    refused("HK-NOT-FOUND", lambda: registry.files(REPO, "../repo.json"))
     refused("HK-NOT-FOUND", lambda: registry.commit(REPO, {}, ["none"], message="m", parent=None))
     refused("HK-NOT-FOUND", lambda: DirectoryRegistry(tmp_path / "nowhere").resolve(REPO))
     assert DirectoryRegistry(tmp_path / "nowhere").repos() == ()
@@ -333,31 +382,32 @@ def test_move_delete_and_privacy(registry: DirectoryRegistry) -> None:
     refused("HK-NOT-FOUND", lambda: registry.resolve("bob/c"))
 
 
-def test_damage_is_found(registry: DirectoryRegistry, tmp_path: Path) -> None:
-    commit = push(registry, {"f": b"12345"})
-    stored = registry.object(REPO, registry.entry(REPO, commit, "f").sha256)
-    stored.chmod(0o644)
-    stored.write_bytes(b"12346")
-    refused("HK-FILES", lambda: registry.download(REPO, commit, "f", tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-    for path in list((registry.root / "repos" / REPO / "trees").iterdir()):
-        path.write_bytes(b'{"files":{"../x":[1,"2","3",true]}}')
-    refused("HK-REGISTRY", lambda: registry.files(REPO, commit))
-    (registry.root / "repos" / REPO / "refs.json").write_text("[]")
-    refused("HK-REGISTRY", lambda: registry.resolve(REPO))
-
-
 def test_a_newer_format_is_refused_before_anything_is_read(registry: DirectoryRegistry) -> None:
     (registry.root / "registry.json").write_text(json.dumps({"schema": "hubkit/registry/2"}))
     refused("HK-NEWER", lambda: DirectoryRegistry(registry.root).resolve(REPO))
     refused("HK-NEWER", lambda: DirectoryRegistry(registry.root).create("ana/other"))
 
 
-def test_a_directory_that_may_not_be_written(registry: DirectoryRegistry) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    (registry.root / "scratch").chmod(0o500)
-    refused("HK-FORBIDDEN", lambda: push(registry, {"a": b"1"}))
+def test_a_directory_of_somebody_else(common: Path) -> None:
+    registry = DirectoryRegistry(common / "registry")
+    registry.create(REPO)
+    assert as_nobody(lambda: registry.resolve(REPO)) == ""
+    for folder in (registry.root / "scratch", registry.root / "repos" / REPO / "commits"):
+        folder.chmod(0o555)
+    assert as_nobody(lambda: push(registry, {"a": b"1"})) == "HK-FORBIDDEN"
+    refs = registry.root / "repos" / REPO / "refs.json"
+    refs.chmod(0)
+    assert as_nobody(lambda: registry.resolve(REPO)) == "HK-FORBIDDEN"
+    registry.root.chmod(0)
+    assert as_nobody(lambda: DirectoryRegistry(registry.root).resolve(REPO)) == "HK-FORBIDDEN"
+    assert as_nobody(lambda: DirectoryRegistry(registry.root).create(REPO)) == "HK-FORBIDDEN"
+    registry.root.chmod(0o755)
+
+
+def test_a_directory_that_is_none(registry: DirectoryRegistry, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        refused("HK-IO", lambda: DirectoryRegistry(root).create(REPO))  # noqa: B023
 
 
 def test_squash_keeps_files_and_old_commits(registry: DirectoryRegistry) -> None:

@@ -47,6 +47,7 @@ class Server:
 
             def do_GET(self) -> None:
                 outer.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 answer = outer.routes.get(self.path.partition("?")[0], (404, {"X-Error-Code": "EntryNotFound"}, b""))
                 if isinstance(answer, list):
                     answer = answer.pop(0) if len(answer) > 1 else answer[0]
@@ -80,6 +81,15 @@ class Server:
             row["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
         self.routes[f"{MODEL}/tree/{COMMIT}"] = (200, {}, [row, {"type": "directory", "path": "d", "oid": OTHER}])
         self.routes[FILE] = (200, {"X-Repo-Commit": COMMIT}, data) if body is None else body
+
+    def commits(self, *line: str) -> None:
+        """Take any commit of a.json and answer that it is COMMIT; `line`: what is on the branch afterwards."""
+        self.routes[f"{MODEL}/revision/main"] = (200, {}, {"sha": OTHER})
+        taken = {"files": [{"path": "a.json", "uploadMode": "regular", "shouldIgnore": False, "oid": None}]}
+        self.routes[f"{MODEL}/preupload/main"] = (200, {}, taken)
+        done = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.url}/ana/chat/commit/{COMMIT}"}
+        self.routes[f"{MODEL}/commit/main"] = (200, {}, done)
+        self.routes[f"{MODEL}/commits/main"] = (200, {}, [{"id": commit} for commit in line])
 
 
 @pytest.fixture
@@ -227,6 +237,78 @@ def test_a_commit_must_be_one_and_the_one_asked_for(registry: HuggingFaceRegistr
 def test_listings_are_checked(registry: HuggingFaceRegistry, server: Server, rows: Any) -> None:
     server.routes[f"{MODEL}/tree/{COMMIT}"] = (200, {}, rows)
     refused("HK-REGISTRY", registry.files, "ana/chat", COMMIT)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {}, [], {"branches": []}, {"branches": 1, "tags": []}, {"branches": [1], "tags": []},
+        {"branches": [{}], "tags": []},
+        {"branches": [{"name": [], "targetCommit": COMMIT}], "tags": []},
+        {"branches": [], "tags": [{"name": "v1", "targetCommit": "v1"}]},
+        {"branches": [{"name": "main", "targetCommit": None}], "tags": []},
+        {"branches": [{"name": 5, "targetCommit": COMMIT}], "tags": []},
+    ],
+)  # fmt: skip
+def test_refs_are_checked(registry: HuggingFaceRegistry, server: Server, answer: Any) -> None:
+    server.routes[f"{MODEL}/refs"] = (200, {}, answer)
+    refused("HK-REGISTRY", registry.refs, "ana/chat")
+
+
+def test_only_commits_are_asked_for_files(registry: HuggingFaceRegistry, server: Server) -> None:
+    for name in ("main", "../../x", COMMIT[:-1]):
+        refused("HK-NOT-FOUND", registry.files, "ana/chat", name)
+    assert server.seen == []
+
+
+def test_endless_answers_end(registry: HuggingFaceRegistry, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_JSON", 1000)
+    server.routes[MODEL] = (200, {}, json.dumps({"sha": COMMIT}).encode().ljust(1000))
+    assert registry.resolve("ana/chat", None) == COMMIT
+    server.routes[MODEL] = (200, {}, json.dumps({"sha": COMMIT}).encode().ljust(1001))
+    refused("HK-LIMIT", registry.resolve, "ana/chat", None)
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"", {}, [], {"url": 5}, {"url": "x"}, None])
+def test_answers_that_the_client_cannot_use(registry: HuggingFaceRegistry, server: Server, answer: Any) -> None:
+    server.routes["/api/repos/create"] = (200, {}, answer)
+    refused("HK-REGISTRY", registry.create, "ana/chat")
+
+
+@pytest.mark.parametrize("answer", [b"<html>", {}, [], {"commitOid": COMMIT}, {"commitOid": COMMIT, "commitUrl": "x"}])
+def test_a_commit_of_which_the_client_learns_nothing(
+    registry: HuggingFaceRegistry, server: Server, answer: Any
+) -> None:
+    server.commits()
+    server.routes[f"{MODEL}/commit/main"] = (200, {}, answer)
+    refused("HK-REGISTRY", registry.commit, "ana/chat", {"a.json": b"{}"}, [], message="m", parent=OTHER)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [([], "HK-REGISTRY"), ([OTHER], "HK-REGISTRY"), ([COMMIT], "HK-STALE"), ([COMMIT, "3" * 40, OTHER], "HK-STALE")],
+)
+def test_a_commit_must_be_on_the_branch_above_its_parent(
+    registry: HuggingFaceRegistry, server: Server, line: list[str], code: str
+) -> None:
+    server.commits(*line)
+    refused(code, registry.commit, "ana/chat", {"a.json": b"{}"}, [], message="m", parent=OTHER)
+
+
+@pytest.mark.parametrize("line", [{}, [1], "x", None])
+def test_a_list_of_commits_must_be_one(registry: HuggingFaceRegistry, server: Server, line: Any) -> None:
+    server.commits()
+    server.routes[f"{MODEL}/commits/main"] = (200, {}, line)
+    refused("HK-REGISTRY", registry.commit, "ana/chat", {"a.json": b"{}"}, [], message="m", parent=OTHER)
+
+
+def test_a_commit_that_is_as_it_was_sent(registry: HuggingFaceRegistry, server: Server) -> None:
+    """What the refusals above rest on."""
+    server.commits(COMMIT, OTHER)
+    row = {"type": "file", "path": "a.json", "size": 2, "oid": git_blob(b"{}")}
+    server.routes[f"{MODEL}/tree/{COMMIT}"] = (200, {}, [row])
+    made = registry.commit("ana/chat", {"a.json": b"{}"}, [], message="m", parent=OTHER)
+    assert made == COMMIT
 
 
 def test_pages_are_followed_on_the_same_host_only(registry: HuggingFaceRegistry, server: Server, other: Server) -> None:

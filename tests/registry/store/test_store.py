@@ -24,6 +24,7 @@ from hubkit.errors import HubkitError
 from hubkit.registry.api import Arrived, RemoteFile
 from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.hub.huggingface import HuggingFaceRegistry
+from hubkit.registry.store.selection import MAX_DOCUMENT
 from hubkit.registry.store.store import ADAPTER_LIMITS, Store, StoredEntry, digest_files
 
 if TYPE_CHECKING:
@@ -287,6 +288,13 @@ def test_limits_name_every_excess_and_hold_before_the_download(registry: Countin
     tight = replace(ADAPTER_LIMITS, max_files=2, max_bytes=100, max_file_bytes=60)
     fault = refused("HK-LIMIT", store.pull, registry, "ana/chat", limits=tight)
     assert len(fault.have) >= 3
+    assert registry.downloads == []
+
+
+def test_an_endless_manifest_is_not_read(registry: Counting, store: Store) -> None:
+    publish(registry, {**packed(), "hubkit.json": b" " * (MAX_DOCUMENT + 1)})
+    fault = refused("HK-LIMIT", store.pull, registry, "ana/chat")
+    assert "hubkit.json" in fault.where
     assert registry.downloads == []
 
 

@@ -173,7 +173,9 @@ def test_a_kind_that_the_method_cannot_serve_is_refused(base: Base) -> None:
     assert len(base.match(["q_proj", "embed_tokens"], ("linear", "embedding"))) == 3
 
 
-@pytest.mark.parametrize("targets", ["(", "a{2,1}", "(a+)+", "x*" * 501, r"(\w+\.?)+!"])
+@pytest.mark.parametrize(
+    "targets", ["(", "a{2,1}", "(a+)+", "x*" * 501, r"(\w+\.?)+!", "(" * 490 + ")" * 490, "a{99999999999}"]
+)
 def test_an_expression_that_is_not_usable_is_refused(base: Base, targets: str) -> None:
     assert "not a usable regular expression" in refused(base, targets).what
 

@@ -15,10 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hubkit.artifact.identity.header import DTYPE_BITS
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
+from hubkit.tensors.files.dtypes import DTYPE_NAMES
 from hubkit.tensors.files.shards import Written, computed, open_shards, read_file, tensor_bytes, write_file
 
+SHORT = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TENSORS = {
     "a": torch.randn(7, 5),
     "b": torch.randn(3, 2, 2).to(torch.bfloat16),
@@ -58,6 +61,26 @@ def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
     read = read_file(tmp_path / "x.safetensors")
     assert set(read) == set(TENSORS)
     assert all(torch.equal(read[n], t) and read[n].dtype == t.dtype for n, t in TENSORS.items())
+
+
+@pytest.mark.parametrize("dtype", sorted(set(DTYPE_BITS) - set(DTYPE_NAMES.values())))
+def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path, dtype: str) -> None:
+    """safetensors writes such tensors, for other libraries: sixteen values of each."""
+    size = 2 * DTYPE_BITS[dtype]
+    body = json.dumps({"x": {"dtype": dtype, "shape": [16], "data_offsets": [0, size]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(body).to_bytes(8, "little") + body + bytes(size))
+    with pytest.raises(HubkitError, match="HK-DTYPE") as caught:
+        read_file(tmp_path / "x.safetensors")
+    assert caught.value.have == [dtype]
+
+
+@pytest.mark.skipif(not SHORT.exists(), reason="needs Linux's sysfs")
+def test_a_file_shorter_than_it_says_is_changing() -> None:
+    """What sysfs holds is shorter than its size, like a file that is cut off between the two."""
+    assert len(SHORT.read_bytes()) < SHORT.stat().st_size
+    with pytest.raises(HubkitError, match="changes while it is read") as caught:
+        read_file(SHORT)
+    assert caught.value.code == "HK-SAFETENSORS"
 
 
 def test_blocks_of_any_size_make_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,6 +293,19 @@ def broken(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 
 NAME = "model.layers.1.mlp.up_proj.weight"
+STATE = f"{NAME}.quant_state.bitsandbytes__nf4"
+
+
+def said(**facts: Any) -> Callable[[dict[str, Any]], None]:
+    """The checkpoint says other facts of its packed weight."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        document = json.loads(bytes(tensors[STATE].tolist())) | facts
+        tensors[STATE] = torch.tensor(list(json.dumps(document).encode()), dtype=torch.uint8)
+
+    return change
+
+
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no absmax": (lambda t: t.pop(f"{NAME}.absmax"), "absmax"),
     "no nested absmax": (lambda t: t.pop(f"{NAME}.nested_absmax"), "nested_absmax"),
@@ -304,6 +317,14 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda t: t.update({f"{NAME}.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)}),
         "how",
     ),
+    "one dimension": (said(shape=[24 * 16]), "not a matrix"),
+    "three dimensions": (said(shape=[24, 4, 4]), "not a matrix"),
+    "below nothing": (said(shape=[-24, 16]), "how"),
+    "another kind": (said(quant_type="nf5"), "how"),
+    "an odd block": (said(blocksize=63), "how"),
+    "no block": (said(blocksize=0), "how"),
+    "no nested block": (said(nested_blocksize=0), "how"),
+    "an endless offset": (said(nested_offset=float("inf")), "how"),
 }
 
 
@@ -311,12 +332,56 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_a_checkpoint_that_is_not_whole_is_one_clear_error(fault: str, tmp_path: Path) -> None:
     tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")  # type: ignore[operator]
     load_base(tmp_path / "base", codec=CODEC).save_pretrained(tmp_path / "packed")  # type: ignore[operator]
-    change, said = FAULTS[fault]
+    change, words = FAULTS[fault]
     with pytest.raises(HubkitError) as caught:
         load_base(broken(tmp_path / "packed", change))
     assert caught.value.code == "HK-QUANT-STATE"
     assert NAME in caught.value.where
-    assert said in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.norm"])
+def test_only_linear_layers_can_be_packed(name: str, tmp_path: Path) -> None:
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    load_base(tmp_path / "base", codec=CODEC).save_pretrained(tmp_path / "packed")  # type: ignore[operator]
+
+    def pack(tensors: dict[str, Any]) -> None:
+        packed = quantize(tensors.pop(f"{name}.weight").view(-1, 16)).tensors()
+        tensors.update({f"{name}.weight.{key}".rstrip("."): value.clone() for key, value in packed.items()})
+
+    with pytest.raises(HubkitError, match="not linear") as caught:
+        load_base(broken(tmp_path / "packed", pack))
+    assert (caught.value.code, caught.value.where) == ("HK-BASE-LOAD", name)
+
+
+def test_a_weight_of_another_shape_is_not_taken_over() -> None:
+    made, _ = layer()
+    want = made.decode()
+    other = QuantLinear(24, 40)
+    other.fill(quantize(torch.randn(40, 24)))
+    with pytest.raises(HubkitError, match="HK-SHAPE"):
+        made.fill(quantize(torch.randn(40, 24)))
+    with pytest.raises(HubkitError, match="HK-SHAPE"):
+        made.load_state_dict(other.state_dict(), strict=False)
+    assert torch.equal(made.decode(), want)
+
+
+def test_the_weight_of_a_layer_of_bitsandbytes_is_read_as_it_was_loaded() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model: Any = tiny_model("llama")
+    own = model.model.layers[0].self_attn.q_proj.weight
+    layer = bitsandbytes.nn.Linear4bit(own.shape[1], own.shape[0], bias=False, quant_type="nf4")
+    model.model.layers[0].self_attn.q_proj = layer
+    name = "model.layers.0.self_attn.q_proj"
+    with pytest.raises(HubkitError, match="not quantized yet") as caught:
+        Base.from_model(model).site(name).weight()
+    assert caught.value.code == "HK-QUANT-STATE"
+    layer.to("cpu")
+    assert Base.from_model(model).site(name).weight().shape == own.shape
+    layer.weight.quant_state.packing_format_for_cpu = True  # what its kernel for some CPUs does at the first call
+    with pytest.raises(HubkitError, match="rearranged") as caught:
+        Base.from_model(model).site(name).weight()
+    assert caught.value.code == "HK-QUANT-STATE"
 
 
 def test_unknown_codecs_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from example_method import ia3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from variants import refused
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import TOLERANCE, batch, randomize, tiny_model
+from hubkit.tensors.base.delta import Delta
+from hubkit.tensors.base.site import Site
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Mix, Stack, Sum
@@ -156,6 +159,25 @@ def test_a_member_without_a_weight_to_give(name: str) -> None:
     assert error.have[0].startswith(f"{name}: ")
     assert same(state(made), before)
     assert torch.equal(made(batch()).logits, live)
+
+
+def test_a_bias_that_has_no_place() -> None:
+    made, method = Attached(tiny_model("llama")), ia3()
+
+    class AddsBias:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(method, name)
+
+        def merge(self, site: Site, tensors: Mapping[str, Tensor], config: Any) -> Delta:
+            return Delta.full(bias=torch.ones(site.shape[0]))
+
+    adapter = Adapter.fresh("a", method, parse_config(method.info.config, {}, "x"), made.sites, 0)
+    adapter.method = AddsBias()
+    made.add("a", adapter)
+    made.set_mix("a")
+    before = state(made)
+    assert "the base has none there" in refused("HK-NOT-MERGEABLE", made.merge).what
+    assert same(state(made), before)
 
 
 def test_a_quantized_base() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,12 @@ def test_loading_refuses_by_name(tmp_path: Path, tiny_llama: Path) -> None:
     model = load_base(tiny_llama)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_without_transformers(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for call in (load_base, load_tokenizer):
+        assert "hubkit-adapters[transformers]" in refused("HK-EXTRA", call, tiny_llama).fix
 
 
 def test_a_folder_of_which_more_is_made_than_its_weights_is_refused(tiny_llama: Path, tmp_path: Path) -> None:

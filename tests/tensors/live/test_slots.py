@@ -118,6 +118,7 @@ def test_what_no_slot_can_hold(attached: Attached, backend: Counting) -> None:
     refused("HK-SLOTS", compiled, rows, route=["a", "b", "few"])
     refused("HK-ROUTE", compiled, rows, route=["a", "b"])
     refused("HK-ROUTE", compiled, rows, route=[])
+    refused("HK-ROUTE", compiled, attention_mask=torch.ones(3, 6), route=["a", "b", None])
     refused("HK-UNKNOWN-ADAPTER", compiled, rows, route=["a", "x", None])
     refused("HK-SLOTS", compiled, rows, route=[Sum(["a"]), None, None])
     attached.set_mix(Sum({"a": 0.5}))

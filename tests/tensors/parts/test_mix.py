@@ -101,6 +101,12 @@ def test_order_matters_in_a_stack_that_reads_and_not_in_a_sum() -> None:
     assert torch.allclose(first, third)
 
 
+def test_a_route_adds_nothing_to_a_weight() -> None:
+    for mix in (Route(["a", None]), Route([Sum(["a", "b"])])):
+        with pytest.raises(HubkitError, match="HK-MIX"):
+            delta(mix, SITE, relative)
+
+
 @pytest.mark.parametrize("members", [[], {}, [("a", float("nan"))], {"a": float("inf")}, [("a", -float("inf")), "b"]])
 @pytest.mark.parametrize("kind", [Sum, Stack])
 def test_what_is_no_mix_is_refused(kind: Any, members: Any) -> None:
