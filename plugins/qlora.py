@@ -5,9 +5,9 @@
 LoRA on a base whose linear layers are packed in 4 bits (NF4 in blocks of 64, their absmax in 8 bits). The base is
 decoded to multiply, in its own dtype, and its gradient is never made. On disk the adapter is a plain LoRA.
 
-It merges into the original 16-bit weights: W + s·B·A. Not into the 4-bit grid: the levels of a block lie further
-apart than what training changed, so most of the change would be rounded away. The small difference between W and the
-decoded weight, which the adapter was trained beside, remains.
+It merges into the decoded weights that it was trained beside, decode(NF4(W)) + s·B·A, stored in 16 bits. Not into the
+4-bit grid: the levels of a block lie further apart than what training changed, so most of the change would be rounded
+away. Nor, unless it is asked for, into W: the adapter has learned to make up for what W has lost in its 4 bits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class QloraConfig(LoraConfig):
 def describe() -> MethodInfo:
     return MethodInfo(
         name="qlora",
-        summary="QLoRA: LoRA on a base in 4 bits; merges into the original weights",
+        summary="QLoRA: LoRA on a base in 4 bits; merges into the decoded weights that it was trained beside",
         config=QloraConfig,
         paper="https://arxiv.org/abs/2305.14314",
         recipe=RECIPE,

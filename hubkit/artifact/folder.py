@@ -270,3 +270,9 @@ def _blocks(source: bytes | Path) -> Iterable[bytes]:
     with source.open("rb") as file:
         while block := file.read(_BLOCK):
             yield block
+
+
+def quantized_for(folders: Iterable[AdapterFolder]) -> tuple[str | None, str | None]:
+    """(codec, compute dtype) of the first adapter that was trained on a quantized base; (None, None) where none was."""
+    bases = (folder.manifest.base for folder in folders)
+    return next(((base.codec, base.compute_dtype) for base in bases if base and base.codec), (None, None))

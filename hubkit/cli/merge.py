@@ -18,6 +18,13 @@ from hubkit.verbs.merge import Merged, merge
 @click.option("--base", "-b", required=True, metavar="DIR|ORG/NAME", help="The base they were trained on.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder of the new checkpoint.")
 @mix_option
+@click.option(
+    "--into",
+    type=click.Choice(["trained", "original"]),
+    default="trained",
+    show_default=True,
+    help="Of an adapter trained in 4 bits: the weights it was trained beside, or those before quantizing.",
+)
 @click.option("--dtype", help="float32, bfloat16 or float16.  [default: the base's own]")
 @click.option("--name", help="Its name.  [default: the folder's]")
 @click.option("--license", metavar="SPDX", help="Licence, e.g. apache-2.0.")
@@ -33,6 +40,7 @@ def command(
     base: str,
     out: Path,
     mix: str,
+    into: str,
     dtype: str | None,
     name: str | None,
     license: str | None,
@@ -57,6 +65,7 @@ def command(
             terms,
             out,
             mix=mix,
+            into=into,
             dtype=dtype,
             name=name,
             license=license,
@@ -71,10 +80,18 @@ def command(
     emit(result, _render)
 
 
+def _quantized(done: Merged) -> str:
+    if done.into == "trained":
+        return f"into the weights that the adapter was trained beside: the base in {done.codec}, decoded"
+    return f"into the original weights: {done.shift:.1%} from those that the adapter was trained beside ({done.codec})"
+
+
 def _render(done: Merged) -> str:
     verb = "would merge" if done.dry_run else "merged"
     lines = [f"{verb}  {done.path} ({done.changed} of {done.tensors} tensors changed, {size(done.size)})"]
     if done.unties:
         lines.append("the output head is no longer tied to the embeddings: only one of them changed")
+    if done.codec is not None:
+        lines.append(_quantized(done))
     lines += [f"override: {name}" for name in done.overrides]
     return "\n".join(lines + ([f"digest  {done.digest}"] if done.digest else []))

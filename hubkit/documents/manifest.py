@@ -75,6 +75,7 @@ class BaseFingerprint:
         tokenizer: digest of what the tokenizer does.
         template: digest of the chat template.
         codec: how the base was quantized while training, e.g. ``nf4/64/double``.
+        compute_dtype: what a quantized base was decoded to while training; None: the dtype of its files.
     """
 
     source: str | None
@@ -86,6 +87,7 @@ class BaseFingerprint:
     tokenizer: str | None
     template: str | None
     codec: str | None = None
+    compute_dtype: str | None = None
     extra: Document = field(default_factory=dict, hash=False)
 
     @classmethod

@@ -25,13 +25,19 @@ class MergedEngine:
     def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
         from hubkit.tensors.base.base import Base
         from hubkit.tensors.files.shards import open_shards
+        from hubkit.tensors.weights.decoding import decoded
         from hubkit.tensors.weights.merging import plan_merge, write_merged
 
         model = out / "model"
         copy_base(plan, model, weights=not plan.members)
         if plan.members:
-            merge = plan_merge(Base.from_folder(plan.base), plan.whole(), plan.adapters())
-            write_merged(merge, open_shards(plan.base), model)
+            shards = open_shards(plan.base)
+            if (
+                plan.codec is not None
+            ):  # what was tested is what runs: the weights that the adapters were trained beside
+                shards = decoded(shards, plan.codec, plan.compute_dtype)
+            base = Base.from_headers(shards.headers, shards.config, str(plan.base), shards.read)
+            write_merged(plan_merge(base, plan.whole(), plan.adapters()), shards, model)
         return write_runner(out)
 
 

@@ -43,7 +43,7 @@ class PeftEngine:
             # adapters of a quantized base saw its decoded weights; these are written, so that PEFT computes with them
             from hubkit.tensors.weights.decoding import write_decoded
 
-            write_decoded(plan.base, out / "base")
+            write_decoded(plan.base, out / "base", plan.codec, plan.compute_dtype)
         for member in plan.members:
             for name in (MANIFEST_NAME, *(entry.path for entry in member.folder.manifest.files)):
                 copy(member.folder.path / name, out / "adapters" / member.name / name)

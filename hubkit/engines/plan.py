@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hubkit.artifact.folder import AdapterFolder
+from hubkit.artifact.folder import AdapterFolder, quantized_for
 from hubkit.documents.mix import Tree
 
 if TYPE_CHECKING:
@@ -54,8 +54,12 @@ class Plan:
     @property
     def codec(self) -> str | None:
         """How the base is quantized for adapters that were trained so, and with them for all; None where it is not."""
-        bases = [folder.manifest.base for folder in self.folders().values()]
-        return next((base.codec for base in bases if base is not None and base.codec), None)
+        return quantized_for(self.folders().values())[0]
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """What that base is decoded to; None: the dtype of its files."""
+        return quantized_for(self.folders().values())[1]
 
     def folders(self) -> Mapping[str, AdapterFolder]:
         """Every adapter, those in mixes too, by name."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
+from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter, quantized_for
 from hubkit.documents.mix import Tree, weights
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix, unused
@@ -222,8 +222,7 @@ def mix_of(terms: Iterable[Term], kind: str) -> Mix:
 
 def codec_of_terms(terms: Iterable[Term]) -> str | None:
     """How the base is quantized for the terms that were trained so, and with them for all; None where it is not."""
-    bases = [term.folder.manifest.base for term in adapters(terms)]
-    return next((base.codec for base in bases if base is not None and base.codec), None)
+    return quantized_for(term.folder for term in adapters(terms))[0]
 
 
 def require_base(terms: Iterable[Term], record: BaseRecord, allow: bool) -> tuple[str, ...]:

@@ -22,13 +22,21 @@ if TYPE_CHECKING:
 
 
 def drafted(
-    name: str, method: Method, config: Any, record: BaseRecord, codec: str | None, license: str | None, vocabulary: Any
+    name: str,
+    method: Method,
+    config: Any,
+    record: BaseRecord,
+    codec: str | None,
+    license: str | None,
+    vocabulary: Any,
+    compute_dtype: str | None = None,
 ) -> Manifest:
     """The manifest of an adapter as far as it is known before its tensors are.
 
     Args:
         codec: how the base was quantized while it was trained.
         vocabulary: the tokens that it adds, as `hubkit.named.vocabulary` writes them.
+        compute_dtype: what a quantized base is decoded to, where that is not its files' own.
     """
     return Manifest(
         kind="adapter",
@@ -36,7 +44,7 @@ def drafted(
         method=method.name,
         plugin=Plugin(method.offer.distribution, method.offer.version),
         config=document_of(config),
-        base=dataclasses.replace(record.fingerprint, codec=codec),
+        base=dataclasses.replace(record.fingerprint, codec=codec, compute_dtype=compute_dtype if codec else None),
         vocabulary=vocabulary,
         license=license,
     )

@@ -5,16 +5,17 @@ Accumulated in fp32, cast once. Peak memory: one tensor and a few blocks, whatev
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, staged
+from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, TENSORS_NAME, quantized_for, staged
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry, Manifest, Parent
 from hubkit.documents.shown import Shown
-from hubkit.errors import HubkitError
+from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.terms import Term, Terms, adapters, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import tokenizer_files
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _SKIPPED = {"config.json", "README.md", MANIFEST_NAME, TENSORS_NAME, PEFT_CONFIG}
 _HEAD = 512
+INTO = ("trained", "original")
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +44,10 @@ class Merged(Shown):
         unties: the base tied its output head to the embeddings, the result does not.
         overrides: named overrides used.
         dry_run: nothing was written.
+        codec: how the base was quantized for an adapter that was trained so; None where none was.
+        into: which weights it was merged into then: ``trained`` or ``original``.
+        shift: how far the weights of ``original`` lie from those that it was trained beside: the norm of their
+            difference over the norm of the original ones.
     """
 
     path: Path
@@ -52,6 +58,9 @@ class Merged(Shown):
     unties: bool
     overrides: tuple[str, ...]
     dry_run: bool
+    codec: str | None = None
+    into: str = "trained"
+    shift: float | None = None
 
 
 @checked
@@ -61,6 +70,7 @@ def merge(
     out: Path | str,
     *,
     mix: str = "sum",
+    into: str = "trained",
     dtype: str | None = None,
     name: str | None = None,
     license: str | None = None,
@@ -79,6 +89,9 @@ def merge(
         terms: what to merge: ``"1.0*./a + -0.5*org/b"``, or a mapping reference -> weight.
         out: folder of the new checkpoint.
         mix: ``sum``, or ``stack``: each on top of the one before.
+        into: where an adapter was trained on a quantized base: ``trained``, the weights that it was trained beside,
+            decoded, so that the result computes what was trained; or ``original``, those before quantizing, which moves
+            every weight that the adapter was trained beside (see `Merged.shift`). The same for all other adapters.
         dtype: of all floating tensors of the result; the base's own by default.
         replace: replace a merged checkpoint that is at `out`.
 
@@ -93,20 +106,26 @@ def merge(
     out = Path(out)
     wanted, name = dtype_named(dtype), chosen_name(name, out)
     require_mix(mix)
+    _require_into(into)
     _require_replaceable(out, replace)
     where = Where(registry, offline, progress)
     members = open_terms(terms, where)
     source, record = base_with_record(base, revision, where)
     overrides = require_base(members, record, allow_base_mismatch)
     shards, tokenizer = open_shards(source.path), tokenizer_files(members, source.path)
+    codec, compute_dtype = quantized_for(term.folder for term in adapters(members))
+    shards, shift = _weights(shards, into, codec, compute_dtype)
     plan = _plan(members, mix, shards)
     size = sum(info.stop - info.start for info in shards.headers.values())
+    count, unties = len(shards.headers), plan.tied_head is not None
+    planned = Merged(out, "", len(plan.sites), count, size, unties, overrides, True, codec, into, shift)
     if dry_run:
-        return Merged(out, "", len(plan.sites), len(shards.headers), size, plan.tied_head is not None, overrides, True)
+        return planned
+    trained = {"codec": codec, "compute_dtype": compute_dtype} if into == "trained" else {}
     manifest = Manifest(
         kind="model",
         name=name,
-        base=record.fingerprint,
+        base=dataclasses.replace(record.fingerprint, **trained),  # type: ignore[arg-type]
         parents=tuple(Parent(m.reference, m.folder.manifest.digest, m.weight) for m in members),
         mix=_tree(plan),
         license=license,
@@ -123,9 +142,25 @@ def merge(
                 have="every change is zero, or too small for the dtype", fix=fix,
             )  # fmt: skip
         digest, size = _finish(stage, source.path, manifest, dict(files.files), tokenizer)
-    return Merged(
-        out, digest, len(files.changed), _count(plan, shards), size, plan.tied_head is not None, overrides, False
+    return dataclasses.replace(
+        planned, digest=digest, changed=len(files.changed), tensors=count + unties, size=size, dry_run=False
     )
+
+
+def _require_into(into: str) -> None:
+    if into not in INTO:
+        what = "unknown weights to merge into"
+        raise HubkitError("HK-OPTIONS", what, want=" or ".join(INTO), have=into, status=USAGE)
+
+
+def _weights(shards: Shards, into: str, codec: str | None, compute_dtype: str | None) -> tuple[Shards, float | None]:
+    """The weights to merge into, and how far they lie from those that an adapter was trained beside; see `merge`."""
+    from hubkit.tensors.weights.decoding import decoded, distance
+
+    if codec is None:
+        return shards, None
+    view = decoded(shards, codec, compute_dtype)
+    return (view, None) if into == "trained" else (shards, distance(shards, view))
 
 
 def _plan(members: list[Term], mix: str, shards: Shards) -> MergePlan:
@@ -191,7 +226,3 @@ def _belongs(path: Path) -> bool:
     except HubkitError:
         return False
     return True
-
-
-def _count(plan: MergePlan, shards: Shards) -> int:
-    return len(shards.headers) + (plan.tied_head is not None)

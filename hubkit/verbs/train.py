@@ -131,7 +131,7 @@ def train(
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
     plan = _planned(chosen, settings, source.path, record, allow_incomplete_base)
-    draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary)
+    draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front)

@@ -33,6 +33,7 @@ def test_each_known_refusal_is_of_one_cell_and_has_a_reason() -> None:
     assert all(group["reason"] for group in groups)
 
 
+@pytest.mark.slow
 def test_the_document_shows_what_is_expected() -> None:
     """What `scripts/bases --write` wrote is what the slow tests hold."""
     begin, end = marks()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from making import make_adapter
 from variants import logits, refused, rows_file, tree
+from zoo import near
 
 import hubkit
 from hubkit.artifact.folder import open_adapter
+from hubkit.methods.reading import read_adapter
 from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.delta import apply_weight
+from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.fourbit.linear import packed_of
 from hubkit.tensors.fourbit.nf4 import CODEC
 from hubkit.tensors.live.loading import load_base
@@ -52,17 +58,85 @@ def test_train_attach_merge(trained: Path, tiny_llama: Path, tmp_path: Path) -> 
     assert list(attached.adapters) == ["chat", "chat-2"]
     assert torch.equal(logits(attached.detach()), plain)
     assert quantized(model) == 0
-    merge(str(tiny_llama), str(trained), tmp_path / "merged")
-    change = {
-        n: s.weight() - Base.from_folder(tiny_llama).sites[n].weight()
-        for n, s in Base.from_folder(tmp_path / "merged").sites.items()
-        if s.kind != "block"
-    }
-    delta = again.adapters["chat"].delta(again.sites.sites["model.layers.0.mlp.up_proj"])
+    generate("x", base=str(tiny_llama), terms=str(trained), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_it_is_merged_into_what_it_was_trained_beside(
+    dtype: str | None, tiny_llama: Path, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    """The merged model computes what the adapter computed on the quantized base, whatever it was decoded to."""
+    rows = rows_file(tmp_path / "rows.jsonl")
+    for base in (tiny_llama, tiny_gpt2):
+        adapter, out = tmp_path / base.name / "chat", tmp_path / base.name / "merged"
+        train(str(base), rows, adapter, method="qlora", steps=4, learning_rate=0.02, dtype=dtype)
+        fingerprint = open_adapter(adapter).manifest.base
+        assert fingerprint is not None
+        assert (fingerprint.codec, fingerprint.compute_dtype) == (CODEC, dtype)
+        done = merge(str(base), str(adapter), out)
+        assert (done.codec, done.into, done.shift) == (CODEC, "trained", None)
+        live = attach(load_base(base, dtype, CODEC), str(adapter), base=base)
+        weights = {name: site.weight() for name, site in live.sites.sites.items() if packed_of(site.module) is not None}
+        merged, stored = Base.from_folder(out).sites, read_adapter(open_adapter(adapter), live.sites)
+        assert weights
+        for name, weight in weights.items():  # equal to the sum of what was decoded and what was trained
+            delta = stored.delta(live.sites.sites[name])
+            assert delta is not None
+            near(merged[name].weight(), apply_weight(weight.float(), delta, transposed=False, dtype=torch.float32))
+        if dtype is None:
+            near(logits(load_base(out)), logits(live))
+
+
+def test_into_the_original_weights_only_by_name(trained: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    done = merge(str(tiny_llama), str(trained), tmp_path / "original", into="original")
+    assert done.into == "original"
+    assert done.shift is not None
+    assert 0.05 < done.shift < 0.15  # of normal values 4 bits lose about a tenth
+    plain, merged = (Base.from_folder(folder).sites for folder in (tiny_llama, tmp_path / "original"))
+    live = attach(load_base(tiny_llama, codec=CODEC), str(trained), base=tiny_llama)
+    name = "model.layers.0.mlp.up_proj"
+    delta = live.adapters["chat"].delta(live.sites.sites[name])
     matrix = None if delta is None else delta.matrix()
     assert matrix is not None
-    assert torch.allclose(change["model.layers.0.mlp.up_proj"], matrix, atol=1e-6)
-    generate("x", base=str(tiny_llama), terms=str(trained), max_new_tokens=2)
+    near(merged[name].weight() - plain[name].weight(), matrix)
+    refused("HK-OPTIONS", merge, str(tiny_llama), str(trained), tmp_path / "no", into="4bit")
+
+
+def test_a_plain_adapter_beside_it_is_merged_into_the_same_weights(
+    trained: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """As `generate` and `attach` do: where one member wants the base quantized, it is quantized for all."""
+    other = make_adapter(tmp_path / "plain", tiny_llama)
+    terms = {str(trained): 1.0, str(other): 0.5}
+    merge(str(tiny_llama), terms, tmp_path / "merged")
+    near(logits(load_base(tmp_path / "merged")), logits(attach(load_base(tiny_llama), terms, base=tiny_llama)))
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_on_the_real_model_nothing_is_lost(smol: Path, tmp_path: Path) -> None:
+    """What the merged model says of unseen rows beside the unmerged one, in fp32: KL per token, equal first choices."""
+    data = Path(__file__).parents[2] / "examples" / "data"
+    train(str(smol), data / "e2e_train.jsonl", tmp_path / "a", method="qlora", steps=32, config={"rank": 8})
+    tokenizer = load_tokenizer(smol)
+    rows = [json.loads(line) for line in (data / "e2e_heldout.jsonl").read_text("utf-8").splitlines()[:16]]
+    texts = [tokenizer(f"{row['prompt']} {row['completion']}", return_tensors="pt").input_ids for row in rows]
+
+    def said(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([model(ids).logits[0] for ids in texts]).log_softmax(-1)
+
+    want = said(attach(load_base(smol, "float32", CODEC), str(tmp_path / "a"), base=smol))
+    found: dict[str, tuple[float, float]] = {}
+    for into in ("trained", "original"):
+        merge(str(smol), str(tmp_path / "a"), tmp_path / into, into=into)
+        have = said(load_base(tmp_path / into, "float32"))
+        divergence = float((want.exp() * (want - have)).sum(-1).mean())
+        found[into] = divergence, float((want.argmax(-1) == have.argmax(-1)).float().mean())
+        print(f"{into}: {divergence:.4f} nats a token, top-1 equal {found[into][1]:.1%}")
+    assert found["trained"][0] <= 0.01
+    assert found["trained"][1] >= 0.97
+    assert found["original"][0] > 10 * found["trained"][0]
 
 
 def test_the_same_seed_gives_the_same_bytes(trained: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -63,6 +63,23 @@ class Shards:
             return torch.empty(info.shape, dtype=torch_dtype(info.dtype))
         return torch.frombuffer(data, dtype=torch_dtype(info.dtype)).view(info.shape)
 
+    def copied(self, name: str) -> Written:
+        """A tensor taken over byte for byte."""
+        info = self.headers[name]
+
+        def blocks() -> Iterator[bytes]:
+            with open(self.path / self.file_of[name], "rb") as file:
+                file.seek(info.start)
+                left = info.stop - info.start
+                while left:
+                    block = file.read(min(BLOCK, left))
+                    if not block:
+                        raise HubkitError("HK-SAFETENSORS", "the file is cut off", where=str(file.name))
+                    left -= len(block)
+                    yield block
+
+        return Written(name, info.dtype, info.shape, blocks)
+
 
 def open_shards(path: Path) -> Shards:
     """The weight files of the base in folder `path`; only headers are read.
@@ -119,24 +136,6 @@ class Written:
     @property
     def size(self) -> int:
         return torch.empty(0, dtype=torch_dtype(self.dtype)).element_size() * _count(self.shape)
-
-
-def copied(shards: Shards, name: str) -> Written:
-    """A tensor taken over byte for byte."""
-    info = shards.headers[name]
-
-    def blocks() -> Iterator[bytes]:
-        with open(shards.path / shards.file_of[name], "rb") as file:
-            file.seek(info.start)
-            left = info.stop - info.start
-            while left:
-                block = file.read(min(BLOCK, left))
-                if not block:
-                    raise HubkitError("HK-SAFETENSORS", "the file is cut off", where=str(file.name))
-                left -= len(block)
-                yield block
-
-    return Written(name, info.dtype, info.shape, blocks)
 
 
 def computed(name: str, dtype: torch.dtype, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Written:

@@ -23,7 +23,7 @@ from hubkit.tensors.base.delta import Delta, apply_bias, apply_weight
 from hubkit.tensors.base.formats import refuse_codes
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.files.dtypes import torch_dtype
-from hubkit.tensors.files.shards import Shards, Written, computed, copied, write_file
+from hubkit.tensors.files.shards import Shards, Written, computed, write_file
 from hubkit.tensors.parts import mix as mixes
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Mix
@@ -170,7 +170,7 @@ def _watched(new: Written, shards: Shards, changed: set[str]) -> Written:
 
     def blocks() -> Iterator[bytes | memoryview]:
         same = info is not None and (info.dtype, info.shape) == (new.dtype, new.shape)
-        before = copied(shards, new.name).values() if same else ()
+        before = shards.copied(new.name).values() if same else ()
         for block, old in zip_longest(new.values(), before):
             if block is not None:
                 yield block
@@ -222,7 +222,7 @@ def _kept(shards: Shards, tensor: str, dtype: torch.dtype | None) -> Written:
     info = shards.headers[tensor]
     stored = torch_dtype(info.dtype)
     if dtype is None or dtype == stored or not stored.is_floating_point:
-        return copied(shards, tensor)
+        return shards.copied(tensor)
     return computed(tensor, dtype, info.shape, lambda: _in_range(shards.read(tensor).to(dtype), tensor))
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
-from hubkit.tensors.files.shards import Written, computed, copied, open_shards, read_file, tensor_bytes, write_file
+from hubkit.tensors.files.shards import Written, computed, open_shards, read_file, tensor_bytes, write_file
 
 TENSORS = {
     "a": torch.randn(7, 5),
@@ -75,7 +75,7 @@ def test_shards_are_one_table_and_copies_are_exact(base: Path, tmp_path: Path) -
     assert all(torch.equal(shards.read(n), t) for n, t in want.items())
     first = shards.files()[0]
     names = [n for n, f in shards.file_of.items() if f == first]
-    write_file(tmp_path / "again", [copied(shards, n) for n in names])
+    write_file(tmp_path / "again", [shards.copied(n) for n in names])
     assert all(torch.equal(t, want[n]) for n, t in load_file(tmp_path / "again").items())
     with pytest.raises(HubkitError, match="HK-BASE-TENSOR"):
         shards.read("nothing")
@@ -101,7 +101,7 @@ def test_a_truncated_file_is_refused(base: Path) -> None:
     with pytest.raises(HubkitError, match="the file is cut off"):
         shards.read(last)
     with pytest.raises(HubkitError, match="the file is cut off"):
-        list(copied(shards, last).values())
+        list(shards.copied(last).values())
 
 
 @pytest.mark.parametrize("fault", ["missing file", "wrong place", "no map", "extra", "traversal"])
