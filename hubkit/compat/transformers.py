@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from hubkit.compat.silence import Silence
 
 Checkpoint = Callable[..., Any]
 _NONE = (lambda: None).__code__
+_REGISTERING = threading.Lock()
 
 
 def _silenced() -> Callable[[], None]:
@@ -105,7 +107,9 @@ def quantization(prepare: Callable[[Any], None]) -> Any:
     ``register_quantizer`` is public (https://huggingface.co/docs/transformers/quantization/contribute). The methods of
     ``HfQuantizer`` are described there by example only, and some have other arguments in 5 than in 4.
     """
-    return _quantizer()(prepare)
+    with _REGISTERING:
+        settings = _quantizer()
+    return settings(prepare)
 
 
 def checkpoint_of(module: Any) -> Checkpoint | None:
