@@ -18,25 +18,33 @@ from hubkit.tensors.base.archfile import chosen, table
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Where one sub-layer of every layer is. All names are paths below the layer.
+    """Where one sub-layer of a layer is. All names are paths below the layer.
+
+    Of several with one name the first that a layer has counts, so layers of several kinds, and variants of an
+    architecture, are described side by side.
 
     Args:
-        role: ``attention`` or ``feedforward``.
+        role: ``attention`` or ``feedforward``; a layer's only sub-layer is its feedforward.
         name: what its site is called.
-        projection: the linear that ends it; its rows are the width of the residual stream.
-        output: the module whose output is added to the residual stream, dropout and norms of its own included.
-        residual: the module that is called with the residual stream as it is before that addition.
-        argument: which of that module's arguments it is.
+        residual: the module that is called with the residual stream as it is before the sub-layer adds to it.
+        output: the module whose output is added to the residual stream, norms of its own included; empty: `name`.
+        projection: a linear or norm whose rows are the width of the residual stream; a layer that lacks it has no such
+            sub-layer. Empty: `residual`.
+        argument: which of the arguments of `residual` the residual stream is.
         norm: the norm of the sum, where there is one (post-norm architectures); empty where there is none.
+        multiplier: the value of the configuration that the output is multiplied by before it is added; empty: none.
+        when: values that the configuration must have.
     """
 
     role: str
     name: str
-    projection: str
-    output: str
     residual: str
+    output: str = ""
+    projection: str = ""
     argument: int = 0
     norm: str = ""
+    multiplier: str = ""
+    when: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

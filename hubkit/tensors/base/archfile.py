@@ -73,13 +73,15 @@ ENCODER: dict[str, tuple[Check, str]] = {
 SUBLAYER: dict[str, tuple[Check, str]] = {
     "role": (lambda v: v in ("attention", "feedforward"), "attention or feedforward"),
     "name": (_text, "a path"),
-    "projection": (_text, "a path"),
-    "output": (_text, "a path"),
     "residual": (_text, "a path"),
+    "output": (_text, "a path"),
+    "projection": (_text, "a path"),
     "argument": (lambda v: type(v) is int and v >= 0, "a whole number >= 0"),
     "norm": (_text, "a path"),
+    "multiplier": (_text, "a key of the configuration"),
+    "when": (lambda v: isinstance(v, dict), "an object"),
 }
-NEEDED = {"encoder": {"attention"}, "sublayers": {"role", "name", "projection", "output", "residual"}}
+NEEDED = {"encoder": {"attention"}, "sublayers": {"role", "name", "residual"}}
 
 
 def table() -> Table:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
+from hubkit.tensors.live.block_hooks import changed
 from hubkit.tensors.live.plan import At, Plan
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -190,7 +191,7 @@ class _Stream:
                 y = own(*args, **kwargs)
                 x, self.x = self.x, None
                 assert x is not None, "a layer calls its norm before its sub-layer"
-                return (at(module, x, y[0]), *y[1:]) if isinstance(y, tuple) else at(module, x, y)
+                return changed(site, x, y, lambda y: at(module, x, y))
 
             return forward
 

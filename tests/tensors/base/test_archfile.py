@@ -109,7 +109,7 @@ def test_it_is_merged_over_what_is_shipped(tmp_path: Path, monkeypatch: pytest.M
         ({"mixers": {"learned_positions": 1}}, "true or false"),
         ({"mixers": {"norms": "("}}, "a regular expression"),
         ({"mixers": {"like": "nothing"}}, "no type of the table"),
-        ({"mixers": {"sublayers": [{"role": "attention", "name": "x"}]}}, "mixers.sublayers[0].output: missing"),
+        ({"mixers": {"sublayers": [{"role": "attention", "name": "x"}]}}, "mixers.sublayers[0].residual: missing"),
         ({"mixers": {"sublayers": [{**MIXERS["sublayers"][0], "role": "memory"}]}}, "attention or feedforward"),
         ({"mixers": {"encoder": {"attention": []}}}, "mixers.encoder.attention"),
         ({"mixers": {"encoder": {}}}, "mixers.encoder.attention: missing"),
