@@ -77,10 +77,14 @@ class Arch:
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
-        attention: class of the self-attention modules of a causal decoder; empty: no known place for virtual tokens.
+        attention: class of the self-attention modules of a causal decoder, which take a cache; empty: not known.
         cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
         encoder: where virtual tokens go in an encoder; None where that is not known.
         learned_positions: positions are rows of a table, so that there is none beyond its end.
+        counted_positions: positions count the tokens that are no padding.
+        hiding_masks: what its attention takes for a mask is true where a key is hidden, instead of seen.
+        multi_query: all heads of a query share one of keys and values, where the configuration does not say otherwise.
+        without: a virtual site that it cannot have -> why: ``kv``; ``tokens``, which stands for both.
         layers: paths of the lists of layers, in the order in which they run.
         sublayers: the sub-layers of a layer.
         adapterhub: name of a sub-layer -> path below the layer where AdapterHub keeps what acts there; only for
@@ -100,6 +104,10 @@ class Arch:
     attention: str
     cache: tuple[str, ...]
     learned_positions: bool
+    counted_positions: bool
+    hiding_masks: bool
+    multi_query: bool
+    without: Mapping[str, str] = field(hash=False)
     encoder: Encoder | None = None
     layers: tuple[str, ...] = ()
     sublayers: tuple[Sublayer, ...] = ()
@@ -155,6 +163,10 @@ def _arch_of(model_type: str, file: str) -> Arch:
         attention=str(fields["attention"]),
         cache=_words(fields["cache"]),
         learned_positions=bool(fields["learned_positions"]),
+        counted_positions=bool(fields["counted_positions"]),
+        hiding_masks=bool(fields["hiding_masks"]),
+        multi_query=bool(fields["multi_query"]),
+        without=fields["without"],
         encoder=_encoder(fields.get("encoder")),
         layers=_words(fields.get("layers", [])),
         sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
@@ -181,7 +193,7 @@ def _fields(model_type: str) -> dict[str, Any]:
     """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
     own = table().get(model_type, {})
     like = table().get(str(own.get("like", "")), {})
-    alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
+    alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers", "without")}
     return {**table()["default"], **alike, **own}
 
 
