@@ -1,8 +1,8 @@
 """The table of architectures: ``arch.json``, and over it the JSON file that ``HUBKIT_ARCH`` names.
 
 A user's file has the form of ``arch.json``: ``{"<model_type>": {"<key>": value}}``, keys as `Arch` in arch.py
-describes them, and ``like``, the type whose layers (``layers``, ``sublayers``, ``without``) it shares. A key that it gives takes the place of the shipped one;
-everything else stays. It is read once per process.
+describes them, and ``like``, the type whose layers (``layers``, ``sublayers``, ``without``) it shares. A key that it
+gives takes the place of the shipped one; everything else stays. It is read once per process.
 """
 
 from __future__ import annotations

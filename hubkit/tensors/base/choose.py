@@ -35,10 +35,10 @@ def _unknown(base: Base) -> HubkitError:
     """The refusal of a base without blocks."""
     kind = base.arch.model_type or "no model_type"
     if base.arch.layers:
-        stacks, marks = ", ".join(base.arch.layers), sorted({one.projection or one.residual for one in base.arch.sublayers})
+        marks = sorted({one.projection or one.residual for one in base.arch.sublayers})
         return HubkitError(
             "HK-TARGET", "the base has none of the sub-layers that its architecture has", where=base.source,
-            want=[f"{mark} in the layers {stacks}" for mark in marks], have=kind,
+            want=[f"{stack}.0.{mark}" for stack in base.arch.layers for mark in marks], have=kind,
             fix=f"describe them in a file that {VARIABLE} names, or take a method that acts at weights",
         )  # fmt: skip
     own = json.dumps({base.arch.model_type: {"like": "llama"}})

@@ -45,19 +45,22 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
     """The decoder that `config` describes: a parsed ``config.json``, or the values of one that an adapter records.
 
     Raises:
-        HubkitError: ``HK-ARCH`` for an architecture whose attention is not known or has no place for virtual tokens, or a config
-            that lacks a size.
+        HubkitError: ``HK-ARCH`` for an architecture whose attention is not known or has no place for virtual tokens,
+            or a config that lacks a size.
     """
     values = config if "layers" in config else config_values(config)
-    hidden, layers = values.get("hidden_size"), values.get("layers")
-    heads = values.get("heads") or config.get("attention_heads")  # which XGLM calls them
-    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
-    unsaid = [name for name, size in sizes.items() if type(size) is not int or not size]
+    sizes = {
+        "hidden_size": values.get("hidden_size"),
+        "num_hidden_layers": values.get("layers"),
+        "num_attention_heads": values.get("heads") or config.get("attention_heads"),  # which XGLM calls them
+    }
+    known = {name: size for name, size in sizes.items() if type(size) is int and size > 0}
     as_decoder = arch.encoder is not None and config.get("is_decoder") is True
     odd = "with cross attention" if config.get("add_cross_attention") is True else "as a decoder" if as_decoder else ""
-    odd = "with ALiBi" if config.get("alibi") is True else odd  # Falcon folds it into a mask
-    if odd or unsaid or "tokens" in arch.without or not (arch.attention or arch.encoder):
-        raise no_place("tokens", arch, where, odd, unsaid)
+    odd = "with ALiBi" if config.get("alibi") is True else odd  # which Falcon folds into its mask
+    if odd or len(known) < len(sizes) or "tokens" in arch.without or not (arch.attention or arch.encoder):
+        raise no_place("tokens", arch, where, odd, [name for name in sizes if name not in known])
+    hidden, layers, heads = known.values()
     several = config.get("multi_query") is False or config.get("new_decoder_architecture") is True
     kv_heads = values.get("kv_heads") or (1 if arch.multi_query and not several else heads)
     head_dim = values.get("head_dim") or hidden // heads
@@ -72,18 +75,18 @@ def no_place(site: str, arch: Arch, where: str, odd: str = "", unsaid: Sequence[
         odd: what the configuration makes of the architecture that has no place for them.
         unsaid: sizes that the configuration does not say.
     """
-    kind, why = arch.model_type or "no model_type", arch.without.get(site)
-    known = f"a causal decoder of type {', '.join(decoders())}; an encoder of type {', '.join(encoders())}"
+    kind, why = arch.model_type or "no model_type", arch.without.get(site, "")
+    listed = f"a causal decoder of type {', '.join(decoders())}; an encoder of type {', '.join(encoders())}"
     fix = "a method that edits weights or activations works on any architecture"
     if why or odd:
-        what, have = f"virtual tokens have no place here{why and f': {why}' or ''}", f"{kind} {odd}".strip()
-        return HubkitError("HK-ARCH", what, where=where, want=known, have=have, fix=fix)
+        what = f"virtual tokens have no place here: {why}" if why else "virtual tokens have no place here"
+        return HubkitError("HK-ARCH", what, where=where, want=listed, have=f"{kind} {odd}".strip(), fix=fix)
     if arch.attention or arch.encoder:
         what = "the configuration does not say how large keys and values are"
         return HubkitError("HK-ARCH", what, where=where, want=list(unsaid), have=kind, fix=fix)
     own = json.dumps({arch.model_type: {"attention": "<class of its attention modules>"}})
     return HubkitError(
-        "HK-ARCH", "where the attention of this architecture is, is not known", where=where, want=known, have=kind,
+        "HK-ARCH", "where the attention of this architecture is, is not known", where=where, want=listed, have=kind,
         fix=f"write {own} into a file and name it in {VARIABLE}; {fix}",
     )  # fmt: skip
 
