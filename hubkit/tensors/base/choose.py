@@ -16,7 +16,8 @@ def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) 
     """The blocks of `base` of the given roles in the given layers (none given: all), in order.
 
     Raises:
-        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, or a layer that is not there.
+        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, a layer that is not there, or
+            none of these roles.
     """
     blocks = [site for site in base.sites.values() if isinstance(site, Block)]
     if not blocks:
@@ -28,7 +29,13 @@ def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) 
             "HK-TARGET", f"the base has no layer {', '.join(map(str, beyond))}", where=base.source,
             want=f"0 to {count - 1}", have=", ".join(map(str, beyond)), status=USAGE,
         )  # fmt: skip
-    return [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
+    chosen = [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
+    if not chosen:
+        raise HubkitError(
+            "HK-TARGET", "the base has no such sub-layers", where=base.source, want=" or ".join(roles),
+            have=sorted({f"{block.sublayer}: {block.role}" for block in blocks}),
+        )  # fmt: skip
+    return chosen
 
 
 def _unknown(base: Base) -> HubkitError:

@@ -207,6 +207,24 @@ def test_layers_are_chosen_by_number() -> None:
     assert (refused.value.want, refused.value.have) == (["0 to 1"], ["-1, 2"])
 
 
+def test_a_role_that_no_layer_has_is_refused() -> None:
+    with pytest.raises(HubkitError, match="HK-TARGET") as refused:
+        choose_blocks(Base.from_model(model_of("mamba")), ("attention",))
+    error = refused.value
+    assert (error.want, error.have) == (["attention"], ["mixer: feedforward"])
+
+
+def test_a_sub_layer_that_a_release_calls_otherwise() -> None:
+    """As mixtral's feed-forward before transformers 5: a layer takes the first description that its modules fit."""
+    model = model_of("mixtral")
+    want = [block.name for block in choose_blocks(Base.from_model(model), ("feedforward",))]
+    for layer in model.model.layers:
+        layer.block_sparse_moe = layer._modules.pop("mlp")
+    blocks = choose_blocks(Base.from_model(model), ("feedforward",))
+    assert [block.name for block in blocks] == want
+    assert [block.module for block in blocks] == [layer.block_sparse_moe for layer in model.model.layers]
+
+
 def test_an_architecture_that_is_not_known_is_refused() -> None:
     base = Base(
         block_sites((), Base.from_model(tiny_model("llama")).arch, {}), Base.from_model(nn.Linear(2, 2)).arch, "x"

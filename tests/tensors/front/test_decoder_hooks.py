@@ -453,6 +453,17 @@ def test_other_architectures_are_refused() -> None:
         assert "llama" in str(error.want)
         assert "t5" in str(error.have)
     assert not base.virtual
+    for kind, methods, why in (
+        ("jamba", METHODS, "state"),
+        ("openai-gpt", METHODS, "cache"),
+        ("deepseek_v3", ["prefix"], "heads"),
+    ):
+        base = Base.from_model(model_of(kind, "eager"))
+        assert set(base.virtual) == ({"tokens"} if methods == ["prefix"] else set())
+        for method in methods:
+            assert why in refused("HK-ARCH", fresh, method, base).what
+    error = refused("HK-ARCH", fresh, "prefix", Base.from_model(model_of("falcon", alibi=True)))
+    assert "ALiBi" in str(error.have)
     crossed = Base.from_model(model_of("gpt2", add_cross_attention=True))
     assert "cross attention" in str(refused("HK-ARCH", fresh, "prefix", crossed).have)
 
