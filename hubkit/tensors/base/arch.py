@@ -192,8 +192,13 @@ def known_layers() -> list[str]:
 def _fields(model_type: str) -> dict[str, Any]:
     """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
     own = table().get(model_type, {})
-    like = table().get(str(own.get("like", "")), {})
-    alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers", "without")}
+    alike: dict[str, Any] = {}
+    like, seen = str(own.get("like", "")), {model_type}
+    while like and like not in seen:
+        facts = table().get(like, {})
+        alike = {**{key: facts[key] for key in ("layers", "sublayers", "without") if key in facts}, **alike}
+        seen.add(like)
+        like = str(facts.get("like", ""))
     return {**table()["default"], **alike, **own}
 
 

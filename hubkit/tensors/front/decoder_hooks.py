@@ -252,7 +252,8 @@ class VirtualHooks:
                 made: Layers = [(layer[0][None], layer[1][None]) for layer in rows.unbind(0)]
             else:
                 embeds = joined([part() for part in parts], 0)[None].to(self._dtype)
-                made = self.run({"inputs_embeds": embeds.clone()}, Front(layers, length))  # CTRL scales it in place
+                # a copy: CTRLModel.forward of transformers 5.23 scales what it is given in place
+                made = self.run({"inputs_embeds": embeds.clone()}, Front(layers, length))
             layers = [_after(a, b) for a, b in zip(layers, made, strict=True)] if layers else made
             length += sum(part.length for part in parts)
         return Front(layers, length)

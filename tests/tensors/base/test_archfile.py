@@ -141,6 +141,13 @@ def test_it_is_merged_over_what_is_shipped(tmp_path: Path, monkeypatch: pytest.M
     assert "mixers" not in decoders()
 
 
+def test_like_is_followed_and_may_go_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {"far": {"like": "near"}, "near": {"like": "qwen2"}, "one": {"like": "two"}, "two": {"like": "one"}}
+    named(monkeypatch, tmp_path, document)
+    assert arch_of("far").sublayers == arch_of("llama").sublayers != ()
+    assert arch_of("one").sublayers == ()
+
+
 @pytest.mark.parametrize(
     ("document", "said"),
     [
