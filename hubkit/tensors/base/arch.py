@@ -73,7 +73,8 @@ class Arch:
         embeddings: last names of embedding tables (needed where only file headers are at hand).
         norms: expression for the last names of norms (as above).
         skipped: expression for the paths of modules that are no sites though they hold a matrix or a gain: routers of
-            experts, and norms that multiply by something else than their gain.
+            experts, norms that multiply by something else than their gain, and weights that the model itself changes
+            (RwkvModel._rescale_layers of transformers 5.23 halves some in eval, but not what is added to them).
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.

@@ -37,8 +37,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ALIKE = {"xlm-roberta": "roberta"}
 """Architecture that is no row of the table of bases -> the one whose configuration does."""
 CASES: list[tuple[str, dict[str, Any]]] = [(k, {}) for k in [*known(), *ALIKE] if k in known_layers()] + VARIANTS
-FIRST_NORMED = "rwkv"
-"""Norms what comes into its first layer before that is the residual stream."""
 ADDS_MORE = {"gemma4_text": "per_layer_input_gate"}
 """Architecture -> the module that is called with the residual stream after the known sub-layers; more follows it."""
 
@@ -122,9 +120,8 @@ def test_the_residual_stream_goes_on_with_the_sum(kind: str, own: dict[str, Any]
     call(model)
     assert len(streams.seen) >= 2
     assert {block.name for met in streams.seen.values() for block, _, _ in met} == {b.name for b in streams.blocks}
-    for number, (path, met) in enumerate(streams.seen.items()):
-        stream = met[0][1] if kind == FIRST_NORMED and number == 0 else streams.before[path]
-        after = stream
+    for path, met in streams.seen.items():
+        stream = after = streams.before[path]
         for block, x, y in met:
             if not alike(stream, x):  # one after the other; in parallel, all see the same
                 stream = after
