@@ -99,7 +99,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gptj": _own(rotary_dim=4),
     "gpt_neo": _own(attention_types=[[["global", "local"], 1]], window_size=64),
     "gpt_neox": _own(),
-    "gpt_bigcode": _own(),
+    "gpt_bigcode": _own(num_key_value_heads=1),
     "bloom": _own(),
     "mpt": _own(),
     "stablelm": _own(),
@@ -251,16 +251,17 @@ def config_of(kind: str) -> Any:
     one, made = ARCHITECTURES[kind], CONFIG_MAPPING[kind]
     blank = made()
     if one.saved == VISION:
-        text = config_of(one.text) if one.text else _sized(blank.text_config, one.talk)
+        text = config_of(one.text) if one.text else sized(blank.text_config, one.talk)
         own = {key: value for key, value in one.own.items() if hasattr(blank, key)}
         return made(**own, text_config=text.to_dict())
-    return _sized(blank, one.own)
+    return sized(blank, one.own)
 
 
-def _sized(blank: Any, own: Mapping[str, Any]) -> Any:
-    names = {key: blank.attribute_map.get(key, key) for key in SIZES}  # GPT-2's hidden_size is its n_embd
+def sized(blank: Any, own: Mapping[str, Any], sizes: Mapping[str, Any] = SIZES) -> Any:
+    """The configuration of the class of `blank` with `own` values, and of `sizes` those that it knows."""
+    names = {key: blank.attribute_map.get(key, key) for key in sizes}  # GPT-2's hidden_size is its n_embd
     known = blank.to_dict()
-    return type(blank)(**{**{names[key]: value for key, value in SIZES.items() if names[key] in known}, **own})
+    return type(blank)(**{**{names[key]: value for key, value in sizes.items() if names[key] in known}, **own})
 
 
 def save(kind: str, folder: Path) -> None:

@@ -18,25 +18,33 @@ from hubkit.tensors.base.archfile import chosen, table
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Where one sub-layer of every layer is. All names are paths below the layer.
+    """Where one sub-layer of a layer is. All names are paths below the layer.
+
+    Of several with one name the first that a layer has counts, so layers of several kinds, and variants of an
+    architecture, are described side by side.
 
     Args:
-        role: ``attention`` or ``feedforward``.
+        role: ``attention`` or ``feedforward``; a layer's only sub-layer is its feedforward.
         name: what its site is called.
-        projection: the linear that ends it; its rows are the width of the residual stream.
-        output: the module whose output is added to the residual stream, dropout and norms of its own included.
-        residual: the module that is called with the residual stream as it is before that addition.
-        argument: which of that module's arguments it is.
+        residual: the module that is called with the residual stream as it is before the sub-layer adds to it.
+        output: the module whose output is added to the residual stream, norms of its own included; empty: `name`.
+        projection: a linear or norm whose rows are the width of the residual stream; a layer that lacks it has no such
+            sub-layer. Empty: `residual`.
+        argument: which of the arguments of `residual` the residual stream is.
         norm: the norm of the sum, where there is one (post-norm architectures); empty where there is none.
+        multiplier: the value of the configuration that the output is multiplied by before it is added; empty: none.
+        when: values that the configuration must have.
     """
 
     role: str
     name: str
-    projection: str
-    output: str
     residual: str
+    output: str = ""
+    projection: str = ""
     argument: int = 0
     norm: str = ""
+    multiplier: str = ""
+    when: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -65,14 +73,19 @@ class Arch:
         embeddings: last names of embedding tables (needed where only file headers are at hand).
         norms: expression for the last names of norms (as above).
         skipped: expression for the paths of modules that are no sites though they hold a matrix or a gain: routers of
-            experts, and norms that multiply by something else than their gain.
+            experts, norms that multiply by something else than their gain, and weights that the model itself changes
+            (RwkvModel._rescale_layers of transformers 5.23 halves some in eval, but not what is added to them).
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
-        attention: class of the self-attention modules of a causal decoder; empty: no known place for virtual tokens.
+        attention: class of the self-attention modules of a causal decoder, which take a cache; empty: not known.
         cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
         encoder: where virtual tokens go in an encoder; None where that is not known.
         learned_positions: positions are rows of a table, so that there is none beyond its end.
+        counted_positions: positions count the tokens that are no padding.
+        hiding_masks: what its attention takes for a mask is true where a key is hidden, instead of seen.
+        multi_query: all heads of a query share one of keys and values, where the configuration does not say otherwise.
+        without: a virtual site that it cannot have -> why: ``kv``; ``tokens``, which stands for both.
         layers: paths of the lists of layers, in the order in which they run.
         sublayers: the sub-layers of a layer.
         adapterhub: name of a sub-layer -> path below the layer where AdapterHub keeps what acts there; only for
@@ -92,6 +105,10 @@ class Arch:
     attention: str
     cache: tuple[str, ...]
     learned_positions: bool
+    counted_positions: bool
+    hiding_masks: bool
+    multi_query: bool
+    without: Mapping[str, str] = field(hash=False)
     encoder: Encoder | None = None
     layers: tuple[str, ...] = ()
     sublayers: tuple[Sublayer, ...] = ()
@@ -147,6 +164,10 @@ def _arch_of(model_type: str, file: str) -> Arch:
         attention=str(fields["attention"]),
         cache=_words(fields["cache"]),
         learned_positions=bool(fields["learned_positions"]),
+        counted_positions=bool(fields["counted_positions"]),
+        hiding_masks=bool(fields["hiding_masks"]),
+        multi_query=bool(fields["multi_query"]),
+        without=fields["without"],
         encoder=_encoder(fields.get("encoder")),
         layers=_words(fields.get("layers", [])),
         sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
@@ -172,8 +193,13 @@ def known_layers() -> list[str]:
 def _fields(model_type: str) -> dict[str, Any]:
     """The facts of one architecture over the defaults; ``like`` names another one whose layers are built alike."""
     own = table().get(model_type, {})
-    like = table().get(str(own.get("like", "")), {})
-    alike: dict[str, Any] = {key: value for key, value in like.items() if key in ("layers", "sublayers")}
+    alike: dict[str, Any] = {}
+    like, seen = str(own.get("like", "")), {model_type}
+    while like and like not in seen:
+        facts = table().get(like, {})
+        alike = {**{key: facts[key] for key in ("layers", "sublayers", "without") if key in facts}, **alike}
+        seen.add(like)
+        like = str(facts.get("like", ""))
     return {**table()["default"], **alike, **own}
 
 

@@ -1,8 +1,8 @@
 """The table of architectures: ``arch.json``, and over it the JSON file that ``HUBKIT_ARCH`` names.
 
 A user's file has the form of ``arch.json``: ``{"<model_type>": {"<key>": value}}``, keys as `Arch` in arch.py
-describes them, and ``like``, the type whose layers it shares. A key that it gives takes the place of the shipped one;
-everything else stays. It is read once per process.
+describes them, and ``like``, the type whose layers (``layers``, ``sublayers``, ``without``) it shares. A key that it
+gives takes the place of the shipped one; everything else stays. It is read once per process.
 """
 
 from __future__ import annotations
@@ -49,19 +49,26 @@ KINDS: dict[str, tuple[Check, str]] = {
     ),
     "attention": (_text, "a class name"),
     "cache": (_words, "a list of names"),
+    "counted_positions": (_flag, "true or false"),
     "embeddings": (_words, "a list of names"),
     "encoder": (lambda v: isinstance(v, dict), "an object"),
     "head_bias": (_text, "a name"),
     "heads": (lambda v: _words(v) and bool(v), "a list of names, not empty"),
+    "hiding_masks": (_flag, "true or false"),
     "layers": (_words, "a list of paths"),
     "learned_positions": (_flag, "true or false"),
     "like": (_text, "a model type of the table"),
+    "multi_query": (_flag, "true or false"),
     "norms": (_expression, "a regular expression"),
     "prefix": (_text, "a prefix"),
     "shared_inputs": (lambda v: isinstance(v, list) and all(map(_words, v)), "a list of lists of names"),
     "skipped": (_expression, "a regular expression"),
     "sublayers": (lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v), "a list of objects"),
     "transposed": (_words, "a list of names"),
+    "without": (
+        lambda v: isinstance(v, dict) and v.keys() <= {"kv", "tokens"} and all(map(_text, v.values())),
+        "kv or tokens to reasons",
+    ),
 }
 """Key of an architecture -> what its value must be."""
 
@@ -73,13 +80,15 @@ ENCODER: dict[str, tuple[Check, str]] = {
 SUBLAYER: dict[str, tuple[Check, str]] = {
     "role": (lambda v: v in ("attention", "feedforward"), "attention or feedforward"),
     "name": (_text, "a path"),
-    "projection": (_text, "a path"),
-    "output": (_text, "a path"),
     "residual": (_text, "a path"),
+    "output": (_text, "a path"),
+    "projection": (_text, "a path"),
     "argument": (lambda v: type(v) is int and v >= 0, "a whole number >= 0"),
     "norm": (_text, "a path"),
+    "multiplier": (_text, "a key of the configuration"),
+    "when": (lambda v: isinstance(v, dict), "an object"),
 }
-NEEDED = {"encoder": {"attention"}, "sublayers": {"role", "name", "projection", "output", "residual"}}
+NEEDED = {"encoder": {"attention"}, "sublayers": {"role", "name", "residual"}}
 
 
 def table() -> Table:

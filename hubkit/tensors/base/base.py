@@ -171,7 +171,7 @@ class Base:
             sites.append(replace(site, packed=packed is not None, coded=coded))
         folder = str(getattr(model, "name_or_path", ""))
         reader = partial(load_tokenizer, folder) if folder and Path(folder, "tokenizer_config.json").is_file() else None
-        sites += block_sites(sites, arch, model)
+        sites += block_sites(sites, arch, config, model)
         return cls(sites, arch, type(model).__name__, others, config=config, model=model, tokenizer=reader)
 
     @classmethod
@@ -210,7 +210,7 @@ class Base:
             site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
             sites.append(replace(site, packed=tensor in packed, coded=coded))
         sites = _with_tied_head(sites, arch, config, read, headers)
-        return cls([*sites, *block_sites(sites, arch)], arch, source, config=config)
+        return cls([*sites, *block_sites(sites, arch, config)], arch, source, config=config)
 
     @classmethod
     def from_folder(cls, path: Path) -> Base:

@@ -6,8 +6,9 @@ with the sub-layer's own dropout and norm behind it), and says what to add to y.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class Block(Site):
         residual: the live module that is called with the residual stream.
         argument: which of its arguments that is.
         norm: the live norm of their sum, in a post-norm architecture.
-        projection: the linear site that ends the sub-layer.
+        projection: the linear or norm that says how wide the residual stream is.
+        multiplier: what the sub-layer's output is multiplied by before it is added.
     """
 
     role: str = ""
@@ -39,6 +41,7 @@ class Block(Site):
     argument: int = 0
     norm: nn.Module | None = field(default=None, compare=False, repr=False)
     projection: Site | None = field(default=None, compare=False, repr=False)
+    multiplier: float = 1.0
 
     @property
     def sublayer(self) -> str:
@@ -56,26 +59,36 @@ class Block(Site):
         return None
 
 
-def block_sites(sites: Iterable[Site], arch: Arch, model: nn.Module | None = None) -> list[Block]:
-    """The blocks of a base: one wherever the linear that ends a known sub-layer is.
+def block_sites(
+    sites: Iterable[Site], arch: Arch, config: Mapping[str, Any], model: nn.Module | None = None
+) -> list[Block]:
+    """The blocks of a base: the known sub-layers that its layers have.
 
     Args:
-        sites: its linear sites.
+        sites: its linear layers and norms.
+        config: its configuration.
         model: the live base, if there is one.
     """
-    linears = {site.name: site for site in sites if site.kind == "linear"}
+    known = {site.name: site for site in sites if site.kind in ("linear", "norm")}
+    paths: dict[nn.Module, str] = {} if model is None else {m: path for path, m in model.named_modules()}
     found: list[Block] = []
     first = 0
     for stack in arch.layers:
-        if not any(name.startswith(f"{stack}.") for name in linears):
+        if not any(name.startswith(f"{stack}.") for name in known):
             stack = stack.partition(".")[2]  # a model without its head: model.layers is layers there
-        numbers = sorted({int(n) for name in linears if (n := _number(name, stack)) is not None})
+        numbers = sorted({int(n) for name in known if (n := _number(name, stack)) is not None})
         for number in numbers:
+            layer: dict[str, Block] = {}
             for one in arch.sublayers:
-                layer = f"{stack}.{number}"
-                projection = linears.get(f"{layer}.{one.projection}")
-                if projection is not None:
-                    found.append(_block(one, layer, first + number, projection, model))
+                width = known.get(f"{stack}.{number}.{one.projection or one.residual}")
+                if width is None or one.name in layer or not _holds(one, config):
+                    continue
+                block = _block(one, f"{stack}.{number}", first + number, width, config)
+                if model is None:
+                    layer[one.name] = block
+                elif width.module is not None and (modules := _modules(one, model, paths[width.module])):
+                    layer[one.name] = replace(block, **modules)
+            found += layer.values()
         first += numbers[-1] + 1 if numbers else 0
     return found
 
@@ -85,13 +98,27 @@ def _number(name: str, stack: str) -> int | None:
     return int(inside) if stack and name.startswith(f"{stack}.") and inside.isdecimal() else None
 
 
-def _block(one: Sublayer, layer: str, number: int, projection: Site, model: nn.Module | None) -> Block:
-    def module(path: str) -> nn.Module | None:
-        return None if model is None or not path else model.get_submodule(f"{layer}.{path}")
+def _holds(one: Sublayer, config: Mapping[str, Any]) -> bool:
+    return all(config.get(key) == value for key, value in one.when.items())
 
-    width = projection.shape[0]
+
+def _block(one: Sublayer, layer: str, number: int, width: Site, config: Mapping[str, Any]) -> Block:
+    rows, factor = width.shape[0], config.get(one.multiplier, 1.0)
     return Block(
-        f"{layer}.{one.name}", "block", (width, width), projection.dtype, False, "", None, module=module(one.output),
-        role=one.role, path=layer, layer=number, residual=module(one.residual), argument=one.argument,
-        norm=module(one.norm), projection=projection,
+        f"{layer}.{one.name}", "block", (rows, rows), width.dtype, False, "", None, role=one.role, path=layer,
+        layer=number, argument=one.argument, projection=width, multiplier=float(factor),
     )  # fmt: skip
+
+
+def _modules(one: Sublayer, model: nn.Module, width: str) -> dict[str, Any]:
+    """The live modules of a sub-layer, as fields of its block; none where the layer lacks one of them.
+
+    Args:
+        width: live path of its `projection`, by which the layer is found: files may call it otherwise.
+    """
+    layer = width.removesuffix(one.projection or one.residual)
+    wanted = {"module": one.output or one.name, "residual": one.residual, "norm": one.norm}
+    try:
+        return {key: model.get_submodule(layer + path) if path else None for key, path in wanted.items()}
+    except AttributeError:
+        return {}

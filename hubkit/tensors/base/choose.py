@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.base.arch import known_layers
+from hubkit.tensors.base.archfile import VARIABLE
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
 
@@ -14,15 +16,12 @@ def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) 
     """The blocks of `base` of the given roles in the given layers (none given: all), in order.
 
     Raises:
-        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, or a layer that is not there.
+        HubkitError: ``HK-TARGET`` for an architecture whose sub-layers are not known, a layer that is not there, or
+            none of these roles.
     """
     blocks = [site for site in base.sites.values() if isinstance(site, Block)]
     if not blocks:
-        raise HubkitError(
-            "HK-TARGET", "where the attention and feed-forward sub-layers of this architecture are is not known",
-            where=base.source, want=f"one of: {', '.join(known_layers())}",
-            have=base.arch.model_type or "no model_type", fix="another base, or a method that acts at weights",
-        )  # fmt: skip
+        raise _unknown(base)
     count = max(block.layer for block in blocks) + 1
     beyond = sorted({layer for layer in layers if not 0 <= layer < count})
     if beyond:
@@ -30,4 +29,29 @@ def choose_blocks(base: Base, roles: Sequence[str], layers: Sequence[int] = ()) 
             "HK-TARGET", f"the base has no layer {', '.join(map(str, beyond))}", where=base.source,
             want=f"0 to {count - 1}", have=", ".join(map(str, beyond)), status=USAGE,
         )  # fmt: skip
-    return [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
+    chosen = [block for block in blocks if block.role in roles and (not layers or block.layer in layers)]
+    if not chosen:
+        raise HubkitError(
+            "HK-TARGET", "the base has no such sub-layers", where=base.source, want=" or ".join(roles),
+            have=sorted({f"{block.sublayer}: {block.role}" for block in blocks}),
+        )  # fmt: skip
+    return chosen
+
+
+def _unknown(base: Base) -> HubkitError:
+    """The refusal of a base without blocks."""
+    kind = base.arch.model_type or "no model_type"
+    if base.arch.layers:
+        marks = sorted({one.projection or one.residual for one in base.arch.sublayers})
+        return HubkitError(
+            "HK-TARGET", "the base has none of the sub-layers that its architecture has", where=base.source,
+            want=[f"{stack}.0.{mark}" for stack in base.arch.layers for mark in marks], have=kind,
+            fix=f"describe them in a file that {VARIABLE} names, or take a method that acts at weights",
+        )  # fmt: skip
+    own = json.dumps({base.arch.model_type: {"like": "llama"}})
+    return HubkitError(
+        "HK-TARGET", "where the attention and feed-forward sub-layers of this architecture are is not known",
+        where=base.source, want=f"one of: {', '.join(known_layers())}", have=kind,
+        fix=f"if its layers are built as another's are, write {own} into a file and name it in {VARIABLE}; or take a "
+        "method that acts at weights",
+    )  # fmt: skip

@@ -6,7 +6,8 @@ input embeddings. They hold no weight of the base, so nothing that walks over it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hubkit.artifact.identity.base_files import local, read_config
 from hubkit.artifact.identity.config_identity import config_values
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import Arch, arch_of, decoders, encoders
+from hubkit.tensors.base.archfile import VARIABLE
 from hubkit.tensors.base.site import Site
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -43,21 +45,50 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
     """The decoder that `config` describes: a parsed ``config.json``, or the values of one that an adapter records.
 
     Raises:
-        HubkitError: ``HK-ARCH`` for an architecture whose attention is not listed, or a config that lacks a size.
+        HubkitError: ``HK-ARCH`` for an architecture whose attention is not known or has no place for virtual tokens,
+            or a config that lacks a size.
     """
     values = config if "layers" in config else config_values(config)
-    hidden, heads, layers = (values.get(name) for name in ("hidden_size", "heads", "layers"))
-    crossed = config.get("add_cross_attention") is True
-    odd = crossed or (not arch.attention and (arch.encoder is None or config.get("is_decoder") is True))
-    if odd or not (type(hidden) is type(heads) is type(layers) is int and heads):
-        raise HubkitError(
-            "HK-ARCH", "this architecture has no known place for virtual tokens", where=where,
-            want=f"a causal decoder of type {', '.join(decoders())}; an encoder of type {', '.join(encoders())}",
-            have=f"{config.get('model_type')}{' with cross attention' if crossed else ''}",
-            fix="a method that edits weights or activations works on any architecture",
-        )  # fmt: skip
-    kv_heads, head_dim = values.get("kv_heads") or heads, values.get("head_dim") or hidden // heads
+    sizes = {
+        "hidden_size": values.get("hidden_size"),
+        "num_hidden_layers": values.get("layers"),
+        "num_attention_heads": values.get("heads") or config.get("attention_heads"),  # which XGLM calls them
+    }
+    known = {name: size for name, size in sizes.items() if type(size) is int and size > 0}
+    as_decoder = arch.encoder is not None and config.get("is_decoder") is True
+    odd = "with cross attention" if config.get("add_cross_attention") is True else "as a decoder" if as_decoder else ""
+    odd = "with ALiBi" if config.get("alibi") is True else odd  # which Falcon folds into its mask
+    if odd or len(known) < len(sizes) or "tokens" in arch.without or not (arch.attention or arch.encoder):
+        raise no_place("tokens", arch, where, odd, [name for name in sizes if name not in known])
+    hidden, layers, heads = known.values()
+    several = config.get("multi_query") is False or config.get("new_decoder_architecture") is True
+    kv_heads = values.get("kv_heads") or (1 if arch.multi_query and not several else heads)
+    head_dim = values.get("head_dim") or hidden // heads
     return Decoder(layers, kv_heads, head_dim, hidden, context_length(config, arch))
+
+
+def no_place(site: str, arch: Arch, where: str, odd: str = "", unsaid: Sequence[str] = ()) -> HubkitError:
+    """The refusal of virtual tokens: ``HK-ARCH``.
+
+    Args:
+        site: ``kv`` or ``tokens``.
+        odd: what the configuration makes of the architecture that has no place for them.
+        unsaid: sizes that the configuration does not say.
+    """
+    kind, why = arch.model_type or "no model_type", arch.without.get(site, "")
+    listed = f"a causal decoder of type {', '.join(decoders())}; an encoder of type {', '.join(encoders())}"
+    fix = "a method that edits weights or activations works on any architecture"
+    if why or odd:
+        what = f"virtual tokens have no place here: {why}" if why else "virtual tokens have no place here"
+        return HubkitError("HK-ARCH", what, where=where, want=listed, have=f"{kind} {odd}".strip(), fix=fix)
+    if arch.attention or arch.encoder:
+        what = "the configuration does not say how large keys and values are"
+        return HubkitError("HK-ARCH", what, where=where, want=list(unsaid), have=kind, fix=fix)
+    own = json.dumps({arch.model_type: {"attention": "<class of its attention modules>"}})
+    return HubkitError(
+        "HK-ARCH", "where the attention of this architecture is, is not known", where=where, want=listed, have=kind,
+        fix=f"write {own} into a file and name it in {VARIABLE}; {fix}",
+    )  # fmt: skip
 
 
 def context_of_folder(path: Path) -> int | None:
@@ -94,8 +125,8 @@ def virtual_sites(sites: Mapping[str, Site], arch: Arch, config: Mapping[str, An
     except HubkitError:
         return {}
     shape = (2 * decoder.layers * decoder.kv_heads, decoder.head_dim)
-    tokens = replace(table, name="tokens", kind="tokens")
-    return {"kv": replace(table, name="kv", kind="kv", shape=shape), "tokens": tokens}
+    kv = {} if "kv" in arch.without else {"kv": replace(table, name="kv", kind="kv", shape=shape)}
+    return {**kv, "tokens": replace(table, name="tokens", kind="tokens")}
 
 
 def embedding_table(sites: Iterable[Site], arch: Arch) -> Site | None:

@@ -98,6 +98,8 @@ class VirtualHooks:
         self._ids, self._embeds = _Argument(outer, ["input_ids"]), _Argument(outer, ["inputs_embeds"])
         self._positions, self._past = _Argument(outer, ["position_ids"]), _Argument(outer, base.arch.cache)
         self._cache, self._mask = _Argument(inner, base.arch.cache), _Argument(inner, ["attention_mask"])
+        self._hiding = base.arch.hiding_masks
+        self._padding = _Argument(outer, ["attention_mask"]) if base.arch.counted_positions else None
         self.table = base.site("tokens").module
         assert self.table is not None
         self._handles = [
@@ -140,13 +142,17 @@ class VirtualHooks:
         if positions is None:
             past = self._past.get(args, kwargs)
             start = 0 if past is None else int(past.get_seq_length())
-            positions = (torch.arange(text.shape[1], device=text.device) + start)[None]
-            last = start + text.shape[1] - 1 + front.length
+            padding = None if self._padding is None else self._padding.get(args, kwargs)
+            if padding is None:
+                positions = (torch.arange(text.shape[1], device=text.device) + start)[None]
+                last = start + text.shape[1] - 1 + front.length
+            else:
+                positions = (padding.cumsum(1) * padding - 1).long()[:, start:]
         shift = front.shift
         moved: Tensor = positions + (shift if isinstance(shift, int) else shift.to(positions.device))
         if self._limit is None:
             return moved
-        last = int(moved.max()) if last is None else last  # only positions that were given have to be looked at
+        last = int(moved.max()) if last is None else last  # only positions that are not counted here are looked at
         if last >= self._limit:
             raise HubkitError(
                 "HK-ROW-TOO-LONG", "virtual tokens and text do not fit the base's context",
@@ -172,14 +178,26 @@ class VirtualHooks:
         listed, named = list(args), dict(kwargs)
         text = listed[0] if listed else named["hidden_states"]
         cache = self._cache.get(listed, named)
+        mask = self._mask.get(listed, named)
         mask, crop = front.widened(
-            self._mask.get(listed, named),
+            ~mask if self._hiding and mask is not None else mask,
             text,
-            lambda: keys_after(cache, text.shape[1], module.layer_idx),  # type: ignore[arg-type]
+            lambda: keys_after(cache, text.shape[1], _layer(module)),
         )
-        self._mask.put(listed, named, mask)
+        self._mask.put(listed, named, ~mask if self._hiding and mask is not None else mask)
+        if named.get("alibi") is not None:
+            named["alibi"] = self._biased(named["alibi"], text.shape[0], front)
         self._cache.put(listed, named, CacheView(cache, front, crop))
         return tuple(listed), named
+
+    def _biased(self, alibi: Tensor, rows: int, front: Front) -> Tensor:
+        """BLOOM's bias by position, (rows · heads, 1, keys), with that of what is in front: it begins at -n.
+
+        Softmax sees differences only, so that the text's own may go on beginning at 0.
+        """
+        ones = torch.ones(1, front.length + 1, dtype=torch.long, device=alibi.device)
+        own = self.decoder.build_alibi_tensor(ones, len(alibi) // rows, alibi.dtype)  # type: ignore[operator]
+        return torch.cat([(own[..., :-1] - own[..., -1:]).repeat(rows, 1, 1), alibi], -1)
 
     def _require_attention(self) -> None:
         kind = attention_of(self.decoder.config)
@@ -235,7 +253,8 @@ class VirtualHooks:
                 made: Layers = [(layer[0][None], layer[1][None]) for layer in rows.unbind(0)]
             else:
                 embeds = joined([part() for part in parts], 0)[None].to(self._dtype)
-                made = self.run({"inputs_embeds": embeds}, Front(layers, length))
+                # a copy: CTRLModel.forward of transformers 5.23 scales what it is given in place
+                made = self.run({"inputs_embeds": embeds.clone()}, Front(layers, length))
             layers = [_after(a, b) for a, b in zip(layers, made, strict=True)] if layers else made
             length += sum(part.length for part in parts)
         return Front(layers, length)
@@ -263,6 +282,12 @@ class VirtualHooks:
         finally:
             for module in on:
                 module.gradient_checkpointing = True
+
+
+def _layer(module: nn.Module) -> int:
+    """The number of an attention module's layer."""
+    number: Any = module.layer_idx if hasattr(module, "layer_idx") else module.layer_id  # as GPT-Neo calls it
+    return int(number)
 
 
 def _after(first: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -138,6 +138,11 @@ class CacheView:
             keys, values = keys[:, :, : self._crop], values[:, :, : self._crop]
         return self._front.before(keys, values, layer_idx)
 
+    def get_seq_length(self, *args: Any) -> int:
+        """As the cache's own: what attention takes the place of its first token for (Llama 4, MPT)."""
+        own = 0 if self._cache is None else int(self._cache.get_seq_length(*args))
+        return own + self._front.length
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
 

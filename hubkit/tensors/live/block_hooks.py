@@ -13,14 +13,36 @@ from hubkit.tensors.base.blocks import Block
 Act = Callable[[nn.Module, Tensor | None, Tensor], Tensor | None]
 
 
+def changed(block: Block, x: Tensor | None, output: Any, act: Callable[[Tensor], Tensor | None]) -> Any:
+    """The output of a sub-layer's module, with what `act` makes of what is added to the residual stream.
+
+    Args:
+        x: the residual stream; None where it is not known.
+        output: the module's own output, a tensor or several of which it is the first (routers give their scores, too);
+            in the residual stream's shape or with its tokens in one row (experts).
+        act: y -> the new y, or None to leave it; y is the output times the block's multiplier, in the shape of x.
+    """
+    own = output if isinstance(output, Tensor) else output[0]
+    shaped = own if x is None else own.reshape(x.shape)
+    factor = block.multiplier
+    y = shaped if factor == 1 else shaped * factor
+    new = act(y)
+    if new is None:
+        return output
+    if factor != 1:
+        new = shaped + (new - y) / factor  # so that adding nothing changes no bit
+    new = new.reshape(own.shape)
+    return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
+
+
 class BlockHooks:
     """The hooks of one block: the first keeps the residual stream, the second lets `act` change the output.
 
     What is kept is let go when the output comes, and each thread keeps its own.
 
     Args:
-        act: (module, x, y) -> the new output, or None to leave it. Where the sub-layer gives a tuple, y is its first;
-            x is None where the module was called by itself.
+        act: (module, x, y) -> what to add to x in place of y, or None to leave it, see `changed`; x is None where the
+            module was called by itself.
     """
 
     def __init__(self, block: Block, act: Act) -> None:
@@ -33,8 +55,7 @@ class BlockHooks:
 
         def change(module: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
             x, kept.x = getattr(kept, "x", None), None
-            new = act(module, x, y[0] if isinstance(y, tuple) else y)
-            return (new, *y[1:]) if isinstance(y, tuple) and new is not None else new
+            return changed(block, x, y, lambda y: act(module, x, y))
 
         # functions, not methods: copying the model would copy `kept`, which cannot be copied
         self.handles = (

@@ -33,6 +33,7 @@ from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
 from hubkit.tensors.fourbit.linear import swapped
+from hubkit.tensors.live.block_hooks import changed
 from hubkit.tensors.live.plan import At, Plan
 
 Wrap = Callable[[Forward], Forward]
@@ -185,7 +186,7 @@ class _Stream:
                 y = own(*args, **kwargs)
                 x, self.x = self.x, None
                 assert x is not None, "a layer calls its norm before its sub-layer"
-                return (at(module, x, y[0]), *y[1:]) if isinstance(y, tuple) else at(module, x, y)
+                return changed(site, x, y, lambda y: at(module, x, y))
 
             return forward
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
+from hubkit.tensors.base.decoder import no_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -179,6 +180,8 @@ class KV(_Virtual):
     """
 
     def __init__(self, base: Base, length: int) -> None:
+        if "kv" in base.arch.without:
+            raise no_place("kv", base.arch, base.source)
         super().__init__(base, length)
         decoder = base.decoder
         self.shape = (decoder.layers, 2, decoder.kv_heads, length, decoder.head_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from variants import refused, say
 
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
-from hubkit.methods.suite import randomize
+from hubkit.methods.suite import randomize, tiny_model
 from hubkit.tensors.base.arch import arch_of, decoders, known_layers
 from hubkit.tensors.base.archfile import VARIABLE
 from hubkit.tensors.base.base import Base
@@ -88,6 +89,45 @@ def test_a_made_up_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(attached.detach()(ids), plain)
 
 
+def examples() -> list[dict[str, Any]]:
+    """What docs/bases.md gives as examples."""
+    text = (Path(__file__).parents[3] / "docs" / "bases.md").read_text("utf-8")
+    return [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+
+
+def test_the_examples_teach_what_the_refusals_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown type that is built as Llama is: refused with what to write, and with that as good as Llama."""
+    model: Any = tiny_model("llama")
+    model.config.model_type = "frob"
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = type("FrobAttention", (type(layer.self_attn),), {})
+    made = {name: host().load(name) for name in ("adapters", "prefix", "prompt")}
+    configs = {name: parse_config(method.info.config, SMALL[name], "test") for name, method in made.items()}
+    for name, code in (("adapters", "HK-TARGET"), ("prefix", "HK-ARCH"), ("prompt", "HK-ARCH")):
+        error = refused(code, Adapter.fresh, "a", made[name], configs[name], Base.from_model(model), 0)
+        assert '{"frob": {' in error.fix
+        assert VARIABLE in error.fix
+    ids = torch.arange(6)[None]
+    plain = model(ids).logits
+    short, long = examples()
+    for document, names in ((short, made), (long, ["adapters"])):
+        named(monkeypatch, tmp_path, document, f"{len(names)}.json")
+        base = Base.from_model(model)
+        for name in names:
+            attached = Attached(model, base)
+            attached.add("a", randomize(Adapter.fresh("a", made[name], configs[name], base, 0), 1))
+            attached.set_mix("a")
+            assert (attached(ids).logits - plain).abs().max() > 1e-3
+            attached.detach()
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "adapters": {"width": 3},
+    "prefix": {"num_virtual_tokens": 2},
+    "prompt": {"num_virtual_tokens": 2},
+}
+
+
 def test_it_is_merged_over_what_is_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = arch_of("llama")
     named(monkeypatch, tmp_path, {"llama": {"heads": ["out"]}, "mixers": {"like": "llama", "attention": "Mix"}})
@@ -101,15 +141,23 @@ def test_it_is_merged_over_what_is_shipped(tmp_path: Path, monkeypatch: pytest.M
     assert "mixers" not in decoders()
 
 
+def test_like_is_followed_and_may_go_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {"far": {"like": "near"}, "near": {"like": "qwen2"}, "one": {"like": "two"}, "two": {"like": "one"}}
+    named(monkeypatch, tmp_path, document)
+    assert arch_of("far").sublayers == arch_of("llama").sublayers != ()
+    assert arch_of("one").sublayers == ()
+
+
 @pytest.mark.parametrize(
     ("document", "said"),
     [
         ({"mixers": {"head": ["x"]}}, "mixers.head: unknown key, near: heads"),
         ({"mixers": {"heads": "readout"}}, 'mixers.heads: "readout", want a list of names'),
         ({"mixers": {"learned_positions": 1}}, "true or false"),
+        ({"mixers": {"without": {"keys": "x"}}}, "kv or tokens to reasons"),
         ({"mixers": {"norms": "("}}, "a regular expression"),
         ({"mixers": {"like": "nothing"}}, "no type of the table"),
-        ({"mixers": {"sublayers": [{"role": "attention", "name": "x"}]}}, "mixers.sublayers[0].output: missing"),
+        ({"mixers": {"sublayers": [{"role": "attention", "name": "x"}]}}, "mixers.sublayers[0].residual: missing"),
         ({"mixers": {"sublayers": [{**MIXERS["sublayers"][0], "role": "memory"}]}}, "attention or feedforward"),
         ({"mixers": {"encoder": {"attention": []}}}, "mixers.encoder.attention"),
         ({"mixers": {"encoder": {}}}, "mixers.encoder.attention: missing"),

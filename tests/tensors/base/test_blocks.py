@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bases.architectures import ARCHITECTURES, config_of, known
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
@@ -20,88 +20,168 @@ from hubkit.tensors.base.choose import choose_blocks
 from hubkit.tensors.files.shards import open_shards
 from hubkit.tensors.live.block_hooks import BlockHooks
 
-SIZES = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
-CLASSES = {
-    "bert": "BertForMaskedLM",
-    "roberta": "RobertaForMaskedLM",
-    "xlm-roberta": "XLMRobertaForMaskedLM",
-    "gpt2": "GPT2LMHeadModel",
-    "t5": "T5ForConditionalGeneration",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("falcon", {"parallel_attn": False}),
+    ("falcon", {"new_decoder_architecture": True}),
+    ("falcon", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
+    ("falcon_h1", {"ssm_out_multiplier": 0.5, "attention_out_multiplier": 2.0}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("granite", {"residual_multiplier": 0.5}),
+    ("granitemoe", {"residual_multiplier": 0.5}),
+    ("granitemoehybrid", {"residual_multiplier": 0.5}),
+    ("granitemoeshared", {"residual_multiplier": 0.5}),
+    ("opt", {"do_layer_norm_before": False}),
+    ("stablelm", {"use_parallel_residual": True}),
+]
+"""Layers that are built otherwise than the architecture's default, by a value of the configuration."""
+ALIKE = {"xlm-roberta": "roberta"}
+"""Architecture that is no row of the table of bases -> the one whose configuration does."""
+CASES: list[tuple[str, dict[str, Any]]] = [(k, {}) for k in [*known(), *ALIKE] if k in known_layers()] + VARIANTS
+ADDS_MORE = {"gemma4_text": "per_layer_input_gate"}
+"""Architecture -> the module that is called with the residual stream after the known sub-layers; more follows it."""
 
 
-def model_of(family: str) -> Any:
+def model_of(kind: str, **own: Any) -> Any:
+    """The tiny model of a row of the table of bases, its biases and gains no zeros and ones."""
     import transformers
 
-    name = CLASSES.get(family, f"{family.capitalize()}ForCausalLM")
-    kind = getattr(transformers, name)
-    if family == "gpt2":
-        options: dict[str, Any] = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 4}
-    elif family == "t5":
-        options = {"vocab_size": 24, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
-    elif "bert" in family:
-        options = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 32, "pad_token_id": 1}
-    else:
-        options = {**SIZES, **HEADS}
     torch.manual_seed(0)
-    return kind(kind.config_class(**options)).eval()
+    row = ALIKE.get(kind, kind)
+    config = config_of(row)
+    if row != kind:
+        config = transformers.CONFIG_MAPPING[kind](**{**config.to_dict(), "model_type": kind})
+    for key, value in own.items():
+        assert hasattr(config, key)
+        setattr(config, key, value)
+    model = getattr(transformers, ARCHITECTURES[row].saved).from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+    return model.eval()
 
 
 def call(model: Any) -> None:
-    ids = torch.arange(2, 14).view(2, 6)
+    ids = torch.arange(3, 17).view(2, 7)
     with torch.no_grad():
         model(input_ids=ids, **({"decoder_input_ids": ids} if model.config.model_type == "t5" else {}))
 
 
-@pytest.mark.parametrize("family", known_layers())
-def test_the_residual_stream_goes_on_with_the_sum(family: str) -> None:
-    """What a block's x and y are follows from the next block: its x is their sum, or the norm of it."""
-    model = model_of(family)
-    base = Base.from_model(model)
-    seen: list[tuple[Block, Tensor, Tensor]] = []
+class Streams:
+    """What the blocks of a model see, beside what the modules that hold them get and give."""
 
-    def watch(block: Block) -> Any:
+    def __init__(self, model: nn.Module, kind: str) -> None:
+        base, paths = Base.from_model(model), {module: path for path, module in model.named_modules()}
+        self.blocks = [site for site in base.sites.values() if isinstance(site, Block)]
+        self.seen: dict[str, list[tuple[Block, Tensor, Tensor]]] = {}
+        self.before: dict[str, Tensor] = {}
+        self.after: dict[str, Tensor] = {}
+        self.hooks: list[Any] = [BlockHooks(block, self._watch(block, paths, kind)) for block in self.blocks]
+        for path in self.seen:
+            holder = model.get_submodule(path)
+            self.hooks.append(holder.register_forward_pre_hook(self._came(self.before, path), with_kwargs=True))
+            if kind in ADDS_MORE:
+                then = holder.get_submodule(ADDS_MORE[kind])
+                self.hooks.append(then.register_forward_pre_hook(self._came(self.after, path), with_kwargs=True))
+            else:
+                self.hooks.append(holder.register_forward_hook(self._went(path)))
+
+    def _watch(self, block: Block, paths: dict[nn.Module, str], kind: str) -> Any:
+        assert block.module is not None
+        steps = paths[block.module].split(".")
+        depth = next(n for n, step in enumerate(steps) if step.isdigit())
+        path = ".".join(steps[: depth + 3 if kind == "t5" else depth + 1])  # of T5, cross attention is no block
+        met = self.seen.setdefault(path, [])
+
         def act(module: nn.Module, x: Tensor | None, y: Tensor) -> None:
             assert x is not None
-            seen.append((block, x.clone(), y.clone()))
+            met.append((block, x.clone(), y.clone()))
 
         return act
 
-    hooks = [BlockHooks(block, watch(block)) for block in choose_blocks(base, ("attention", "feedforward"))]
+    def _came(self, where: dict[str, Tensor], path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            where[path] = (args[0] if args else next(iter(kwargs.values()))).clone()
+
+        return hook
+
+    def _went(self, path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+            self.after[path] = (y if isinstance(y, Tensor) else y[0]).clone()
+
+        return hook
+
+
+@pytest.mark.parametrize(("kind", "own"), CASES)
+def test_the_residual_stream_goes_on_with_the_sum(kind: str, own: dict[str, Any]) -> None:
+    """A block's x is the residual stream, and what is behind a layer is that stream and every y, normed where it is."""
+    model = model_of(kind, **own)
+    streams = Streams(model, kind)
     call(model)
-    stacks = 2 if family == "t5" else 1
-    assert len(seen) == len(hooks) == 4 * stacks
-    assert [block.layer for block, _, _ in seen] == [n // 2 for n in range(4 * stacks)]
-    checked = 0
-    for (one, x, y), (other, after, _) in itertools.pairwise(seen):
-        between = family == "t5" and (one.path.partition(".")[0] != other.path.partition(".")[0] or one.layer > 1)
-        if (between and one.role == "attention") or (between and one.layer == 1):
-            continue  # the decoder's cross-attention, and the step from the encoder to it
-        total = x + y if one.norm is None else one.norm(x + y)
-        assert torch.allclose(total, after, atol=1e-6), f"{one.name} -> {other.name}"
-        checked += 1
-    assert checked >= 3
-    for hook in hooks:
+    assert len(streams.seen) >= 2
+    assert {block.name for met in streams.seen.values() for block, _, _ in met} == {b.name for b in streams.blocks}
+    for path, met in streams.seen.items():
+        stream = after = streams.before[path]
+        for block, x, y in met:
+            if not alike(stream, x):  # one after the other; in parallel, all see the same
+                stream = after
+            assert alike(stream, x), block.name
+            after = after.reshape(x.shape) + y if block.norm is None else block.norm(x + y)
+        assert alike(after, streams.after[path]), path
+        assert not alike(after, streams.before[path]), path
+    for hook in streams.hooks:
         hook.remove()
+    count = sum(map(len, streams.seen.values()))
     call(model)
-    assert len(seen) == len(hooks), "taken off"
+    assert sum(map(len, streams.seen.values())) == count == len(streams.blocks), "each is called once; taken off"
 
 
-@pytest.mark.parametrize("family", known_layers())
-def test_headers_give_the_same_blocks(family: str, tmp_path: Path) -> None:
-    model_of(family).save_pretrained(tmp_path)
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding of sums in another order, in fp32."""
+    return bool((one.reshape(other.shape) - other).abs().max() <= 1e-5 * other.abs().max())
+
+
+@pytest.mark.parametrize(("kind", "own"), CASES)
+def test_headers_give_the_same_blocks(kind: str, own: dict[str, Any], tmp_path: Path) -> None:
+    model = model_of(kind, **own)
+    model.save_pretrained(tmp_path)
     shards = open_shards(tmp_path)
     files = Base.from_headers(shards.headers, shards.config, "x")
-    live = Base.from_model(model_of(family))
+    live = Base.from_model(model)
     blocks = [site for site in live.sites.values() if isinstance(site, Block)]
     assert blocks == [site for site in files.sites.values() if isinstance(site, Block)]
-    assert {block.shape for block in blocks} == {(16, 16)}
+    assert {block.shape for block in blocks} == {(32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"), [("granite", {"residual_multiplier": 0.3}), ("llama4_text", {}), ("gpt_oss", {})]
+)
+def test_adding_nothing_changes_no_bit(kind: str, own: dict[str, Any]) -> None:
+    """Where y is multiplied, in one row, or the first of several: what is added to y comes out of the layer."""
+    model = model_of(kind, **own)
+    block = choose_blocks(Base.from_model(model), ("feedforward",))[-1]
+    outputs: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+        outputs.append(y if isinstance(y, Tensor) else y[0])
+
+    def adding(change: float) -> Any:
+        return lambda module, x, y: y + change
+
+    model.get_submodule(block.path).register_forward_hook(note)
+    call(model)
+    for change in (0.0, 1.0):
+        hooks = BlockHooks(block, adding(change))
+        call(model)
+        hooks.remove()
+    plain, same, more = outputs
+    assert torch.equal(plain, same)
+    assert alike(plain + 1.0, more)
 
 
 def test_a_model_without_its_head_has_its_blocks() -> None:
-    names = [block.name for block in choose_blocks(Base.from_model(model_of("llama").model), ("feedforward",))]
+    model: Any = tiny_model("llama")
+    names = [block.name for block in choose_blocks(Base.from_model(model.model), ("feedforward",))]
     assert names == ["layers.0.mlp", "layers.1.mlp"]
 
 
@@ -124,8 +204,28 @@ def test_layers_are_chosen_by_number() -> None:
     assert (refused.value.want, refused.value.have) == (["0 to 1"], ["-1, 2"])
 
 
+def test_a_role_that_no_layer_has_is_refused() -> None:
+    with pytest.raises(HubkitError, match="HK-TARGET") as refused:
+        choose_blocks(Base.from_model(model_of("mamba")), ("attention",))
+    error = refused.value
+    assert (error.want, error.have) == (["attention"], ["mixer: feedforward"])
+
+
+def test_a_sub_layer_that_a_release_calls_otherwise() -> None:
+    """As mixtral's feed-forward before transformers 5: a layer takes the first description that its modules fit."""
+    model = model_of("mixtral")
+    want = [block.name for block in choose_blocks(Base.from_model(model), ("feedforward",))]
+    for layer in model.model.layers:
+        layer.block_sparse_moe = layer._modules.pop("mlp")
+    blocks = choose_blocks(Base.from_model(model), ("feedforward",))
+    assert [block.name for block in blocks] == want
+    assert [block.module for block in blocks] == [layer.block_sparse_moe for layer in model.model.layers]
+
+
 def test_an_architecture_that_is_not_known_is_refused() -> None:
-    base = Base(block_sites((), Base.from_model(tiny_model("llama")).arch), Base.from_model(nn.Linear(2, 2)).arch, "x")
+    base = Base(
+        block_sites((), Base.from_model(tiny_model("llama")).arch, {}), Base.from_model(nn.Linear(2, 2)).arch, "x"
+    )
     with pytest.raises(HubkitError, match="HK-TARGET") as refused:
         choose_blocks(base, ("attention",))
     assert "llama" in refused.value.want[0]

@@ -53,8 +53,10 @@ def in_front(model: Any, text: Tensor, batch: Tensor, mask: Tensor | None = None
 METHODS = ("prefix", "prompt")
 
 
-CASES = [(kind, "sdpa") for kind in decoders() if kind != "gemma2"]  # which caps its scores, as that one cannot
-CASES += [(kind, "eager") for kind in ("llama", "gpt2", "gemma2", "gemma3_text")]
+EAGER = ("gemma2", "gpt_oss", "bloom", "mpt", "ctrl", "gptj", "codegen", "gpt_neo", "jetmoe", "xglm")
+"""Whose attention is no plain one: caps, sinks, biases."""
+CASES = [(kind, "sdpa") for kind in decoders() if kind not in EAGER]
+CASES += [(kind, "eager") for kind in ("llama", "gpt2", "gemma3_text", *EAGER)]
 
 
 @pytest.mark.parametrize(("kind", "attention"), CASES)
@@ -64,7 +66,7 @@ def test_a_text_in_front_is_that_text_in_front(kind: str, attention: str) -> Non
     mask = torch.ones_like(batch)
     mask[1, :3] = 0
     want, padded = in_front(model, text, batch), in_front(model, text, batch, mask)
-    for method in METHODS:
+    for method in METHODS if "kv" in Base.from_model(model).virtual else ("prompt",):
         attached = Attached(model)
         attached.add("a", holding(method, attached, text))
         attached.set_mix("a")
@@ -112,10 +114,10 @@ def test_ways_to_generate(method: str, kind: str) -> None:
     assert torch.equal(padded[:, 3:], alone)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "bloom", "mpt", "opt", "gpt_neo", "ctrl", "llama4_text"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_text_read_in_several_goes(method: str, kind: str) -> None:
-    attached = attached_random(method, kind)
+    attached = attached_random(method, kind, "eager" if kind in EAGER else "sdpa")
     batch = ids(2, 9)
     want = attached(batch).logits
     with torch.no_grad():
@@ -126,11 +128,18 @@ def test_a_text_read_in_several_goes(method: str, kind: str) -> None:
     near(torch.cat([first.logits, then.logits, last.logits], 1), want)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("kind", "window"),
+    [
+        (kind, "sliding_window")
+        for kind in ("mistral", "gemma3_text", "olmo3", "exaone4", "cohere2", "gpt_oss", "phi3", "starcoder2")
+    ]
+    + [("modernbert-decoder", "local_attention"), ("llama4_text", "attention_chunk_size")],
+)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_sliding_window_does_not_slide_past_them(method: str, kind: str) -> None:
+def test_a_sliding_window_does_not_slide_past_them(method: str, kind: str, window: str) -> None:
     """The text's window is its own; what is in front is always seen, whatever the cache keeps."""
-    attached = Attached(model_of(kind, sliding_window=4))
+    attached = Attached(model_of(kind, "eager" if kind in EAGER else "sdpa", **{window: 4}))
     attached.add("a", randomize(fresh(method, attached.sites), 0))
     attached.set_mix("a")
     batch = ids(2, 7)
@@ -170,11 +179,13 @@ NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize(
-    ("method", "kind"), [(m, "llama") for m in ("prefix", "projected", "prompt", "both")] + [("both", "gpt2")]
+    ("method", "kind"),
+    [(m, "llama") for m in ("prefix", "projected", "prompt", "both")] + [("both", "gpt2"), ("both", "bloom")],
 )
 def test_checkpointing_gives_the_same_gradients(method: str, kind: str, reentrant: bool, when: str) -> None:
     def made() -> Attached:
-        attached = Attached(model_of(kind, **(NO_DROPOUT if kind == "gpt2" else {})))
+        how = "eager" if kind in EAGER else "sdpa"
+        attached = Attached(model_of(kind, how, **(NO_DROPOUT if kind == "gpt2" else {})))
         if when == "before" and checkpointed:
             attached.gradient_checkpointing_enable({"use_reentrant": reentrant})
         members = {"prefix": ("prefix",), "prompt": ("prompt",), "both": ("prompt", "prefix", "lora")}
@@ -442,6 +453,17 @@ def test_other_architectures_are_refused() -> None:
         assert "llama" in str(error.want)
         assert "t5" in str(error.have)
     assert not base.virtual
+    for kind, methods, why in (
+        ("jamba", METHODS, "state"),
+        ("openai-gpt", METHODS, "cache"),
+        ("deepseek_v3", ["prefix"], "heads"),
+    ):
+        base = Base.from_model(model_of(kind, "eager"))
+        assert set(base.virtual) == ({"tokens"} if methods == ["prefix"] else set())
+        for method in methods:
+            assert why in refused("HK-ARCH", fresh, method, base).what
+    error = refused("HK-ARCH", fresh, "prefix", Base.from_model(model_of("falcon", alibi=True)))
+    assert "ALiBi" in str(error.have)
     crossed = Base.from_model(model_of("gpt2", add_cross_attention=True))
     assert "cross attention" in str(refused("HK-ARCH", fresh, "prefix", crossed).have)
 
