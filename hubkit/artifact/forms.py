@@ -17,9 +17,13 @@ from hubkit.errors import HubkitError, nearest
 
 PEFT_PREFIX = "base_model.model."
 COMMON = frozenset(
-    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"}
-)
-"""Keys that PEFT writes for every method and that change nothing in the mathematics."""
+    {
+        "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio",
+        "peft_type", "peft_version", "revision", "runtime_config", "task_type",
+    }
+)  # fmt: skip
+"""Keys that change nothing in the mathematics, whatever the method: PEFT's own, and those of ms-swift's LoraConfig
+(https://github.com/modelscope/ms-swift), the dtype that factors were made in and learning rates."""
 
 
 @dataclass(frozen=True)
