@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.adopting.adapterhub import read_adapterhub_folder
+from hubkit.adopting.keys import plain_keys
 from hubkit.adopting.vocabulary import Folder, rows_alone
 from hubkit.artifact.adapterhub import is_adapterhub
 from hubkit.artifact.folder import MANIFEST_NAME, PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
@@ -25,13 +27,27 @@ if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.parts.adapter import Adapter
 
+
+@dataclass(frozen=True)
+class Adopted:
+    """Another tool's adapter as ours.
+
+    Args:
+        manifest: its manifest, files not yet listed.
+        files: name -> content.
+        renamed: how names of its tensors differed from those that the tool itself writes.
+    """
+
+    manifest: Manifest
+    files: dict[str, bytes | Path]
+    renamed: tuple[str, ...] = ()
+
+
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 """Tasks of PEFT that need a head which language models do not have."""
 
 
-def adopt(
-    folder: Path, name: str, base: Path | str | None, revision: str | None, where: Where
-) -> tuple[Manifest, dict[str, bytes | Path]]:
+def adopt(folder: Path, name: str, base: Path | str | None, revision: str | None, where: Where) -> Adopted:
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
     Args:
@@ -64,7 +80,8 @@ def adopt(
     if saved and values.get("tied"):
         saved += arch_of("").heads  # written, and not listed
     resized = [*arch_of("").embeddings, *arch_of("").heads[:1]] if form.rows else []  # listed nowhere either
-    found = split_keys(form, read_header(weights), str(weights), [*saved, *resized])
+    plain = plain_keys(form, read_header(weights), str(weights))
+    found = split_keys(form, plain.names.values(), str(weights), [*saved, *resized])
     parts = dict(found.parts)
     if not parts:
         raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
@@ -74,7 +91,8 @@ def adopt(
     asked = revision or (foreign.get("revision") if base is None else None)
     source, record = base_with_record(named if isinstance(named, Path) else str(named), asked, where)
     sites = Base.from_folder(source.path)
-    stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
+    stored = {plain.names[key]: value for key, value in read_file(weights).items()}
+    listed_whole = {name for name in parts if any(name.endswith(end) for end in saved)}
     if form.rows:
         place = Folder(folder, source.path, stored)
         stored, parts, values = rows_alone(place, form, parts, listed_whole, values, sites)
@@ -95,7 +113,7 @@ def adopt(
         values.pop("tied", None)  # asked for, and nothing came of it
     config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
     adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
-    return _adopted(name, method, adapter, record)
+    return replace(_adopted(name, method, adapter, record), renamed=plain.renamed)
 
 
 def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
@@ -114,9 +132,7 @@ def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, wher
         )  # fmt: skip
 
 
-def _adopted(
-    name: str, method: Method, adapter: Adapter, record: BaseRecord
-) -> tuple[Manifest, dict[str, bytes | Path]]:
+def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) -> Adopted:
     from hubkit.methods.config import config_document
     from hubkit.methods.foreign import own_files
 
@@ -129,7 +145,7 @@ def _adopted(
     assert public is not None
     adapter.source, adapter.revision = public.source, public.revision
     files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
-    return manifest, files
+    return Adopted(manifest, files)
 
 
 def _foreign_config(folder: Path) -> Mapping[str, Any]:

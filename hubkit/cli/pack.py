@@ -74,6 +74,7 @@ def _render(done: Packed) -> str:
     verb = "would pack" if done.dry_run else "packed" if done.changed else "unchanged"
     how = ", adopted" if done.adopted else ""
     lines = [f"{verb}  {done.path} ({manifest.name} {manifest.version}, {manifest.method or manifest.kind}{how})"]
+    lines += [f"renamed: {line}" for line in done.renamed]
     lines += [f"left out: {path}" for path in done.left_out]
     lines += [f"override: {name}" for name in manifest.overrides]
     return "\n".join(lines + ([f"digest  {done.digest}"] if done.digest else []))

@@ -53,6 +53,7 @@ class Packed(Shown):
         digest: its identity.
         manifest: as written.
         adopted: it came without a manifest, from another tool.
+        renamed: how the names of its tensors differed from those that its tool writes: an adapter's name, wrappers.
         left_out: files of the folder that do not belong to an adapter.
         changed: whether anything was written.
         dry_run: nothing was written.
@@ -62,6 +63,7 @@ class Packed(Shown):
     digest: str
     manifest: Manifest
     adopted: bool
+    renamed: tuple[str, ...]
     left_out: tuple[str, ...]
     changed: bool
     dry_run: bool
@@ -109,8 +111,10 @@ def pack(
     if name is not None or (adopted and folder.is_dir()):
         name = chosen_name(name, folder)
     given: dict[str, Any] = {"version": version, "name": name, "license": license}
+    renamed: tuple[str, ...] = ()
     if adopted:
-        manifest, files = adopt(folder, name or folder.name, base, revision, where)
+        found = adopt(folder, name or folder.name, base, revision, where)
+        manifest, files, renamed = found.manifest, found.files, found.renamed
     else:
         manifest, files = _repack(folder, base, revision, allow_base_mismatch, where)
     manifest = replace(manifest, **{key: value for key, value in given.items() if value is not None})
@@ -128,10 +132,10 @@ def pack(
     replacing = out is None or replace_out
     check_adapter(dest, manifest, files, replace=replacing)
     if dry_run:
-        return Packed(dest, "", manifest, adopted, left_out, False, True)
+        return Packed(dest, "", manifest, adopted, renamed, left_out, False, True)
     before = _digest(dest)
     made = write_adapter(dest, manifest, files, replace=replacing)
-    return Packed(dest, made.digest, made, adopted, left_out, made.digest != before, False)
+    return Packed(dest, made.digest, made, adopted, renamed, left_out, made.digest != before, False)
 
 
 def _repack(
