@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.adopting.adapterhub import read_adapterhub_folder
+from hubkit.adopting.folders import foreign_config, weights_of
 from hubkit.adopting.keys import plain_keys
 from hubkit.adopting.vocabulary import Folder, rows_alone
 from hubkit.artifact.adapterhub import is_adapterhub
-from hubkit.artifact.folder import MANIFEST_NAME, PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
-from hubkit.documents.files import read, refusing
+from hubkit.artifact.folder import PEFT_CONFIG, TENSORS_NAME, tensors_bytes
 from hubkit.documents.manifest import Manifest, Plugin
-from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record
 from hubkit.named.vocabulary import vocabulary_document
@@ -58,9 +57,9 @@ def adopt(folder: Path, name: str, base: Path | str | None, revision: str | None
         where: where the base is looked for.
 
     Raises:
-        HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
-            ``HK-KEYS``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``;
-            what fetching and reading the base raise.
+        HubkitError: ``HK-NOT-ADAPTER``, ``HK-FOREIGN``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``,
+            ``HK-SAFETENSORS``, ``HK-KEYS``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``, ``HK-NAN``,
+            ``HK-BASE-NEEDED``; what fetching and reading the base raise.
     """
     from hubkit.artifact.forms import HELD, short_targets, split_keys
     from hubkit.artifact.identity.header import read_header
@@ -71,11 +70,11 @@ def adopt(folder: Path, name: str, base: Path | str | None, revision: str | None
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.tied import tied_pairs
 
-    foreign = _foreign_config(folder)
+    foreign = foreign_config(folder)
     if is_adapterhub(foreign):
         return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
     method, form, values = _method_for(foreign, folder)
-    weights = _weights(folder)
+    weights = weights_of(folder)
     saved = list(values.get(form.saved) or []) if form.saved else []
     if saved and values.get("tied"):
         saved += arch_of("").heads  # written, and not listed
@@ -148,18 +147,6 @@ def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) ->
     return Adopted(manifest, files)
 
 
-def _foreign_config(folder: Path) -> Mapping[str, Any]:
-    path = folder / PEFT_CONFIG
-    if not path.is_file():
-        raise HubkitError(
-            "HK-NOT-ADAPTER", f"there is no adapter in {str(folder)!r}", want=f"{MANIFEST_NAME} or {PEFT_CONFIG}",
-            have=", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder",
-            fix="hubkit train makes one",
-        )  # fmt: skip
-    with refusing(path):
-        return parse(read(path, MAX_BYTES), str(path))
-
-
 def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]]:
     """The installed method that reads this configuration of PEFT, and its own; the default method is asked first.
 
@@ -193,14 +180,3 @@ def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftFo
         where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known})), have=peft_type,
         fix="install the package that offers it; hubkit methods lists what is installed",
     )  # fmt: skip
-
-
-def _weights(folder: Path) -> Path:
-    path = folder / WEIGHTS_NAME
-    pickles = [p.name for p in folder.glob("adapter_model.*") if p.name != WEIGHTS_NAME]
-    if not path.is_file() and pickles:
-        raise HubkitError(
-            "HK-PICKLE", "the adapter's weights are a pickle, which can run code when it is read", where=str(folder),
-            want=WEIGHTS_NAME, have=", ".join(pickles), fix="save it again with safe_serialization=True",
-        )  # fmt: skip
-    return path

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.adopting.adopt import adopt
+from hubkit.adopting.folders import TRAINER_STATE, folders_apart
 from hubkit.artifact.adapterhub import FILES as ADAPTERHUB_FILES
 from hubkit.artifact.folder import (
     CARD_NAME,
@@ -54,7 +55,7 @@ class Packed(Shown):
         manifest: as written.
         adopted: it came without a manifest, from another tool.
         renamed: how the names of its tensors differed from those that its tool writes: an adapter's name, wrappers.
-        left_out: files of the folder that do not belong to an adapter.
+        left_out: files and folders inside that do not belong to the adapter.
         changed: whether anything was written.
         dry_run: nothing was written.
     """
@@ -177,18 +178,18 @@ def _repack(
 
 
 def _others(folder: Path, known: Mapping[str, Any]) -> tuple[dict[str, bytes | Path], tuple[str, ...]]:
-    """Further files that may travel with an adapter (tokenizer, licence, metrics), and those that may not."""
+    """Further files that may travel with an adapter (tokenizer, licence, metrics), and those that may not.
+
+    A folder inside that is another adapter or a checkpoint is left as a whole, and named as one.
+    """
     from hubkit.documents.names import check_allowed
 
     kept: dict[str, bytes | Path] = {}
-    left: list[str] = []
+    apart = folders_apart(folder)
+    left = [f"{name}/" for name in apart]
     for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
-        inside = path.relative_to(folder).as_posix()
-        if (
-            inside in _NOT_COPIED
-            or inside in known
-            or any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ):
+        inside, parts = path.relative_to(folder).as_posix(), path.relative_to(folder).parts
+        if inside in _NOT_COPIED or inside in known or parts[0] in apart or any(part.startswith(".") for part in parts):
             continue
         try:
             with path.open("rb") as file:
@@ -196,7 +197,7 @@ def _others(folder: Path, known: Mapping[str, Any]) -> tuple[dict[str, bytes | P
         except HubkitError:
             left.append(inside)
             continue
-        if path.suffix == ".safetensors" or path.is_symlink():
+        if path.suffix == ".safetensors" or path.is_symlink() or path.name == TRAINER_STATE:
             left.append(inside)
         else:
             kept[inside] = path
