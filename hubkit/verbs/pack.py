@@ -83,6 +83,7 @@ def pack(
     registry: str | None = None,
     offline: bool = False,
     allow_base_mismatch: bool = False,
+    allow_partial: bool = False,
     replace_out: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -97,13 +98,15 @@ def pack(
         name: the adapter's; the manifest's, or the folder's name, by default.
         license: SPDX identifier.
         revision: of the base, where it is a repository that names none.
-        allow_base_mismatch: bind an adapter to another base than its manifest says; recorded.
+        allow_base_mismatch: bind an adapter to another base than its manifest or PEFT's configuration says; recorded.
+        allow_partial: adopt a PEFT adapter of fewer modules than its configuration names; recorded.
         replace_out: replace an adapter that is at `out`.
         dry_run: check everything, write nothing.
 
     Raises:
-        HubkitError: ``HK-NOT-ADAPTER``, ``HK-PICKLE``, ``HK-SAFETENSORS``, ``HK-OPTION``, ``HK-KEYS``, ``HK-SHAPE``,
-            ``HK-NAN``, ``HK-TARGET``, ``HK-BASE-*``, ``HK-VERSION``, ``HK-NAME``, ``HK-EXISTS``, ``HK-EXTRA-FILES``.
+        HubkitError: ``HK-NOT-ADAPTER``, ``HK-FOREIGN``, ``HK-PICKLE``, ``HK-SAFETENSORS``, ``HK-OPTION``, ``HK-KEYS``,
+            ``HK-SHAPE``, ``HK-DTYPE``, ``HK-NAN``, ``HK-TARGET``, ``HK-BASE-*``, ``HK-VERSION``, ``HK-NAME``,
+            ``HK-EXISTS``, ``HK-EXTRA-FILES``.
     """
     folder = Path(folder)
     require_version(version)
@@ -114,7 +117,8 @@ def pack(
     given: dict[str, Any] = {"version": version, "name": name, "license": license}
     renamed: tuple[str, ...] = ()
     if adopted:
-        found = adopt(folder, name or folder.name, base, revision, where)
+        allowed = {"allow_partial": allow_partial, "allow_base_mismatch": allow_base_mismatch}
+        found = adopt(folder, name or folder.name, base, revision, where, **allowed)
         manifest, files, renamed = found.manifest, found.files, found.renamed
     else:
         manifest, files = _repack(folder, base, revision, allow_base_mismatch, where)
