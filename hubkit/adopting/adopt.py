@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.adopting.adapterhub import read_adapterhub_folder
-from hubkit.adopting.claims import require_declared, require_promised
+from hubkit.adopting.carry import carry
+from hubkit.adopting.claims import found_base, require_promised
 from hubkit.adopting.folders import foreign_config, weights_of
 from hubkit.adopting.keys import plain_keys
 from hubkit.adopting.vocabulary import Folder, rows_alone
 from hubkit.artifact.adapterhub import is_adapterhub
+from hubkit.artifact.carried import TYPES
 from hubkit.artifact.folder import PEFT_CONFIG, TENSORS_NAME, tensors_bytes
 from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.errors import HubkitError
-from hubkit.named.sources import base_with_record
 from hubkit.named.vocabulary import vocabulary_document
 from hubkit.named.where import Where
 
@@ -78,27 +79,26 @@ def adopt(
     foreign = foreign_config(folder)
     if is_adapterhub(foreign):
         return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
-    method, form, values = _method_for(foreign, folder)
+    read = _method_for(foreign, folder)
+    if read is None:
+        source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
+        return Adopted(*carry(folder, foreign, name, Base.from_folder(source.path), record, used, allow_partial))
+    method, form, values = read
     weights, config_path = weights_of(folder), str(folder / PEFT_CONFIG)
     saved, resized = _whole_modules(form, values)
     plain = plain_keys(form, read_header(weights), str(weights))
     parts = dict(split_keys(form, plain.names.values(), str(weights), [*saved, *resized]).parts)
     if not parts:
         raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
-    named = base or foreign.get("base_model_name_or_path")
-    if not named:
-        raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
-    named = named if isinstance(named, Path) else str(named)
-    asked, used = require_declared(foreign, named, revision, config_path, allow_base_mismatch)
-    source, record = base_with_record(named, asked, where)
+    source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
     sites = Base.from_folder(source.path)
     stored = {plain.names[key]: value for key, value in read_file(weights).items()}
     if form.rows:
         listed = {name for name in parts if any(name.endswith(end) for end in saved)}
         stored, parts, values = rows_alone(Folder(folder, source.path, stored), form, parts, listed, values, sites)
     whole = [name for name, roles in parts.items() if set(roles) <= set(HELD)]
-    _require_heads(foreign, whole, sites, str(weights), str(named))
-    _require_homes(parts, sites, str(weights), str(named))
+    _require_heads(foreign, whole, sites, str(weights), record.fingerprint.source or "the base")
+    _require_homes(parts, sites, str(weights), record.fingerprint.source or "the base")
     if form.targets:
         chosen = [name for name in parts if name not in whole and name not in sites.rows]
         layers = record.fingerprint.config.get("layers")
@@ -180,10 +180,10 @@ def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) ->
     return Adopted(manifest, files)
 
 
-def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]]:
+def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]] | None:
     """The installed method that reads this configuration of PEFT, and its own; the default method is asked first.
 
-    Methods that cannot be imported are passed over.
+    Methods that cannot be imported are passed over. None for a type that can only be carried.
 
     Raises:
         HubkitError: ``HK-METHOD-UNKNOWN``; ``HK-OPTION`` of the method that comes closest, when none reads it.
@@ -208,8 +208,10 @@ def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftFo
                 refusals.append(refusal)
     if refusals:
         raise min(refusals, key=lambda refusal: len(refusal.have))
+    if peft_type in TYPES:
+        return None
     raise HubkitError(
         "HK-METHOD-UNKNOWN", f"no installed method reads adapters of type {peft_type!r}",
-        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known})), have=peft_type,
+        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known, *TYPES})), have=peft_type,
         fix="install the package that offers it; hubkit methods lists what is installed",
     )  # fmt: skip

@@ -11,17 +11,43 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubkit.artifact.folder import PEFT_CONFIG
 from hubkit.artifact.identity.base_match import OVERRIDE
 from hubkit.errors import HubkitError
-from hubkit.named.sources import base_reference
+from hubkit.named.sources import Source, base_reference, base_with_record
+from hubkit.named.where import Where
 from hubkit.registry.reference import Reference
 
 if TYPE_CHECKING:
+    from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.tensors.base.base import Base
 
 PARTIAL = "allow-partial"
 """The override that goes on with an adapter of fewer modules than its configuration claims, as manifests name it."""
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
+
+
+def found_base(
+    config: Mapping[str, Any], folder: Path, base: Path | str | None, revision: str | None, where: Where, allow: bool
+) -> tuple[Source, BaseRecord, list[str]]:
+    """The base that is given, or the one that the configuration names; its identity; the overrides that were needed.
+
+    Args:
+        folder: the adapter's.
+        base: folder or repository; the declared one when None.
+        revision: of it.
+        where: where it is looked for.
+        allow: the user's ``--allow-base-mismatch``.
+
+    Raises:
+        HubkitError: ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``; what fetching and reading the base raise.
+    """
+    named = base or config.get("base_model_name_or_path")
+    if not named:
+        raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
+    named = named if isinstance(named, Path) else str(named)
+    asked, used = require_declared(config, named, revision, str(folder / PEFT_CONFIG), allow)
+    return *base_with_record(named, asked, where), used
 
 
 def require_declared(
@@ -102,8 +128,9 @@ def require_promised(
     from hubkit.tensors.base.layers import layer_of
 
     targets = _targets(config, key)
+    modules = base.modules()
     places = {name: layer_of(name) for name in base.sites}
-    absent = [t for t in targets if isinstance(t, str) and not any(_ends(name, t) for name in base.sites)]
+    absent = [t for t in targets if isinstance(t, str) and not any(_ends(name, t) for name in modules)]
     pool = [name for name, at in places.items() if layers is None or at is None or at < layers]
     pool = [n for n in pool if base.sites[n].kind in ("linear", "embedding") and not _excluded(config, n)]
     kinds = {_kind(name) for name in present}

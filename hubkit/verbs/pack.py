@@ -149,7 +149,7 @@ def _repack(
     """The manifest and files of an adapter of ours; checked as they are now, whatever the manifest's list says."""
     from hubkit.artifact.identity.base_match import require_same_base
     from hubkit.documents.names import check_names
-    from hubkit.methods.reading import read_adapter, recorded_base
+    from hubkit.methods.reading import check_tensors, recorded_base
     from hubkit.named.terms import require_adapter
     from hubkit.tensors.base.base import Base
 
@@ -168,14 +168,14 @@ def _repack(
             require_adapter(opened)
         return manifest, files
     if base is None:
-        read_adapter(opened, recorded_base(opened))
+        check_tensors(opened, recorded_base(opened))
         return manifest, files
     source, record = base_with_record(base, revision, where)
     if manifest.base is not None:
         have = record.fingerprint, opened.base_tensors(), record.tensors
         used = require_same_base(manifest.name, str(folder), manifest.base, *have, allow)
         manifest = replace(manifest, overrides=tuple(dict.fromkeys([*manifest.overrides, *used])))
-    read_adapter(opened, Base.from_folder(source.path))
+    check_tensors(opened, Base.from_folder(source.path))
     files[TENSORS_NAME] = tensors_bytes(record.tensors)
     codec = manifest.base.codec if manifest.base is not None else None
     return replace(manifest, base=replace(record.fingerprint, codec=codec)), files
