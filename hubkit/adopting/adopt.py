@@ -14,7 +14,7 @@ from hubkit.adopting.folders import foreign_config, weights_of
 from hubkit.adopting.keys import plain_keys
 from hubkit.adopting.vocabulary import Folder, rows_alone
 from hubkit.artifact.adapterhub import is_adapterhub
-from hubkit.artifact.carried import TYPES
+from hubkit.artifact.carried import types
 from hubkit.artifact.folder import PEFT_CONFIG, TENSORS_NAME, tensors_bytes
 from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.errors import HubkitError
@@ -208,10 +208,10 @@ def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftFo
                 refusals.append(refusal)
     if refusals:
         raise min(refusals, key=lambda refusal: len(refusal.have))
-    if peft_type in TYPES:
+    if peft_type in types():
         return None
     raise HubkitError(
         "HK-METHOD-UNKNOWN", f"no installed method reads adapters of type {peft_type!r}",
-        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known, *TYPES})), have=peft_type,
+        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known, *types()})), have=peft_type,
         fix="install the package that offers it; hubkit methods lists what is installed",
     )  # fmt: skip

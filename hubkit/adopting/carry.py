@@ -39,7 +39,7 @@ def carry(
     Raises:
         HubkitError: ``HK-PICKLE``; as `check_carried` and `require_promised`.
     """
-    from hubkit.methods.carried import check_carried
+    from hubkit.tensors.parts.carried import check_carried
 
     weights, peft_type, where = weights_of(folder), str(config["peft_type"]), str(folder / PEFT_CONFIG)
     _, modules = check_carried(peft_type, weights, base)

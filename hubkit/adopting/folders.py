@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +20,31 @@ from hubkit.errors import HubkitError
 TRAINER_STATE = "trainer_state.json"
 """Where transformers' Trainer keeps losses and paths of its run, beside its optimizer's state."""
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-_TORCHTUNE = re.compile(r"adapter_(\d+|model)\.pt")
-_DIFFUSION = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "unet.", "text_encoder.")
-"""Beginnings of names of tensors in adapters of image models, as kohya and diffusers write them."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool whose adapters are not PEFT's.
+    """A tool whose adapters are not PEFT's, and by what they are known: a file, or one of the rest.
 
     Args:
         name: what its folder is called in a refusal.
+        files: expression for the names of its files.
+        config: keys of ``adapter_config.json`` that it alone writes.
+        tensors: beginnings of the names of tensors in any safetensors file.
         way: how its own command makes something that hubkit reads; ``{folder}`` is the folder.
     """
 
     name: str
+    files: str
+    config: Sequence[str]
+    tensors: Sequence[str]
     way: str
 
 
-MLX = Tool(
-    "an adapter of MLX",
-    "mlx_lm.fuse --model BASE --adapter-path {folder} --save-path MERGED makes a whole model, with its base inside",
-)
-TORCHTUNE = Tool(
-    "an adapter of torchtune",
-    "tune run RECIPE --config CONFIG checkpointer=torchtune.training.FullModelHFCheckpointer writes PEFT's files too",
-)
-DIFFUSION = Tool(
-    "an adapter of an image model (kohya or diffusers), not of a language model",
-    "kohya: python networks/merge_lora.py --sd_model MODEL --models FILE --ratios 1 --save_to MERGED; in diffusers:"
-    " pipe.load_lora_weights({folder!r}), pipe.fuse_lora(), pipe.save_pretrained(MERGED)",
-)
+@functools.cache
+def tools() -> tuple[Tool, ...]:
+    """The tools that are known, from ``tools.json``."""
+    return tuple(Tool(**one) for one in json.loads((files("hubkit.adopting") / "tools.json").read_text("utf-8")))
 
 
 def foreign_config(folder: Path) -> Mapping[str, Any]:
@@ -110,21 +107,19 @@ def _tool_of(folder: Path, config: Mapping[str, Any]) -> Tool | None:
     """The other tool that wrote `folder`; None for PEFT, AdapterHub and what is no adapter."""
     if not folder.is_dir() or (folder / WEIGHTS_NAME).is_file():
         return None
-    names = [path.name for path in folder.iterdir() if path.is_file()]
-    if "adapters.safetensors" in names or {"fine_tune_type", "lora_parameters"} & config.keys():
-        return MLX
-    if any(map(_TORCHTUNE.fullmatch, names)):
-        return TORCHTUNE
-    if "pytorch_lora_weights.safetensors" in names or "pytorch_lora_weights.bin" in names:
-        return DIFFUSION
-    return DIFFUSION if any(_of_diffusion(folder / n) for n in names if n.endswith(".safetensors")) else None
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for tool in tools():
+        if any(re.fullmatch(tool.files, name) for name in names) or any(key in config for key in tool.config):
+            return tool
+    keys = [key for name in names if name.endswith(".safetensors") for key in _tensors(folder / name)]
+    return next((tool for tool in tools() if any(key.startswith(tuple(tool.tensors)) for key in keys)), None)
 
 
-def _of_diffusion(path: Path) -> bool:
+def _tensors(path: Path) -> list[str]:
     try:
-        return any(name.startswith(_DIFFUSION) for name in read_header(path))
+        return list(read_header(path))
     except HubkitError:
-        return False
+        return []
 
 
 def _names(folder: Path) -> str:

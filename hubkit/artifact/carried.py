@@ -6,29 +6,29 @@ how the names of its tensors begin, so that each is found at a module of the bas
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from importlib.resources import files
 from typing import Final
 
 from hubkit.artifact.forms import HELD, PEFT_PREFIX
 from hubkit.errors import HubkitError
 
 MARK: Final = "peft:"
-TYPES: Final = {
-    "ADALORA": "lora_", "ADAMSS": "adamss_", "ADAPTION_PROMPT": "adaption_", "BEFT": "beft_", "BOFT": "boft_",
-    "C3A": "c3a_", "CARTRIDGE": "", "CPT": "", "DEFT": "deft_", "DELORA": "delora_", "FOURIERFT": "fourierft_",
-    "FROD": "frod_", "GLORA": "glora_", "GRALORA": "gralora_", "HIRA": "hira_", "HRA": "hra_", "IA3": "ia3_",
-    "LILY": "lily_", "LN_TUNING": "ln_tuning_", "LOHA": "hada_", "LOKR": "lokr_", "MISS": "miss_",
-    "MULTITASK_PROMPT_TUNING": "", "OFT": "oft_", "OSF": "osf_", "PEANUT": "peanut_", "POLY": "poly_",
-    "PSOFT": "psoft_", "PVERA": "pvera_", "P_TUNING": "", "RANDLORA": "randlora_", "ROAD": "road_",
-    "SHADOW": "shadow_", "SHIRA": "shira_", "SUPERTUNING": "supertuning_", "TINYLORA": "tinylora_",
-    "TRAINABLE_TOKENS": "trainable_tokens_", "UNILORA": "unilora_", "VBLORA": "vblora_", "VERA": "vera_",
-    "WAVEFT": "waveft_",
-}  # fmt: skip
-"""PEFT's types -> how its tensors at a module are called; empty where there are none. Read from PEFT 0.21; X-LoRA is
-not among them: its configuration names other adapters by their places on a machine."""
 _WHOLE: Final = frozenset({"prefix_task_cols", "prefix_task_rows", "prompt_embeddings"})
 """Tensors of types that put tokens in front of the text."""
+
+
+@functools.cache
+def types() -> Mapping[str, str]:
+    """PEFT's types -> how their tensors at a module are called, empty where there are none (``carried.json``).
+
+    Read from PEFT 0.21. X-LoRA is not among them: its configuration names other adapters by their places on a machine.
+    """
+    found: Mapping[str, str] = json.loads((files("hubkit.artifact") / "carried.json").read_text("utf-8"))
+    return found
 
 
 def carried_type(method: str | None) -> str | None:
@@ -50,7 +50,7 @@ def modules_of(peft_type: str, keys: Collection[str], base: Collection[str], whe
     """
     if not keys:
         raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=where)
-    start = TYPES.get(peft_type, "")
+    start = types().get(peft_type, "")
     at_module = re.compile(rf"{re.escape(PEFT_PREFIX)}(.+?)\.{start}.+") if start else re.compile(r"(?!)")
     own = re.compile(rf"base_model\.{start}.+") if start else re.compile(r"(?!)")
     found: set[str] = set()

@@ -18,12 +18,11 @@ from hubkit.errors import HubkitError, nearest
 PEFT_PREFIX = "base_model.model."
 COMMON = frozenset(
     {
-        "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio",
-        "peft_type", "peft_version", "revision", "runtime_config", "task_type",
+        "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
+        "runtime_config", "task_type",
     }
 )  # fmt: skip
-"""Keys that change nothing in the mathematics, whatever the method: PEFT's own, and those of ms-swift's LoraConfig
-(https://github.com/modelscope/ms-swift), the dtype that factors were made in and learning rates."""
+"""Keys that PEFT writes for every method, or once wrote, and that change nothing in the mathematics."""
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from hubkit.artifact.carried import carried_type
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.errors import HubkitError
-from hubkit.methods.carried import check_carried
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import Method, host
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.carried import check_carried
 from hubkit.tensors.parts.part import front_length
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def method_of(folder: AdapterFolder) -> tuple[Method, Any]:
         )
     if peft_type := carried_type(manifest.method):
         raise HubkitError(
-            "HK-METHOD-UNKNOWN", f"no method here can run adapters of PEFT's type {peft_type}: they are kept as they are",
+            "HK-METHOD-UNKNOWN", f"adapters of PEFT's type {peft_type} are kept as they are, no method here runs them",
             where=f"{where}#/method", have=str(manifest.method),
             fix=f"PEFT runs it: PeftModel.from_pretrained(base, {str(folder.path)!r})",
         )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from theirs import CONFIG, WEIGHTS, made_by_peft, rewrite, set_options, tensors_of
 from variants import logits, other_weights, refused, say
 
-from hubkit.artifact.carried import TYPES
+from hubkit.artifact.carried import types
 from hubkit.documents.manifest import Manifest
 from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
@@ -69,7 +69,7 @@ def made(kind: str, base: Path, folder: Path) -> Any:
 
 
 def test_every_type_of_the_installed_peft_is_known() -> None:
-    assert {kind.value for kind in peft.PeftType} - RUN_HERE - REFUSED <= set(TYPES)
+    assert {kind.value for kind in peft.PeftType} - RUN_HERE - REFUSED <= set(types())
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hubkit.artifact.carried import modules_of
 from hubkit.artifact.identity.header import read_header
 from hubkit.errors import HubkitError
-
-if TYPE_CHECKING:
-    from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.parts.adapter import require_finite
 
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """Those that PEFT's types store: values, and indices of them."""
@@ -24,8 +22,6 @@ def check_carried(peft_type: str, weights: Path, base: Base) -> tuple[int, list[
             ``HK-DTYPE``; ``HK-NAN``.
     """
     from safetensors import safe_open
-
-    from hubkit.tensors.parts.adapter import require_finite
 
     header = read_header(weights)
     modules = modules_of(peft_type, header, base.modules(), str(weights))
