@@ -79,12 +79,11 @@ def adopt(
     foreign = foreign_config(folder)
     if is_adapterhub(foreign):
         return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
-    read = _method_for(foreign, folder)
+    read, weights, config_path = _method_for(foreign, folder), weights_of(folder), str(folder / PEFT_CONFIG)
     if read is None:
         source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
-        return Adopted(*carry(folder, foreign, name, Base.from_folder(source.path), record, used, allow_partial))
+        return Adopted(*carry(weights, foreign, name, Base.from_folder(source.path), record, used, allow_partial))
     method, form, values = read
-    weights, config_path = weights_of(folder), str(folder / PEFT_CONFIG)
     saved, resized = _whole_modules(form, values)
     plain = plain_keys(form, read_header(weights), str(weights))
     parts = dict(split_keys(form, plain.names.values(), str(weights), [*saved, *resized]).parts)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.adopting.claims import require_promised
-from hubkit.adopting.folders import weights_of
 from hubkit.artifact.carried import MARK
 from hubkit.artifact.folder import PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
 from hubkit.documents.manifest import Manifest
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def carry(
-    folder: Path, config: Mapping[str, Any], name: str, base: Base, record: BaseRecord, overrides: list[str],
+    weights: Path, config: Mapping[str, Any], name: str, base: Base, record: BaseRecord, overrides: list[str],
     allow_partial: bool,
 ) -> tuple[Manifest, dict[str, bytes | Path]]:  # fmt: skip
     """The manifest and files of an adapter whose mathematics is PEFT's alone.
@@ -28,8 +27,8 @@ def carry(
     to, and no place on this machine.
 
     Args:
-        folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
-        config: that configuration.
+        weights: its ``adapter_model.safetensors``.
+        config: the ``adapter_config.json`` beside it.
         name: the adapter's.
         base: the sites of its base.
         record: the identity of its base.
@@ -37,11 +36,11 @@ def carry(
         allow_partial: see `require_promised`.
 
     Raises:
-        HubkitError: ``HK-PICKLE``; as `check_carried` and `require_promised`.
+        HubkitError: as `check_carried` and `require_promised`.
     """
     from hubkit.tensors.parts.carried import check_carried
 
-    weights, peft_type, where = weights_of(folder), str(config["peft_type"]), str(folder / PEFT_CONFIG)
+    peft_type, where = str(config["peft_type"]), str(weights.parent / PEFT_CONFIG)
     _, modules = check_carried(peft_type, weights, base)
     layers, used = record.fingerprint.config.get("layers"), list(overrides)
     if modules:
