@@ -187,6 +187,7 @@ PEFT = PeftForm(
     ignored=frozenset(
         {
             "corda_config", "eva_config", "loftq_config", "megatron_core", "qalora_group_size",
+            "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio",  # of ms-swift: https://github.com/modelscope/ms-swift
         }
     ),
     transposed="fan_in_fan_out",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.adopting.adapterhub import read_adapterhub_folder
+from hubkit.adopting.carry import carry
+from hubkit.adopting.claims import found_base, require_promised
+from hubkit.adopting.folders import foreign_config, weights_of
+from hubkit.adopting.keys import plain_keys
 from hubkit.adopting.vocabulary import Folder, rows_alone
 from hubkit.artifact.adapterhub import is_adapterhub
-from hubkit.artifact.folder import MANIFEST_NAME, PEFT_CONFIG, TENSORS_NAME, WEIGHTS_NAME, tensors_bytes
-from hubkit.documents.files import read, refusing
+from hubkit.artifact.carried import types
+from hubkit.artifact.folder import PEFT_CONFIG, TENSORS_NAME, tensors_bytes
 from hubkit.documents.manifest import Manifest, Plugin
-from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.errors import HubkitError
-from hubkit.named.sources import base_with_record
 from hubkit.named.vocabulary import vocabulary_document
 from hubkit.named.where import Where
 
@@ -25,13 +28,30 @@ if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.parts.adapter import Adapter
 
+
+@dataclass(frozen=True)
+class Adopted:
+    """Another tool's adapter as ours.
+
+    Args:
+        manifest: its manifest, files not yet listed.
+        files: name -> content.
+        renamed: how names of its tensors differed from those that the tool itself writes.
+    """
+
+    manifest: Manifest
+    files: dict[str, bytes | Path]
+    renamed: tuple[str, ...] = ()
+
+
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 """Tasks of PEFT that need a head which language models do not have."""
 
 
 def adopt(
-    folder: Path, name: str, base: Path | str | None, revision: str | None, where: Where
-) -> tuple[Manifest, dict[str, bytes | Path]]:
+    folder: Path, name: str, base: Path | str | None, revision: str | None, where: Where,
+    *, allow_partial: bool = False, allow_base_mismatch: bool = False,
+) -> Adopted:  # fmt: skip
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
     Args:
@@ -40,62 +60,91 @@ def adopt(
         base: folder or repository; the one its config names when None.
         revision: of the base.
         where: where the base is looked for.
+        allow_partial: go on although its configuration promises more modules than its file holds; recorded.
+        allow_base_mismatch: go on although its configuration names another base; recorded.
 
     Raises:
-        HubkitError: ``HK-NOT-ADAPTER``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``,
-            ``HK-KEYS``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``, ``HK-NAN``, ``HK-BASE-NEEDED``;
-            what fetching and reading the base raise.
+        HubkitError: ``HK-NOT-ADAPTER``, ``HK-FOREIGN``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``,
+            ``HK-SAFETENSORS``, ``HK-KEYS``, ``HK-TARGET``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``,
+            ``HK-DTYPE``, ``HK-NAN``, ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``; what fetching and reading the
+            base raise.
     """
-    from hubkit.artifact.forms import HELD, short_targets, split_keys
+    from hubkit.artifact.forms import HELD, split_keys
     from hubkit.artifact.identity.header import read_header
     from hubkit.methods.config import parse_config
-    from hubkit.tensors.base.arch import arch_of
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.files.shards import read_file
     from hubkit.tensors.parts.adapter import Adapter
-    from hubkit.tensors.parts.tied import tied_pairs
 
-    foreign = _foreign_config(folder)
+    foreign = foreign_config(folder)
     if is_adapterhub(foreign):
         return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
-    method, form, values = _method_for(foreign, folder)
-    weights = _weights(folder)
+    read, weights, config_path = _method_for(foreign, folder), weights_of(folder), str(folder / PEFT_CONFIG)
+    if read is None:
+        source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
+        return Adopted(*carry(weights, foreign, name, Base.from_folder(source.path), record, used, allow_partial))
+    method, form, values = read
+    saved, resized = _whole_modules(form, values)
+    plain = plain_keys(form, read_header(weights), str(weights))
+    parts = dict(split_keys(form, plain.names.values(), str(weights), [*saved, *resized]).parts)
+    if not parts:
+        raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
+    source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
+    sites = Base.from_folder(source.path)
+    stored = {plain.names[key]: value for key, value in read_file(weights).items()}
+    if form.rows:
+        listed = {name for name in parts if any(name.endswith(end) for end in saved)}
+        stored, parts, values = rows_alone(Folder(folder, source.path, stored), form, parts, listed, values, sites)
+    whole = [name for name, roles in parts.items() if set(roles) <= set(HELD)]
+    _require_heads(foreign, whole, sites, str(weights), record.fingerprint.source or "the base")
+    _require_homes(parts, sites, str(weights), record.fingerprint.source or "the base")
+    if form.targets:
+        chosen = [name for name in parts if name not in whole and name not in sites.rows]
+        layers = record.fingerprint.config.get("layers")
+        used += require_promised(foreign, form.targets, chosen, sites, layers, config_path, allow_partial)
+    values = _at_sites(form, values, parts, whole, sites)
+    config = parse_config(method.info.config, values, config_path)
+    adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
+    made = _adopted(name, method, adapter, record)
+    return replace(made, manifest=replace(made.manifest, overrides=tuple(used)), renamed=plain.renamed)
+
+
+def _whole_modules(form: PeftForm, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Ends of names of modules that are trained as a whole: those listed, and those that PEFT writes unasked."""
+    from hubkit.tensors.base.arch import arch_of
+
     saved = list(values.get(form.saved) or []) if form.saved else []
     if saved and values.get("tied"):
         saved += arch_of("").heads  # written, and not listed
     resized = [*arch_of("").embeddings, *arch_of("").heads[:1]] if form.rows else []  # listed nowhere either
-    found = split_keys(form, read_header(weights), str(weights), [*saved, *resized])
-    parts = dict(found.parts)
-    if not parts:
-        raise HubkitError("HK-KEYS", "the file holds no tensor of an adapter", where=str(weights))
-    named = base or foreign.get("base_model_name_or_path")
-    if not named:
-        raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
-    asked = revision or (foreign.get("revision") if base is None else None)
-    source, record = base_with_record(named if isinstance(named, Path) else str(named), asked, where)
-    sites = Base.from_folder(source.path)
-    stored, listed_whole = read_file(weights), {name for name in parts if any(name.endswith(end) for end in saved)}
-    if form.rows:
-        place = Folder(folder, source.path, stored)
-        stored, parts, values = rows_alone(place, form, parts, listed_whole, values, sites)
-    whole = [name for name, roles in parts.items() if set(roles) <= set(HELD)]
-    _require_heads(foreign, whole, sites, str(weights), str(named))
-    homeless = [name for name in parts if (site := sites.find(name)) is None or site.kind == "block"]
+    return saved, resized
+
+
+def _at_sites(
+    form: PeftForm, values: Mapping[str, Any], parts: Collection[str], whole: Collection[str], base: Base
+) -> dict[str, Any]:
+    """The configuration with the modules of the file in place of whatever chose them."""
+    from hubkit.artifact.forms import short_targets
+    from hubkit.tensors.parts.tied import tied_pairs
+
+    made = dict(values)
+    if form.targets:
+        made["targets"] = short_targets([n for n in parts if n not in whole and n not in base.rows], base.sites)
+    if form.saved:
+        made[form.saved] = list(whole)
+    if not any(head in parts and table in parts for head, table in tied_pairs(base).items()):
+        made.pop("tied", None)  # asked for, and nothing came of it
+    return made
+
+
+def _require_homes(parts: Collection[str], base: Base, where: str, named: str) -> None:
+    """Refuses modules that the base does not have: ``HK-KEYS``."""
+    homeless = [name for name in parts if (site := base.find(name)) is None or site.kind == "block"]
     if homeless:
         raise HubkitError(
-            "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=str(weights),
+            "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=where,
             want=f"modules of {named}", have=homeless, fix="--base with the base that the adapter was trained on",
         )  # fmt: skip
-    if form.targets:
-        chosen = [name for name in parts if name not in whole and name not in sites.rows]
-        values["targets"] = short_targets(chosen, sites.sites)
-    if form.saved:
-        values[form.saved] = whole
-    if not any(head in parts and table in parts for head, table in tied_pairs(sites).items()):
-        values.pop("tied", None)  # asked for, and nothing came of it
-    config = parse_config(method.info.config, values, str(folder / PEFT_CONFIG))
-    adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
-    return _adopted(name, method, adapter, record)
 
 
 def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
@@ -114,9 +163,7 @@ def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, wher
         )  # fmt: skip
 
 
-def _adopted(
-    name: str, method: Method, adapter: Adapter, record: BaseRecord
-) -> tuple[Manifest, dict[str, bytes | Path]]:
+def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) -> Adopted:
     from hubkit.methods.config import config_document
     from hubkit.methods.foreign import own_files
 
@@ -129,25 +176,13 @@ def _adopted(
     assert public is not None
     adapter.source, adapter.revision = public.source, public.revision
     files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
-    return manifest, files
+    return Adopted(manifest, files)
 
 
-def _foreign_config(folder: Path) -> Mapping[str, Any]:
-    path = folder / PEFT_CONFIG
-    if not path.is_file():
-        raise HubkitError(
-            "HK-NOT-ADAPTER", f"there is no adapter in {str(folder)!r}", want=f"{MANIFEST_NAME} or {PEFT_CONFIG}",
-            have=", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder",
-            fix="hubkit train makes one",
-        )  # fmt: skip
-    with refusing(path):
-        return parse(read(path, MAX_BYTES), str(path))
-
-
-def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]]:
+def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]] | None:
     """The installed method that reads this configuration of PEFT, and its own; the default method is asked first.
 
-    Methods that cannot be imported are passed over.
+    Methods that cannot be imported are passed over. None for a type that can only be carried.
 
     Raises:
         HubkitError: ``HK-METHOD-UNKNOWN``; ``HK-OPTION`` of the method that comes closest, when none reads it.
@@ -172,19 +207,10 @@ def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftFo
                 refusals.append(refusal)
     if refusals:
         raise min(refusals, key=lambda refusal: len(refusal.have))
+    if peft_type in types():
+        return None
     raise HubkitError(
         "HK-METHOD-UNKNOWN", f"no installed method reads adapters of type {peft_type!r}",
-        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known})), have=peft_type,
+        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known, *types()})), have=peft_type,
         fix="install the package that offers it; hubkit methods lists what is installed",
     )  # fmt: skip
-
-
-def _weights(folder: Path) -> Path:
-    path = folder / WEIGHTS_NAME
-    pickles = [p.name for p in folder.glob("adapter_model.*") if p.name != WEIGHTS_NAME]
-    if not path.is_file() and pickles:
-        raise HubkitError(
-            "HK-PICKLE", "the adapter's weights are a pickle, which can run code when it is read", where=str(folder),
-            want=WEIGHTS_NAME, have=", ".join(pickles), fix="save it again with safe_serialization=True",
-        )  # fmt: skip
-    return path

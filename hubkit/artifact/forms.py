@@ -17,9 +17,12 @@ from hubkit.errors import HubkitError, nearest
 
 PEFT_PREFIX = "base_model.model."
 COMMON = frozenset(
-    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"}
-)
-"""Keys that PEFT writes for every method and that change nothing in the mathematics."""
+    {
+        "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
+        "runtime_config", "task_type",
+    }
+)  # fmt: skip
+"""Keys that PEFT writes for every method, or once wrote, and that change nothing in the mathematics."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from hubkit.verbs.pack import Packed, pack
 @click.option("--revision", metavar="REV", help="Of the base.")
 @click.option("--replace", "replace_out", is_flag=True, help="Replace the adapter that is at --out.")
 @mismatch_option
+@click.option("--allow-partial", is_flag=True, help="Adopt fewer modules than PEFT's configuration names; recorded.")
 @offline_option
 @registry_option
 @dry_run_option
@@ -37,6 +38,7 @@ def command(
     revision: str | None,
     replace_out: bool,
     allow_base_mismatch: bool,
+    allow_partial: bool,
     offline: bool,
     registry: str | None,
     dry_run: bool,
@@ -62,6 +64,7 @@ def command(
             registry=registry,
             offline=offline,
             allow_base_mismatch=allow_base_mismatch,
+            allow_partial=allow_partial,
             replace_out=replace_out,
             dry_run=dry_run,
             progress=work.reach,
@@ -74,6 +77,7 @@ def _render(done: Packed) -> str:
     verb = "would pack" if done.dry_run else "packed" if done.changed else "unchanged"
     how = ", adopted" if done.adopted else ""
     lines = [f"{verb}  {done.path} ({manifest.name} {manifest.version}, {manifest.method or manifest.kind}{how})"]
+    lines += [f"renamed: {line}" for line in done.renamed]
     lines += [f"left out: {path}" for path in done.left_out]
     lines += [f"override: {name}" for name in manifest.overrides]
     return "\n".join(lines + ([f"digest  {done.digest}"] if done.digest else []))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hubkit.artifact.carried import carried_type
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.errors import HubkitError
@@ -13,6 +14,7 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.host import Method, host
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.carried import check_carried
 from hubkit.tensors.parts.part import front_length
 
 if TYPE_CHECKING:
@@ -25,13 +27,19 @@ def method_of(folder: AdapterFolder) -> tuple[Method, Any]:
 
     Raises:
         HubkitError: ``HK-NOT-ADAPTER`` for a mix or a model, ``HK-METHOD-UNKNOWN`` naming the distribution to install,
-            ``HK-CONFIG``.
+            or for an adapter that is only carried; ``HK-CONFIG``.
     """
     manifest, where = folder.manifest, folder.path / MANIFEST_NAME
     if manifest.kind != "adapter" or not manifest.method:
         raise HubkitError(
             "HK-NOT-ADAPTER", f"{manifest.name!r} is a {manifest.kind}, not an adapter with tensors", where=str(where)
         )
+    if peft_type := carried_type(manifest.method):
+        raise HubkitError(
+            "HK-METHOD-UNKNOWN", f"adapters of PEFT's type {peft_type} are kept as they are, no method here runs them",
+            where=f"{where}#/method", have=str(manifest.method),
+            fix=f"PEFT runs it: PeftModel.from_pretrained(base, {str(folder.path)!r})",
+        )  # fmt: skip
     plugin = manifest.plugin
     method = host().load(
         manifest.method,
@@ -56,6 +64,19 @@ def read_adapter(folder: AdapterFolder, base: Base, *, name: str = "", dtype: st
     origin = folder.manifest.base
     adapter.source, adapter.revision = (origin.source, origin.revision) if origin else (None, None)
     return adapter
+
+
+def check_tensors(folder: AdapterFolder, base: Base) -> tuple[int, int]:
+    """The numbers of an adapter's tensors and of the places they are at: all there, all of a use, all finite.
+
+    Raises:
+        HubkitError: as `read_adapter`; of an adapter that is only carried, as `check_carried`.
+    """
+    if peft_type := carried_type(folder.manifest.method):
+        count, modules = check_carried(peft_type, folder.weights_path, base)
+        return count, len(modules)
+    adapter = read_adapter(folder, base)
+    return len(adapter.parameters()), len(adapter.parts)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def read_rows(path: Path) -> list[Record]:
     """The rows of one file, in its order; blank lines of JSONL are skipped.
 
     Raises:
-        HubkitError: HK-MISSING; HK-DATA for an unknown suffix, wrong encoding, bad JSON or CSV, at file:line;
-            HK-NO-ROWS for a file without rows.
+        HubkitError: HK-MISSING; HK-DATA for an unknown suffix, wrong encoding, bad JSON or CSV, half of a character, at
+            file:line; HK-NO-ROWS for a file without rows.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -93,7 +93,7 @@ def _read_jsonl(text: str, name: str) -> Iterator[Record]:
     # split("\n"), not splitlines(): U+2028 and form feeds are ordinary characters inside JSON strings
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _record(_parse(line, name, number), f"{name}:{number}")
+            yield _record(_parse(line, name, number), f"{name}:{number}", "\\u" in line)
 
 
 def _parse(text: str, name: str, line: int) -> object:
@@ -108,10 +108,22 @@ def _parse(text: str, name: str, line: int) -> object:
         raise _fault(f"{name}:{line}", "JSON", str(error)) from None
 
 
-def _record(value: object, where: str) -> Record:
+def _record(value: object, where: str, escaped: bool) -> Record:
+    """One row; `escaped`: characters may be written as ``\\uXXXX``, and half of a pair of them is no text."""
     if not isinstance(value, dict):
         raise _fault(where, "an object with named columns", _kind(value))
+    if escaped and (broken := [name for name, column in value.items() if not _is_text([name, column])]):
+        have = [f"half of a surrogate pair in column {name!r}" for name in broken]
+        raise _fault(where, "Unicode text", have, "write whole characters, or remove the row: it was cut inside of one")
     return Record(value, where)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_json(text: str, name: str) -> Iterator[Record]:
@@ -119,7 +131,7 @@ def _read_json(text: str, name: str) -> Iterator[Record]:
     if not isinstance(value, list):
         raise _fault(name, "a list of objects", _kind(value), "one object per line belongs in a .jsonl file")
     for number, row in enumerate(value, start=1):
-        yield _record(row, f"{name} row {number}")
+        yield _record(row, f"{name} row {number}", "\\u" in text)
 
 
 def _read_csv(text: str, name: str, delimiter: str) -> Iterator[Record]:

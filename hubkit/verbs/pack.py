@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.adopting.adopt import adopt
+from hubkit.adopting.folders import TRAINER_STATE, folders_apart
 from hubkit.artifact.adapterhub import FILES as ADAPTERHUB_FILES
 from hubkit.artifact.folder import (
     CARD_NAME,
@@ -53,7 +54,8 @@ class Packed(Shown):
         digest: its identity.
         manifest: as written.
         adopted: it came without a manifest, from another tool.
-        left_out: files of the folder that do not belong to an adapter.
+        renamed: how the names of its tensors differed from those that its tool writes: an adapter's name, wrappers.
+        left_out: files and folders inside that do not belong to the adapter.
         changed: whether anything was written.
         dry_run: nothing was written.
     """
@@ -62,6 +64,7 @@ class Packed(Shown):
     digest: str
     manifest: Manifest
     adopted: bool
+    renamed: tuple[str, ...]
     left_out: tuple[str, ...]
     changed: bool
     dry_run: bool
@@ -80,6 +83,7 @@ def pack(
     registry: str | None = None,
     offline: bool = False,
     allow_base_mismatch: bool = False,
+    allow_partial: bool = False,
     replace_out: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -94,13 +98,15 @@ def pack(
         name: the adapter's; the manifest's, or the folder's name, by default.
         license: SPDX identifier.
         revision: of the base, where it is a repository that names none.
-        allow_base_mismatch: bind an adapter to another base than its manifest says; recorded.
+        allow_base_mismatch: bind an adapter to another base than its manifest or PEFT's configuration says; recorded.
+        allow_partial: adopt a PEFT adapter of fewer modules than its configuration names; recorded.
         replace_out: replace an adapter that is at `out`.
         dry_run: check everything, write nothing.
 
     Raises:
-        HubkitError: ``HK-NOT-ADAPTER``, ``HK-PICKLE``, ``HK-SAFETENSORS``, ``HK-OPTION``, ``HK-KEYS``, ``HK-SHAPE``,
-            ``HK-NAN``, ``HK-TARGET``, ``HK-BASE-*``, ``HK-VERSION``, ``HK-NAME``, ``HK-EXISTS``, ``HK-EXTRA-FILES``.
+        HubkitError: ``HK-NOT-ADAPTER``, ``HK-FOREIGN``, ``HK-PICKLE``, ``HK-SAFETENSORS``, ``HK-OPTION``, ``HK-KEYS``,
+            ``HK-SHAPE``, ``HK-DTYPE``, ``HK-NAN``, ``HK-TARGET``, ``HK-BASE-*``, ``HK-VERSION``, ``HK-NAME``,
+            ``HK-EXISTS``, ``HK-EXTRA-FILES``.
     """
     folder = Path(folder)
     require_version(version)
@@ -109,8 +115,11 @@ def pack(
     if name is not None or (adopted and folder.is_dir()):
         name = chosen_name(name, folder)
     given: dict[str, Any] = {"version": version, "name": name, "license": license}
+    renamed: tuple[str, ...] = ()
     if adopted:
-        manifest, files = adopt(folder, name or folder.name, base, revision, where)
+        allowed = {"allow_partial": allow_partial, "allow_base_mismatch": allow_base_mismatch}
+        found = adopt(folder, name or folder.name, base, revision, where, **allowed)
+        manifest, files, renamed = found.manifest, found.files, found.renamed
     else:
         manifest, files = _repack(folder, base, revision, allow_base_mismatch, where)
     manifest = replace(manifest, **{key: value for key, value in given.items() if value is not None})
@@ -128,10 +137,10 @@ def pack(
     replacing = out is None or replace_out
     check_adapter(dest, manifest, files, replace=replacing)
     if dry_run:
-        return Packed(dest, "", manifest, adopted, left_out, False, True)
+        return Packed(dest, "", manifest, adopted, renamed, left_out, False, True)
     before = _digest(dest)
     made = write_adapter(dest, manifest, files, replace=replacing)
-    return Packed(dest, made.digest, made, adopted, left_out, made.digest != before, False)
+    return Packed(dest, made.digest, made, adopted, renamed, left_out, made.digest != before, False)
 
 
 def _repack(
@@ -140,7 +149,7 @@ def _repack(
     """The manifest and files of an adapter of ours; checked as they are now, whatever the manifest's list says."""
     from hubkit.artifact.identity.base_match import require_same_base
     from hubkit.documents.names import check_names
-    from hubkit.methods.reading import read_adapter, recorded_base
+    from hubkit.methods.reading import check_tensors, recorded_base
     from hubkit.named.terms import require_adapter
     from hubkit.tensors.base.base import Base
 
@@ -159,32 +168,32 @@ def _repack(
             require_adapter(opened)
         return manifest, files
     if base is None:
-        read_adapter(opened, recorded_base(opened))
+        check_tensors(opened, recorded_base(opened))
         return manifest, files
     source, record = base_with_record(base, revision, where)
     if manifest.base is not None:
         have = record.fingerprint, opened.base_tensors(), record.tensors
         used = require_same_base(manifest.name, str(folder), manifest.base, *have, allow)
         manifest = replace(manifest, overrides=tuple(dict.fromkeys([*manifest.overrides, *used])))
-    read_adapter(opened, Base.from_folder(source.path))
+    check_tensors(opened, Base.from_folder(source.path))
     files[TENSORS_NAME] = tensors_bytes(record.tensors)
     codec = manifest.base.codec if manifest.base is not None else None
     return replace(manifest, base=replace(record.fingerprint, codec=codec)), files
 
 
 def _others(folder: Path, known: Mapping[str, Any]) -> tuple[dict[str, bytes | Path], tuple[str, ...]]:
-    """Further files that may travel with an adapter (tokenizer, licence, metrics), and those that may not."""
+    """Further files that may travel with an adapter (tokenizer, licence, metrics), and those that may not.
+
+    A folder inside that is another adapter or a checkpoint is left as a whole, and named as one.
+    """
     from hubkit.documents.names import check_allowed
 
     kept: dict[str, bytes | Path] = {}
-    left: list[str] = []
+    apart = folders_apart(folder)
+    left = [f"{name}/" for name in apart]
     for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
-        inside = path.relative_to(folder).as_posix()
-        if (
-            inside in _NOT_COPIED
-            or inside in known
-            or any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ):
+        inside, parts = path.relative_to(folder).as_posix(), path.relative_to(folder).parts
+        if inside in _NOT_COPIED or inside in known or parts[0] in apart or any(part.startswith(".") for part in parts):
             continue
         try:
             with path.open("rb") as file:
@@ -192,7 +201,7 @@ def _others(folder: Path, known: Mapping[str, Any]) -> tuple[dict[str, bytes | P
         except HubkitError:
             left.append(inside)
             continue
-        if path.suffix == ".safetensors" or path.is_symlink():
+        if path.suffix == ".safetensors" or path.is_symlink() or path.name == TRAINER_STATE:
             left.append(inside)
         else:
             kept[inside] = path

@@ -214,6 +214,7 @@ DATA: dict[str, tuple[str, str, tuple[object, ...], str]] = {
     "prompt without completion": ("r.jsonl", '{"a": "x"}', ("--prompt", "a"), "HK-COLUMNS"),
     "no rows": ("r.jsonl", "\n\n", (), "HK-NO-ROWS"),
     "no JSON": ("r.jsonl", '{"text": "x"}\n{"text":', (), "HK-DATA"),
+    "half of a character": ("r.jsonl", '{"text": "cut \\ud83d"}', (), "HK-DATA"),
     "no objects": ("r.jsonl", '["x"]', (), "HK-DATA"),
     "no text": ("r.jsonl", '{"text": 5}', (), "HK-DATA"),
     "unknown suffix": ("r.parquet", "PAR1", (), "HK-DATA"),

@@ -87,6 +87,11 @@ class Base:
         """The site of that name, a virtual one too, or None."""
         return self.sites.get(name) or self.virtual.get(name) or self.rows.get(name)
 
+    def modules(self) -> frozenset[str]:
+        """Names of the modules that hold weights, and of those that they are in."""
+        ends = (name.split(".") for name in self.sites)
+        return frozenset(".".join(steps[:n]) for steps in ends for n in range(1, len(steps) + 1))
+
     def site(self, name: str) -> Site:
         """The site of that name, a virtual one too; it must exist."""
         return self.sites[name] if name in self.sites else {**self.virtual, **self.rows}[name]

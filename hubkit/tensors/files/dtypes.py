@@ -11,6 +11,8 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+COMPUTING = ("F64", "F32", "F16", "BF16")
+"""Those in which the tensors of an adapter can be: float8 is a way to store them, integers are something else."""
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 

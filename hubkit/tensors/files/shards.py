@@ -20,7 +20,7 @@ from torch import Tensor
 from hubkit.artifact.identity.base_files import local, read_config, weight_headers
 from hubkit.artifact.identity.header import TensorInfo, header_length, opened, parse_header
 from hubkit.errors import HubkitError
-from hubkit.tensors.files.dtypes import DTYPE_NAMES, torch_dtype
+from hubkit.tensors.files.dtypes import COMPUTING, DTYPE_NAMES, torch_dtype
 
 BLOCK = 1 << 24
 
@@ -101,10 +101,10 @@ def open_shards(path: Path) -> Shards:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """All tensors of one safetensors file, as views of one buffer: the cost of reading the file, and no more.
+    """All tensors of an adapter's file, as views of one buffer: the cost of reading the file, and no more.
 
     Raises:
-        HubkitError: ``HK-SAFETENSORS``, ``HK-MISSING``, ``HK-DTYPE``.
+        HubkitError: ``HK-SAFETENSORS``, ``HK-MISSING``; ``HK-DTYPE`` for tensors that nothing can be computed with.
     """
     import numpy
 
@@ -114,6 +114,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
             raise HubkitError("HK-SAFETENSORS", "the file changes while it is read", where=str(path))
     length = header_length(data[:8].tobytes(), str(path))
     headers = parse_header(data[: 8 + length].tobytes(), size, str(path))
+    if wrong := [f"{info.name}: {info.dtype}" for info in headers.values() if info.dtype not in COMPUTING]:
+        raise HubkitError(
+            "HK-DTYPE", f"{len(wrong)} tensors of the adapter are in a dtype that nothing computes in", where=str(path),
+            want=", ".join(COMPUTING), have=wrong, fix="save it again in bfloat16 or float32",
+        )  # fmt: skip
     whole = torch.from_numpy(data)
     found: dict[str, Tensor] = {}
     for name, info in headers.items():

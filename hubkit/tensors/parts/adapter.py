@@ -199,11 +199,12 @@ class Adapter:
     def _refuse_foreign_copies(
         self, copies: Mapping[str, str], stored: Mapping[str, Tensor], base: Base, where: str
     ) -> None:
-        """PEFT writes the base's own embedding beside a part on it: harmless when it is the base's indeed."""
+        """PEFT writes the base's own embedding beside a part on it: harmless when it is the base's, in its dtype."""
         for tensor, key in copies.items():
             site = base.sites.get(tensor.rpartition(".")[0])
             weight = None if site is None else (site.weight().t() if site.transposed else site.weight())
-            if weight is None or weight.shape != stored[key].shape or not torch.equal(weight, stored[key].to(weight)):
+            copy = stored[key]
+            if weight is None or weight.shape != copy.shape or not torch.equal(weight.to(copy.dtype), copy):
                 raise HubkitError(
                     "HK-KEYS", "the adapter carries a changed copy of a base weight", where=f"{where}: {key}",
                     want="the base's own values", fix="use the base that the adapter was trained on",
