@@ -161,15 +161,15 @@ def test_a_base_with_a_missing_statistic(packed: Path, tmp_path: Path, capsys: p
 
 
 @pytest.fixture
-def opt(tiny_llama: Path, tmp_path: Path) -> Path:
+def bart(tiny_llama: Path, tmp_path: Path) -> Path:
     """A base of an architecture whose attention and sub-layers are not listed."""
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import BartConfig, BartForCausalLM
 
-    folder = tmp_path / "opt"
+    folder = tmp_path / "bart"
     shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors", "*config.json"))
     shutil.copy(tiny_llama / "tokenizer_config.json", folder)
-    sizes = {"vocab_size": 320, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    OPTForCausalLM(OPTConfig(**sizes, max_position_embeddings=64, word_embed_proj_dim=16)).save_pretrained(folder)
+    sizes = {"vocab_size": 320, "d_model": 16, "decoder_ffn_dim": 24, "decoder_layers": 1, "decoder_attention_heads": 2}
+    BartForCausalLM(BartConfig(**sizes, max_position_embeddings=64)).save_pretrained(folder)
     return folder
 
 
@@ -177,9 +177,9 @@ def opt(tiny_llama: Path, tmp_path: Path) -> Path:
     ("method", "options", "code", "said"),
     [
         ("prefix", (), "HK-ARCH", "llama"),
-        ("prompt", (), "HK-ARCH", "opt"),
+        ("prompt", (), "HK-ARCH", "bart"),
         ("adapters", (), "HK-TARGET", "llama"),
-        ("lora", ("targets=c_attn",), "HK-TARGET", "q_proj (1)"),
+        ("lora", ("targets=c_attn",), "HK-TARGET", "q_proj (2)"),
         ("dora", ("targets=layer_norm",), "HK-TARGET", "layer_norm"),
         ("qlora", ("targets=embed_token",), "HK-TARGET", "embed_tokens"),
         ("selective", ("weights=q_prj",), "HK-TARGET", "q_proj"),
@@ -190,14 +190,14 @@ def test_a_method_that_is_wrong_for_the_architecture(
     options: tuple[str, ...],
     code: str,
     said: str,
-    opt: Path,
+    bart: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = rows_file(tmp_path / "rows.jsonl")
     before = tree(tmp_path)
     settings = [word for option in options for word in ("--set", option)]
-    done = say(capsys, "train", opt, rows, "-o", tmp_path / "x", "--method", method, *settings)
+    done = say(capsys, "train", bart, rows, "-o", tmp_path / "x", "--method", method, *settings)
     assert done.refusal().startswith(code), done.err
     assert said in done.err, done.err
     assert tree(tmp_path) == before

@@ -57,10 +57,11 @@ def test_what_is_written_safetensors_reads(tmp_path: Path) -> None:
 
 
 def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
-    save_file(TENSORS, tmp_path / "x.safetensors", {"format": "pt"})
+    tensors = {name: tensor for name, tensor in TENSORS.items() if tensor.is_floating_point()}
+    save_file(tensors, tmp_path / "x.safetensors", {"format": "pt"})
     read = read_file(tmp_path / "x.safetensors")
-    assert set(read) == set(TENSORS)
-    assert all(torch.equal(read[n], t) and read[n].dtype == t.dtype for n, t in TENSORS.items())
+    assert set(read) == set(tensors)
+    assert all(torch.equal(read[n], t) and read[n].dtype == t.dtype for n, t in tensors.items())
 
 
 @pytest.mark.parametrize("dtype", sorted(set(DTYPE_BITS) - set(DTYPE_NAMES.values())))
@@ -71,7 +72,7 @@ def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path, dtype: str) -> None:
     (tmp_path / "x.safetensors").write_bytes(len(body).to_bytes(8, "little") + body + bytes(size))
     with pytest.raises(HubkitError, match="HK-DTYPE") as caught:
         read_file(tmp_path / "x.safetensors")
-    assert caught.value.have == [dtype]
+    assert caught.value.have == [f"x: {dtype}"]
 
 
 @pytest.mark.skipif(not SHORT.exists(), reason="needs Linux's sysfs")
