@@ -71,9 +71,9 @@ class AdaptersConfig:
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     reduction: float = 16.0
     width: int | None = None
-    activation: Literal[
-        "relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "leaky_relu", "mish", "identity"
-    ] = "relu"  # fmt: skip
+    activation: Literal["relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "leaky_relu", "mish", "identity"] = (
+        "relu"
+    )
     scaling: float | Literal["learned", "channel"] = 1.0
     dropout: float = 0.0
     layers: tuple[int, ...] = ()
@@ -102,10 +102,13 @@ class AdaptersConfig:
         whole = [n for n in range(1, hidden + 1) if hidden % n == 0]
         near = [max((n for n in whole if n < self.reduction), default=1), *[n for n in whole if n > self.reduction][:1]]
         raise HubkitError(
-            "HK-CONFIG", f"a reduction of {self.reduction:g} does not divide the base's {hidden} hidden units",
-            where="reduction", want=f"a divisor of {hidden}, or a width", have=f"{self.reduction:g}",
+            "HK-CONFIG",
+            f"a reduction of {self.reduction:g} does not divide the base's {hidden} hidden units",
+            where="reduction",
+            want=f"a divisor of {hidden}, or a width",
+            have=f"{self.reduction:g}",
             fix=f"nearest: {', '.join(f'reduction={n} (width {hidden // n})' for n in near)}",
-        )  # fmt: skip
+        )
 
 
 class Bottleneck(Edit):

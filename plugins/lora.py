@@ -64,10 +64,13 @@ class LoraConfig(LowRankConfig):
             return self
         factor = math.sqrt(2) if self.rslora else 2.0
         return replace(
-            self, init="kaiming", rank=2 * self.rank, alpha=factor * self.alpha,
+            self,
+            init="kaiming",
+            rank=2 * self.rank,
+            alpha=factor * self.alpha,
             rank_pattern={name: 2 * rank for name, rank in self.rank_pattern.items()},
             alpha_pattern={name: factor * alpha for name, alpha in self.alpha_pattern.items()},
-        )  # fmt: skip
+        )
 
 
 class LoraPart(LowRank):
@@ -229,9 +232,12 @@ def inject(base: Base, config: LoraConfig) -> Mapping[str, Part]:
     small = [f"{site.name}: {site.shape}" for site in sites if config.rank_at(site.name) > min(site.shape)]
     if small:
         raise HubkitError(
-            "HK-CONFIG", f"{config.init} takes as many directions from each weight as the rank says",
-            want="a rank within every weight", have=small, fix="a lower rank, or rank_pattern for these",
-        )  # fmt: skip
+            "HK-CONFIG",
+            f"{config.init} takes as many directions from each weight as the rank says",
+            want="a rank within every weight",
+            have=small,
+            fix="a lower rank, or rank_pattern for these",
+        )
     return config.parts(base, kinds, lambda site: PrincipalPart(site, config))
 
 

@@ -47,9 +47,11 @@ class PrefixConfig:
             raise HubkitError("HK-CONFIG", "out of range", want="at least 1", have=have)
         if self.init_text and self.prefix_projection:
             raise HubkitError(
-                "HK-CONFIG", "a perceptron cannot start from the keys and values of a text",
-                have="init_text and prefix_projection", fix="leave one of them out",
-            )  # fmt: skip
+                "HK-CONFIG",
+                "a perceptron cannot start from the keys and values of a text",
+                have="init_text and prefix_projection",
+                fix="leave one of them out",
+            )
 
 
 class Perceptron(nn.Module):

@@ -70,9 +70,11 @@ def _with_bias(base: Base, config: SelectiveConfig) -> set[str]:
         here = {site.name for site in base.match(target, KINDS, layers=layers) if site.bias_tensor}
         if not here:
             raise HubkitError(
-                "HK-TARGET", f"the modules {target!r} have no bias", where=base.source,
+                "HK-TARGET",
+                f"the modules {target!r} have no bias",
+                where=base.source,
                 fix="--set biases=all trains those that there are; --set weights= chooses weights",
-            )  # fmt: skip
+            )
         found |= here
     return found
 

@@ -42,9 +42,17 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _LABELS = {"as_strided", "view", "unfold", "_reshape_alias", "set_", "is_set_to", "view_as_real", "view_as_complex"}
 """Operations on the label of memory alone: the CPU's kernel takes them for any device, and keeps the storage."""
 _WAITS = {
-    "_local_scalar_dense", "nonzero", "equal", "masked_select", "multinomial", "_unique2", "unique_dim",
-    "unique_consecutive", "bincount", "histc",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "multinomial",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "bincount",
+    "histc",
+}
 """Operations whose CUDA kernel makes the host wait, `item` being the first."""
 _OURS = re.compile(r"(?:.*/)?(?<!tests/)((?:hubkit|plugins|transformers)/.*\.py)$")
 _kept: list[Any] = []  # what torch refers to without owning it
@@ -157,8 +165,12 @@ def _index(op: Any, tensor: Tensor, indices: list[Tensor | None], *rest: Any, **
 
 
 _OWN: dict[str, Callable[..., Tensor]] = {
-    "_copy_from": _copy_from, "_to_copy": _to_copy, "resize_": _resize, "index": _index, "_index_put_impl_": _index,
-}  # fmt: skip
+    "_copy_from": _copy_from,
+    "_to_copy": _to_copy,
+    "resize_": _resize,
+    "index": _index,
+    "_index_put_impl_": _index,
+}
 
 
 def _run(op: Any, *args: Any, **kwargs: Any) -> Any:

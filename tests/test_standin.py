@@ -160,11 +160,16 @@ def test_new_tensors_are_where_they_are_wanted() -> None:
     with torch.device("standin"):
         assert nn.Linear(2, 2).weight.device == torch.zeros(1).device == DEVICE
     for made in (
-        torch.empty(2, device=OTHER), torch.arange(3, device=OTHER), torch.tensor([1.0], device=OTHER),
-        torch.randint(3, (2,), device=OTHER), torch.ones(2, device=DEVICE).to(OTHER),
-        torch.zeros(2, device=OTHER).new_ones(3), torch.randn_like(torch.zeros(2, device=OTHER)),
-        nn.Linear(2, 2, device="meta").to_empty(device=OTHER).weight, torch.empty(0, device=OTHER).resize_(3),
-    ):  # fmt: skip
+        torch.empty(2, device=OTHER),
+        torch.arange(3, device=OTHER),
+        torch.tensor([1.0], device=OTHER),
+        torch.randint(3, (2,), device=OTHER),
+        torch.ones(2, device=DEVICE).to(OTHER),
+        torch.zeros(2, device=OTHER).new_ones(3),
+        torch.randn_like(torch.zeros(2, device=OTHER)),
+        nn.Linear(2, 2, device="meta").to_empty(device=OTHER).weight,
+        torch.empty(0, device=OTHER).resize_(3),
+    ):
         assert made.device == OTHER
 
 
@@ -185,9 +190,12 @@ def test_what_the_host_would_wait_for_is_counted() -> None:
     d, mask = x.to(DEVICE), (x > 0).to(DEVICE)
     place = f"{__file__}:"
     waits: dict[str, Callable[[], object]] = {
-        "_local_scalar_dense": lambda: float(d[0, 0]), "nonzero": mask.nonzero, "index by a mask": lambda: d[mask],
-        "copy to the host": d.cpu, "equal": lambda: torch.equal(d, d),
-    }  # fmt: skip
+        "_local_scalar_dense": lambda: float(d[0, 0]),
+        "nonzero": mask.nonzero,
+        "index by a mask": lambda: d[mask],
+        "copy to the host": d.cpu,
+        "equal": lambda: torch.equal(d, d),
+    }
     for what, call in waits.items():
         with standin.watching() as counts:
             call()

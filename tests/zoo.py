@@ -13,9 +13,15 @@ FP32, FP64 = 1e-4, 1e-9
 """What two orders of the same sums may differ by, relative to the largest value."""
 N = 5
 SIZES: Mapping[str, Any] = {
-    **bases.SIZES, "vocab_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "initializer_range": 0.4, "init_std": 0.4,
-}  # fmt: skip
+    **bases.SIZES,
+    "vocab_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.4,
+    "init_std": 0.4,
+}
 OWN: Mapping[str, Mapping[str, Any]] = {
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16},
     "qwen3": {"head_dim": 16},

@@ -68,9 +68,12 @@ def _method_for(data: Mapping[str, Any], where: str) -> tuple[Method, AdapterHub
     options = data["config"]
     if not isinstance(options, Mapping):
         raise HubkitError(
-            "HK-OPTION", "the folder names a preset instead of its options", where=f"{where}#/config",
-            have=str(options)[:80], fix="save it again with a current version of the adapters library",
-        )  # fmt: skip
+            "HK-OPTION",
+            "the folder names a preset instead of its options",
+            where=f"{where}#/config",
+            have=str(options)[:80],
+            fix="save it again with a current version of the adapters library",
+        )
     known: list[str] = []
     for name in host().offers():
         try:
@@ -83,9 +86,12 @@ def _method_for(data: Mapping[str, Any], where: str) -> tuple[Method, AdapterHub
             if form.architecture == options.get("architecture"):
                 return method, form
     raise HubkitError(
-        "HK-OPTION", "no installed method reads this kind of AdapterHub adapter", where=f"{where}#/config/architecture",
-        want=", ".join(known), have=str(options.get("architecture")),
-    )  # fmt: skip
+        "HK-OPTION",
+        "no installed method reads this kind of AdapterHub adapter",
+        where=f"{where}#/config/architecture",
+        want=", ".join(known),
+        have=str(options.get("architecture")),
+    )
 
 
 def _weights(folder: Path) -> Path:

@@ -49,9 +49,15 @@ CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 
 
 def adopt(
-    folder: Path, name: str, base: Path | str | None, revision: str | None, where: Where,
-    *, allow_partial: bool = False, allow_base_mismatch: bool = False,
-) -> Adopted:  # fmt: skip
+    folder: Path,
+    name: str,
+    base: Path | str | None,
+    revision: str | None,
+    where: Where,
+    *,
+    allow_partial: bool = False,
+    allow_base_mismatch: bool = False,
+) -> Adopted:
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
     Args:
@@ -142,9 +148,13 @@ def _require_homes(parts: Collection[str], base: Base, where: str, named: str) -
     homeless = [name for name in parts if (site := base.find(name)) is None or site.kind == "block"]
     if homeless:
         raise HubkitError(
-            "HK-KEYS", f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base", where=where,
-            want=f"modules of {named}", have=homeless, fix="--base with the base that the adapter was trained on",
-        )  # fmt: skip
+            "HK-KEYS",
+            f"{len(homeless)} of {len(parts)} adapted modules do not exist in the base",
+            where=where,
+            want=f"modules of {named}",
+            have=homeless,
+            fix="--base with the base that the adapter was trained on",
+        )
 
 
 def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
@@ -157,10 +167,13 @@ def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, wher
         absent = [] if known else [f"no head, and the task {config['task_type']}"]
     if absent:
         raise HubkitError(
-            "HK-HEAD", "the adapter's head is not the base's: what it was trained to say could not be said",
-            where=where, want=f"modules of {named}", have=absent,
+            "HK-HEAD",
+            "the adapter's head is not the base's: what it was trained to say could not be said",
+            where=where,
+            want=f"modules of {named}",
+            have=absent,
             fix="save base and head with save_pretrained and name that folder with --base",
-        )  # fmt: skip
+        )
 
 
 def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) -> Adopted:
@@ -168,10 +181,14 @@ def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) ->
     from hubkit.methods.foreign import own_files
 
     manifest = Manifest(
-        kind="adapter", name=name, method=method.name, base=record.fingerprint,
-        config=config_document(adapter.config), vocabulary=vocabulary_document(adapter.config),
+        kind="adapter",
+        name=name,
+        method=method.name,
+        base=record.fingerprint,
+        config=config_document(adapter.config),
+        vocabulary=vocabulary_document(adapter.config),
         plugin=Plugin(method.offer.distribution, method.offer.version),
-    )  # fmt: skip
+    )
     public = manifest.shareable().base
     assert public is not None
     adapter.source, adapter.revision = public.source, public.revision
@@ -210,7 +227,10 @@ def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftFo
     if peft_type in types():
         return None
     raise HubkitError(
-        "HK-METHOD-UNKNOWN", f"no installed method reads adapters of type {peft_type!r}",
-        where=f"{folder / PEFT_CONFIG}#/peft_type", want=", ".join(sorted({*known, *types()})), have=peft_type,
+        "HK-METHOD-UNKNOWN",
+        f"no installed method reads adapters of type {peft_type!r}",
+        where=f"{folder / PEFT_CONFIG}#/peft_type",
+        want=", ".join(sorted({*known, *types()})),
+        have=peft_type,
         fix="install the package that offers it; hubkit methods lists what is installed",
-    )  # fmt: skip
+    )

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 def carry(
-    weights: Path, config: Mapping[str, Any], name: str, base: Base, record: BaseRecord, overrides: list[str],
+    weights: Path,
+    config: Mapping[str, Any],
+    name: str,
+    base: Base,
+    record: BaseRecord,
+    overrides: list[str],
     allow_partial: bool,
-) -> tuple[Manifest, dict[str, bytes | Path]]:  # fmt: skip
+) -> tuple[Manifest, dict[str, bytes | Path]]:
     """The manifest and files of an adapter whose mathematics is PEFT's alone.
 
     Its tensors stay as they are, to the byte; in its configuration, what names the base names the one that it is bound
@@ -52,6 +57,4 @@ def carry(
     assert public is not None
     document = {**config, "base_model_name_or_path": public.source, "revision": public.revision}
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    return manifest, {
-        PEFT_CONFIG: text.encode(), WEIGHTS_NAME: weights, TENSORS_NAME: tensors_bytes(record.tensors)
-    }  # fmt: skip
+    return manifest, {PEFT_CONFIG: text.encode(), WEIGHTS_NAME: weights, TENSORS_NAME: tensors_bytes(record.tensors)}

@@ -79,10 +79,13 @@ def require_declared(
         return revision, []
     if not allow:
         raise HubkitError(
-            "HK-BASE-MISMATCH", "the adapter says that it was trained on another base",
-            where=f"{where}#/base_model_name_or_path", want=str(want), have=str(have),
+            "HK-BASE-MISMATCH",
+            "the adapter says that it was trained on another base",
+            where=f"{where}#/base_model_name_or_path",
+            want=str(want),
+            have=str(have),
             fix=f"--base {want}    or    --{OVERRIDE}",
-        )  # fmt: skip
+        )
     return revision, [OVERRIDE]
 
 
@@ -104,9 +107,14 @@ def _other_commit(want: str, have: str) -> bool:
 
 
 def require_promised(
-    config: Mapping[str, Any], key: str, present: Collection[str], base: Base, layers: int | None, where: str,
+    config: Mapping[str, Any],
+    key: str,
+    present: Collection[str],
+    base: Base,
+    layers: int | None,
+    where: str,
     allow: bool,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Refuses an adapter with fewer modules than its configuration claims: another base, or half of a file.
 
     Args:
@@ -144,14 +152,21 @@ def require_promised(
         mend = f"--base with the base that it was trained on; --{PARTIAL} goes on with what is there, and is recorded"
         if absent:
             raise HubkitError(
-                "HK-TARGET", "targets of the adapter match nothing in the base", where=f"{where}#/{key}", have=absent,
-                want="modules of the base", fix=mend,
-            )  # fmt: skip
+                "HK-TARGET",
+                "targets of the adapter match nothing in the base",
+                where=f"{where}#/{key}",
+                have=absent,
+                want="modules of the base",
+                fix=mend,
+            )
         raise HubkitError(
-            "HK-KEYS", f"the adapter has no tensors for {len(missing)} modules that its configuration names",
-            where=where, want=[f"missing: {name}" for name in sorted(missing, key=natural)],
-            have=f"tensors of {len(present)} modules", fix=mend,
-        )  # fmt: skip
+            "HK-KEYS",
+            f"the adapter has no tensors for {len(missing)} modules that its configuration names",
+            where=where,
+            want=[f"missing: {name}" for name in sorted(missing, key=natural)],
+            have=f"tensors of {len(present)} modules",
+            fix=mend,
+        )
     return [PARTIAL]
 
 

@@ -61,18 +61,25 @@ def foreign_config(folder: Path) -> Mapping[str, Any]:
             config = parse(read(path, MAX_BYTES), str(path))
     if tool := _tool_of(folder, config):
         raise HubkitError(
-            "HK-FOREIGN", f"the folder holds {tool.name}", where=str(folder), have=_names(folder),
-            want=f"an adapter of PEFT: {PEFT_CONFIG} and {WEIGHTS_NAME}", fix=tool.way.format(folder=str(folder)),
-        )  # fmt: skip
+            "HK-FOREIGN",
+            f"the folder holds {tool.name}",
+            where=str(folder),
+            have=_names(folder),
+            want=f"an adapter of PEFT: {PEFT_CONFIG} and {WEIGHTS_NAME}",
+            fix=tool.way.format(folder=str(folder)),
+        )
     if path.is_file():
         return config
     inside = [f"{folder / name}" for name in folders_apart(folder)]
     what = "the folder's adapters lie in folders of their own" if inside else f"there is no adapter in {str(folder)!r}"
     raise HubkitError(
-        "HK-NOT-ADAPTER", what, want=f"{MANIFEST_NAME} or {PEFT_CONFIG}",
-        have=inside or _names(folder), where=str(folder) if inside else "",
+        "HK-NOT-ADAPTER",
+        what,
+        want=f"{MANIFEST_NAME} or {PEFT_CONFIG}",
+        have=inside or _names(folder),
+        where=str(folder) if inside else "",
         fix=f"hubkit pack {inside[0]}" if inside else "hubkit train makes one",
-    )  # fmt: skip
+    )
 
 
 def folders_apart(folder: Path) -> list[str]:
@@ -97,9 +104,13 @@ def weights_of(folder: Path) -> Path:
     pickles = [p.name for p in folder.glob("adapter_model.*") if p.name != WEIGHTS_NAME]
     if not path.is_file() and pickles:
         raise HubkitError(
-            "HK-PICKLE", "the adapter's weights are a pickle, which can run code when it is read", where=str(folder),
-            want=WEIGHTS_NAME, have=", ".join(pickles), fix="save it again with safe_serialization=True",
-        )  # fmt: skip
+            "HK-PICKLE",
+            "the adapter's weights are a pickle, which can run code when it is read",
+            where=str(folder),
+            want=WEIGHTS_NAME,
+            have=", ".join(pickles),
+            fix="save it again with safe_serialization=True",
+        )
     return path
 
 

@@ -62,10 +62,13 @@ def plain_keys(form: PeftForm, keys: Iterable[str], where: str) -> PlainKeys:
             adapters[adapter] += 1
     if len(adapters) > 1:
         raise HubkitError(
-            "HK-KEYS", f"the file holds the tensors of {len(adapters)} adapters", where=where, want="those of one",
+            "HK-KEYS",
+            f"the file holds the tensors of {len(adapters)} adapters",
+            where=where,
+            want="those of one",
             have=[f"{name or '(without a name)'}: {count} tensors" for name, count in sorted(adapters.items())],
             fix="save each into a folder of its own: model.save_pretrained(DIR, selected_adapters=[NAME])",
-        )  # fmt: skip
+        )
     places = Counter(names.values())
     twice = [key for key, plain in names.items() if places[plain] > 1]
     if twice:

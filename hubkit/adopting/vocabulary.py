@@ -90,13 +90,19 @@ def _require_old_rows(rows: Tensor, site: Site, key: str, *, resized: bool) -> N
     what = "the adapter's table has new rows, and those of the base's own tokens changed, too"
     if not resized:
         raise HubkitError(
-            "HK-KEYS", "the adapter carries a changed copy of a base weight", where=key, want="the base's own values",
+            "HK-KEYS",
+            "the adapter carries a changed copy of a base weight",
+            where=key,
+            want="the base's own values",
             fix="use the base that the adapter was trained on",
-        )  # fmt: skip
+        )
     raise HubkitError(
-        "HK-VOCABULARY", what, where=key, want=f"the base's {size} rows, and new ones below them",
+        "HK-VOCABULARY",
+        what,
+        where=key,
+        want=f"the base's {size} rows, and new ones below them",
         fix="merge it with the tool that trained it: this is a new model more than an adapter",
-    )  # fmt: skip
+    )
 
 
 def _named(
@@ -135,6 +141,9 @@ def _named(
 
 def _refusal(what: str, have: list[str], folder: Folder) -> HubkitError:
     return HubkitError(
-        "HK-VOCABULARY", what, where=str(folder.path), have=have,
+        "HK-VOCABULARY",
+        what,
+        where=str(folder.path),
+        have=have,
         fix="put the tokenizer.json it was trained with into its folder, or merge it with the tool that trained it",
-    )  # fmt: skip
+    )

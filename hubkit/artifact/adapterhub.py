@@ -92,8 +92,10 @@ def from_adapterhub_config(form: AdapterHubForm, data: Mapping[str, Any], where:
         raise HubkitError(
             "HK-OPTION",
             "the adapter uses options that are not supported: loading it without them would compute something else",
-            where=f"{where}#/config", have=foreign, fix="train it again without these options",
-        )  # fmt: skip
+            where=f"{where}#/config",
+            have=foreign,
+            fix="train it again without these options",
+        )
     return config
 
 
@@ -133,9 +135,14 @@ def to_adapterhub_config(
     if form.architecture is not None:
         options["architecture"] = form.architecture
     document = {
-        "config": options, "hidden_size": hidden, "model_class": model_class, "model_name": base_source or "",
-        "model_type": model_type, "name": name, "version": VERSION,
-    }  # fmt: skip
+        "config": options,
+        "hidden_size": hidden,
+        "model_class": model_class,
+        "model_name": base_source or "",
+        "model_type": model_type,
+        "name": name,
+        "version": VERSION,
+    }
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -170,10 +177,13 @@ def place_keys(
             unknown.append(key)
     if unknown or not found:
         raise HubkitError(
-            "HK-KEYS", f"{len(unknown)} tensors have no meaning in this kind of adapter" if unknown else "no tensors",
-            where=where, want=f"<layer>.<place>.{name}.<{' or '.join(sorted(ends))}>", have=unknown,
+            "HK-KEYS",
+            f"{len(unknown)} tensors have no meaning in this kind of adapter" if unknown else "no tensors",
+            where=where,
+            want=f"<layer>.<place>.{name}.<{' or '.join(sorted(ends))}>",
+            have=unknown,
             fix="--base with the base that the adapter was trained on",
-        )  # fmt: skip
+        )
     return found
 
 

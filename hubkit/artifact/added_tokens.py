@@ -68,9 +68,13 @@ def with_tokens(folder: Path, tokens: Sequence[str]) -> tuple[dict[str, int], di
     wrong += ["an empty token" for token in tokens if not token.strip()]
     if wrong:
         raise HubkitError(
-            "HK-VOCABULARY", "these tokens cannot be added to the base's tokenizer", where=str(folder / TOKENIZER),
-            want="tokens that it does not have", have=wrong, fix="leave them out of add_tokens",
-        )  # fmt: skip
+            "HK-VOCABULARY",
+            "these tokens cannot be added to the base's tokenizer",
+            where=str(folder / TOKENIZER),
+            want="tokens that it does not have",
+            have=wrong,
+            fix="leave them out of add_tokens",
+        )
     first = 1 + max(known.values(), default=-1)
     ids = {token: first + number for number, token in enumerate(tokens)}
     document["added_tokens"] = [
@@ -97,9 +101,12 @@ def require_ids(adapter: str, tokens: Mapping[str, int], have: Mapping[str, int]
     ]
     if wrong:
         raise HubkitError(
-            "HK-VOCABULARY", f"the tokens that adapter {adapter!r} adds are others in this tokenizer", where=where,
-            have=wrong, fix="use the base and tokenizer that it was trained on",
-        )  # fmt: skip
+            "HK-VOCABULARY",
+            f"the tokens that adapter {adapter!r} adds are others in this tokenizer",
+            where=where,
+            have=wrong,
+            fix="use the base and tokenizer that it was trained on",
+        )
 
 
 def added_since(base: Path, longer: Path, first: int, count: int) -> list[str]:
@@ -116,9 +123,11 @@ def added_since(base: Path, longer: Path, first: int, count: int) -> list[str]:
     absent = [f"no token with id {i}" for i in range(first, first + count) if i not in names]
     if moved or absent:
         raise HubkitError(
-            "HK-VOCABULARY", "the adapter's tokenizer is not the base's with tokens added",
+            "HK-VOCABULARY",
+            "the adapter's tokenizer is not the base's with tokens added",
             where=str(longer / TOKENIZER),
             want=f"{len(mine)} tokens of the base, and names for {count} rows from {first} on",
-            have=[*moved[:10], *absent[:10]], fix="put the tokenizer.json it was trained with into its folder",
-        )  # fmt: skip
+            have=[*moved[:10], *absent[:10]],
+            fix="put the tokenizer.json it was trained with into its folder",
+        )
     return [names[i] for i in range(first, first + count)]

@@ -65,7 +65,11 @@ def modules_of(peft_type: str, keys: Collection[str], base: Collection[str], whe
             homeless.append(key)
     if homeless:
         raise HubkitError(
-            "HK-KEYS", f"{len(homeless)} tensors have no place in the base", where=where, have=homeless,
-            want=f"{PEFT_PREFIX}<module>.{start}...", fix="--base with the base that the adapter was trained on",
-        )  # fmt: skip
+            "HK-KEYS",
+            f"{len(homeless)} tensors have no place in the base",
+            where=where,
+            have=homeless,
+            want=f"{PEFT_PREFIX}<module>.{start}...",
+            fix="--base with the base that the adapter was trained on",
+        )
     return sorted(found)

@@ -18,10 +18,16 @@ from hubkit.errors import HubkitError, nearest
 PEFT_PREFIX = "base_model.model."
 COMMON = frozenset(
     {
-        "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
-        "runtime_config", "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "runtime_config",
+        "task_type",
     }
-)  # fmt: skip
+)
 """Keys that PEFT writes for every method, or once wrote, and that change nothing in the mathematics."""
 
 
@@ -182,9 +188,12 @@ def _one_list(value: Any, where: str) -> list[int]:
     usable = all(isinstance(ids, list) and all(type(i) is int for i in ids) for ids in lists)
     if not usable or any(ids != lists[0] for ids in lists):
         raise HubkitError(
-            "HK-VOCABULARY", "the rows trained are not those of the same tokens everywhere", where=where,
-            want="one list of ids for embeddings and head", have=_json(value)[:200],
-        )  # fmt: skip
+            "HK-VOCABULARY",
+            "the rows trained are not those of the same tokens everywhere",
+            where=where,
+            want="one list of ids for embeddings and head",
+            have=_json(value)[:200],
+        )
     return list(lists[0])
 
 

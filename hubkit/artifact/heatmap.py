@@ -58,11 +58,13 @@ class Section:
 def page(title: str, sections: Iterable[Section]) -> bytes:
     """The bytes of the page; same sections, same bytes."""
     parts = [
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">',
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>", f"<h1>{_text(title)}</h1>",
-    ]  # fmt: skip
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{_text(title)}</h1>",
+    ]
     for section in sections:
         parts += _section(section)
     return "\n".join([*parts, "</body></html>", ""]).encode()

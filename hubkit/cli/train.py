@@ -104,11 +104,27 @@ def command(
     columns = Columns(text, messages, prompt, completion) if text or messages or prompt or completion else None
     with ProgressBar(f"pull {base}") as work, Drawing() as drawing:
         result = train(
-            base, data, out, method=method, config=settings(config), columns=columns, raw=raw,
-            validation_data=validation_data, name=name, license=license, revision=revision, registry=registry,
-            offline=offline, replace=replace, resume=resume, device=device, report=drawing, progress=work.reach,
-            allow_incomplete_base=allow_incomplete_base, **options,
-        )  # fmt: skip
+            base,
+            data,
+            out,
+            method=method,
+            config=settings(config),
+            columns=columns,
+            raw=raw,
+            validation_data=validation_data,
+            name=name,
+            license=license,
+            revision=revision,
+            registry=registry,
+            offline=offline,
+            replace=replace,
+            resume=resume,
+            device=device,
+            report=drawing,
+            progress=work.reach,
+            allow_incomplete_base=allow_incomplete_base,
+            **options,
+        )
     if result.metrics.early:
         note(f"stopped early: step {result.metrics.kept_step} was the best")
     emit(result, _render)

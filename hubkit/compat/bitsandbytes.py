@@ -24,10 +24,12 @@ def packed_tensors(module: Any) -> dict[str, Any] | None:
     state = weight.quant_state
     if state is None or getattr(state, "packing_format_for_cpu", False):
         raise HubkitError(
-            "HK-QUANT-STATE", "bitsandbytes has rearranged the weight" if state else "the weight is not quantized yet",
-            want="a layer of bitsandbytes as it was loaded", where=type(module).__name__,
+            "HK-QUANT-STATE",
+            "bitsandbytes has rearranged the weight" if state else "the weight is not quantized yet",
+            want="a layer of bitsandbytes as it was loaded",
+            where=type(module).__name__,
             fix="load the model again and attach before it first answers, or load it with hubkit.load_base",
-        )  # fmt: skip
+        )
     return {"": weight.data, **state.as_dict(packed=True)}
 
 

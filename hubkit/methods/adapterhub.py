@@ -40,10 +40,16 @@ def adapterhub_files(adapter: Adapter, form: AdapterHubForm) -> Mapping[str, byt
     taken = [blocks[site] for site in adapter.parts]
     left_out = {block.layer for block in blocks.values()} - {block.layer for block in taken}
     config = to_adapterhub_config(
-        form, config_document(adapter.config), name=name, model_type=adapter.base.arch.model_type,
-        model_class=_NO_CLASS, base_source=adapter.source, hidden=taken[0].shape[0],
-        width=int(adapter.parts[taken[0].name].get_parameter(form.width[3]).shape[0]), left_out=left_out,
-    )  # fmt: skip
+        form,
+        config_document(adapter.config),
+        name=name,
+        model_type=adapter.base.arch.model_type,
+        model_class=_NO_CLASS,
+        base_source=adapter.source,
+        hidden=taken[0].shape[0],
+        width=int(adapter.parts[taken[0].name].get_parameter(form.width[3]).shape[0]),
+        left_out=left_out,
+    )
     tensors = {
         f"{places[site]}.{name}.{form.roles[role]}": value.detach().cpu().contiguous()
         for site, part in adapter.parts.items()
@@ -69,9 +75,13 @@ def read_adapterhub(
     have = base.arch.model_type
     if data.get("model_type") != have:
         raise HubkitError(
-            "HK-BASE-MISMATCH", "the adapter was trained on a base of another architecture", where=where,
-            want=str(data.get("model_type")), have=have, fix="--base with the base that it was trained on",
-        )  # fmt: skip
+            "HK-BASE-MISMATCH",
+            "the adapter was trained on a base of another architecture",
+            where=where,
+            want=str(data.get("model_type")),
+            have=have,
+            fix="--base with the base that it was trained on",
+        )
     keys = place_keys(form, stored, str(data.get("name")), _places(base), where)
     tensors = {at: stored[key] for at, key in keys.items()}
     blocks = _blocks(base)
@@ -95,9 +105,12 @@ def _width(
     widths = {int(value.shape[0]) for (_, r), value in tensors.items() if r == role and value.dim()}
     if len(widths) != 1:
         raise HubkitError(
-            "HK-OPTION", "the adapter is not equally wide in all layers, which is not supported",
-            where=f"{where}#/config/{key}", want="one width", have=sorted(map(str, widths)),
-        )  # fmt: skip
+            "HK-OPTION",
+            "the adapter is not equally wide in all layers, which is not supported",
+            where=f"{where}#/config/{key}",
+            want="one width",
+            have=sorted(map(str, widths)),
+        )
     (only,) = widths
     hidden = next(iter(blocks.values())).shape[0]
     plain = isinstance(given, (int, float)) and not isinstance(given, bool)
@@ -120,7 +133,10 @@ def _places(base: Base) -> dict[str, str]:
     found = {f"{block.path}.{known[block.sublayer]}": name for name, block in _blocks(base).items() if known}
     if not found:
         raise HubkitError(
-            "HK-EXPORT", "AdapterHub's form is not known for this architecture", where=base.source,
-            have=base.arch.model_type or "no model_type", fix="hubkit's own form holds it: hubkit pack, hubkit push",
-        )  # fmt: skip
+            "HK-EXPORT",
+            "AdapterHub's form is not known for this architecture",
+            where=base.source,
+            have=base.arch.model_type or "no model_type",
+            fix="hubkit's own form holds it: hubkit pack, hubkit push",
+        )
     return found

@@ -26,18 +26,25 @@ def parse_config(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     unknown = [name for name in values if name not in fields]
     if unknown:
         raise HubkitError(
-            "HK-CONFIG", f"unknown option {', '.join(map(repr, unknown))}", where=where, want=", ".join(fields),
-            have=", ".join(unknown), fix=_near(unknown, fields),
-        )  # fmt: skip
+            "HK-CONFIG",
+            f"unknown option {', '.join(map(repr, unknown))}",
+            where=where,
+            want=", ".join(fields),
+            have=", ".join(unknown),
+            fix=_near(unknown, fields),
+        )
     parsed = {}
     for name, value in values.items():
         try:
             parsed[name] = _convert(value, fields[name])
         except (TypeError, ValueError) as e:
             raise HubkitError(
-                "HK-CONFIG", f"option {name!r} has a value of another type", where=f"{where}#/{name}",
-                want=_type_name(fields[name]), have=repr(value),
-            ) from e  # fmt: skip
+                "HK-CONFIG",
+                f"option {name!r} has a value of another type",
+                where=f"{where}#/{name}",
+                want=_type_name(fields[name]),
+                have=repr(value),
+            ) from e
     return cls(**parsed)
 
 

@@ -44,9 +44,11 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     if target != "peft" or form is None:
         known = [name for name, have in (("peft", form), ("adapterhub", theirs)) if have is not None]
         raise HubkitError(
-            "HK-EXPORT", f"adapter {adapter.name!r} ({adapter.method.name}) has no form {target!r}",
-            want=", ".join(known) or "(this method is hubkit's own)", have=target,
-        )  # fmt: skip
+            "HK-EXPORT",
+            f"adapter {adapter.name!r} ({adapter.method.name}) has no form {target!r}",
+            want=", ".join(known) or "(this method is hubkit's own)",
+            have=target,
+        )
     modules = {key: _named(adapter, field) for key, field in form.modules.items()}
     whole = {site for site, part in adapter.edits().items() if is_whole(part)}
     rest = [s for s in adapter.edits() if s not in whole and not any(s in chosen for chosen in modules.values())]

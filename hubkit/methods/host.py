@@ -75,15 +75,21 @@ class Method:
         for hook in ("describe", "inject"):
             if not self._answers(hook):
                 raise HubkitError(
-                    "HK-PLUGIN", f"method {offer.name!r} implements no {hook}", where=_origin(offer),
+                    "HK-PLUGIN",
+                    f"method {offer.name!r} implements no {hook}",
+                    where=_origin(offer),
                     fix="every method implements describe and inject",
-                )  # fmt: skip
+                )
         self.info: MethodInfo = self._call("describe", MethodInfo)
         if self.info.name != offer.name:
             raise HubkitError(
-                "HK-PLUGIN", f"method {offer.name!r} calls itself {self.info.name!r}", where=_origin(offer),
-                want=offer.name, have=self.info.name, fix="entry point and description carry one name",
-            )  # fmt: skip
+                "HK-PLUGIN",
+                f"method {offer.name!r} calls itself {self.info.name!r}",
+                where=_origin(offer),
+                want=offer.name,
+                have=self.info.name,
+                fix="entry point and description carry one name",
+            )
 
     @functools.cached_property
     def peft_form(self) -> PeftForm | None:
@@ -224,15 +230,19 @@ class MethodHost:
             near = nearest(name, offers)
             install = _install(distribution, version)
             raise HubkitError(
-                "HK-METHOD-UNKNOWN", f"no installed package offers the method {name!r}", want=", ".join(offers),
-                have=name, fix=install or (f"near: {', '.join(near)}" if near else "hubkit methods"),
-            )  # fmt: skip
+                "HK-METHOD-UNKNOWN",
+                f"no installed package offers the method {name!r}",
+                want=", ".join(offers),
+                have=name,
+                fix=install or (f"near: {', '.join(near)}" if near else "hubkit methods"),
+            )
         if len(claims) > 1:
             raise HubkitError(
-                "HK-METHOD-CONFLICT", f"several packages offer the method {name!r}",
+                "HK-METHOD-CONFLICT",
+                f"several packages offer the method {name!r}",
                 have=[f"{c.distribution} {c.version} ({c.entry.value})" for c in claims],
                 fix=f"uninstall one of them: pip uninstall {claims[-1].distribution}",
-            )  # fmt: skip
+            )
         self._loaded[name] = Method(claims[0], _import(claims[0]))
         return self._loaded[name]
 
@@ -253,9 +263,12 @@ def _import(offer: Offer) -> object:
 
 def _plugin_error(offer: Offer, what: str, error: BaseException) -> HubkitError:
     return HubkitError(
-        "HK-PLUGIN", f"method {offer.name!r} {what}", where=_origin(offer), have=f"{type(error).__name__}: {error}",
+        "HK-PLUGIN",
+        f"method {offer.name!r} {what}",
+        where=_origin(offer),
+        have=f"{type(error).__name__}: {error}",
         fix=f"update or uninstall {offer.distribution}; the other methods are not affected",
-    )  # fmt: skip
+    )
 
 
 def _origin(offer: Offer) -> str:
@@ -270,9 +283,12 @@ def _wrappers() -> tuple[tuple[str, object], ...]:
     missing = [name for name in wanted if name not in known]
     if missing:
         raise HubkitError(
-            "HK-WRAPPER", f"no installed package offers the wrapper {missing[0]!r}", where="HUBKIT_WRAPPERS",
-            want=", ".join(sorted(known)) or "(none installed)", have=missing[0],
-        )  # fmt: skip
+            "HK-WRAPPER",
+            f"no installed package offers the wrapper {missing[0]!r}",
+            where="HUBKIT_WRAPPERS",
+            want=", ".join(sorted(known)) or "(none installed)",
+            have=missing[0],
+        )
     return tuple(
         (name, _import(Offer(name, e.dist.name if e.dist else "", e.dist.version if e.dist else "", e)))
         for name, e in ((name, known[name]) for name in wanted)

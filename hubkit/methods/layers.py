@@ -40,6 +40,10 @@ def require_depth(base: Base, decay: float, depth: int) -> None:
     found = layers_of(base)
     if decay != 1.0 and depth != found:
         raise HubkitError(
-            "HK-CONFIG", "layer-wise decay counts down from the top of the base", where=base.source,
-            want=f"depth {found}", have=f"depth {depth}", fix=f"--set depth={found}",
-        )  # fmt: skip
+            "HK-CONFIG",
+            "layer-wise decay counts down from the top of the base",
+            where=base.source,
+            want=f"depth {found}",
+            have=f"depth {depth}",
+            fix=f"--set depth={found}",
+        )

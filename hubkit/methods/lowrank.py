@@ -138,6 +138,9 @@ class LowRankConfig:
             ]
         if wrong:
             raise HubkitError(
-                "HK-CONFIG", "these modules cannot be trained so", where=base.source, have=wrong,
+                "HK-CONFIG",
+                "these modules cannot be trained so",
+                where=base.source,
+                have=wrong,
                 fix="name each module once, in targets or in modules_to_save; or --set tied=break",
-            )  # fmt: skip
+            )

@@ -27,7 +27,10 @@ def pattern_value(patterns: Mapping[str, T], name: str, default: T) -> T:
                 return value
         except re.error as e:
             raise HubkitError(
-                "HK-PATTERN", "a rank or alpha pattern is not a usable expression", where=pattern[:80], have=str(e),
+                "HK-PATTERN",
+                "a rank or alpha pattern is not a usable expression",
+                where=pattern[:80],
+                have=str(e),
                 fix="use module names: q_proj, model.layers.0.mlp.up_proj",
-            ) from e  # fmt: skip
+            ) from e
     return default

@@ -36,10 +36,12 @@ def method_of(folder: AdapterFolder) -> tuple[Method, Any]:
         )
     if peft_type := carried_type(manifest.method):
         raise HubkitError(
-            "HK-METHOD-UNKNOWN", f"adapters of PEFT's type {peft_type} are kept as they are, no method here runs them",
-            where=f"{where}#/method", have=str(manifest.method),
+            "HK-METHOD-UNKNOWN",
+            f"adapters of PEFT's type {peft_type} are kept as they are, no method here runs them",
+            where=f"{where}#/method",
+            have=str(manifest.method),
             fix=f"PEFT runs it: PeftModel.from_pretrained(base, {str(folder.path)!r})",
-        )  # fmt: skip
+        )
     plugin = manifest.plugin
     method = host().load(
         manifest.method,
@@ -117,9 +119,11 @@ def recorded_base(folder: AdapterFolder) -> Base:
     tensors, origin = folder.base_tensors(), folder.manifest.base
     if tensors is None or origin is None:
         raise HubkitError(
-            "HK-BASE-NEEDED", f"{folder.manifest.name!r} does not list its base's tensors", where=str(folder.path),
+            "HK-BASE-NEEDED",
+            f"{folder.manifest.name!r} does not list its base's tensors",
+            where=str(folder.path),
             fix="hubkit pack it again, with --base",
-        )  # fmt: skip
+        )
     return base_of_tensors(tensors, origin.config, str(folder.path))
 
 

@@ -21,10 +21,13 @@ def require_method_name(name: str) -> None:
     near = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_0123456789")[:_LONGEST]
     usable = near and not keyword.iskeyword(near)
     raise HubkitError(
-        "HK-NAME", "this cannot be the name of a method",
-        want=f"lower-case letters, digits and _, a letter first, no word of Python, at most {_LONGEST}", have=name,
-        fix=f"near: {near}" if usable else "", status=USAGE,
-    )  # fmt: skip
+        "HK-NAME",
+        "this cannot be the name of a method",
+        want=f"lower-case letters, digits and _, a letter first, no word of Python, at most {_LONGEST}",
+        have=name,
+        fix=f"near: {near}" if usable else "",
+        status=USAGE,
+    )
 
 
 def distribution_name(name: str) -> str:

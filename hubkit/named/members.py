@@ -235,7 +235,10 @@ def _refused(
     mix: AdapterFolder, origin: Reference, name: str, member: MixMember, what: str, have: str | list[str], fix: str
 ) -> HubkitError:
     return HubkitError(
-        "HK-MIX-MEMBER", f"the member {name!r} of the mix {mix.manifest.name!r} {what}",
-        where=f"{origin}  {MANIFEST_NAME}#/mix/members/{name}", want=f"{member.digest}  ({member.reference})",
-        have=have, fix=fix,
-    )  # fmt: skip
+        "HK-MIX-MEMBER",
+        f"the member {name!r} of the mix {mix.manifest.name!r} {what}",
+        where=f"{origin}  {MANIFEST_NAME}#/mix/members/{name}",
+        want=f"{member.digest}  ({member.reference})",
+        have=have,
+        fix=fix,
+    )

@@ -85,9 +85,13 @@ def chosen_name(name: str | None, folder: Path) -> str:
     chosen = name or folder.resolve().name
     if not re.fullmatch(NAME, chosen, re.ASCII):
         raise HubkitError(
-            "HK-NAME", "this cannot be the name of an adapter",
-            want="up to 96 of A-Z a-z 0-9 . _ -, a letter or digit first", have=chosen, fix="--name NAME", status=USAGE,
-        )  # fmt: skip
+            "HK-NAME",
+            "this cannot be the name of an adapter",
+            want="up to 96 of A-Z a-z 0-9 . _ -, a letter or digit first",
+            have=chosen,
+            fix="--name NAME",
+            status=USAGE,
+        )
     return chosen
 
 

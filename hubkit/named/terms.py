@@ -172,9 +172,12 @@ def as_sum(terms: Iterable[Term], operator: str = "sum") -> list[Term]:
         if stacked or (term.tree is not None and operator != "sum"):
             why = "is a stack, which is no sum" if stacked else f"is several adapters, and {operator!r} is not linear"
             raise HubkitError(
-                "HK-COMPOSE", f"the mix {term.name!r} {why}", where=term.reference, have=str(term.tree),
+                "HK-COMPOSE",
+                f"the mix {term.name!r} {why}",
+                where=term.reference,
+                have=str(term.tree),
                 fix="hubkit merge writes a mix into its base, hubkit generate runs it",
-            )  # fmt: skip
+            )
         factors = {} if term.tree is None else weights(term.tree)
         made += [replace(one, weight=term.weight * factors.get(one.name, 1.0)) for one in adapters([term])]
     return made
@@ -193,10 +196,13 @@ def require_adapter(folder: AdapterFolder) -> AdapterFolder:
     }
     if manifest.kind != "adapter":
         raise HubkitError(
-            "HK-NOT-ADAPTER", f"{manifest.name!r} is a {manifest.kind}, not an adapter",
-            where=f"{folder.path / MANIFEST_NAME}#/kind", want="adapter", have=manifest.kind,
+            "HK-NOT-ADAPTER",
+            f"{manifest.name!r} is a {manifest.kind}, not an adapter",
+            where=f"{folder.path / MANIFEST_NAME}#/kind",
+            want="adapter",
+            have=manifest.kind,
             fix=fixes[manifest.kind],
-        )  # fmt: skip
+        )
     return folder
 
 

@@ -27,10 +27,13 @@ def added_tokens(manifest: Manifest) -> dict[str, int]:
     held = dict(zip(map(str, names), ids[max(0, len(ids) - len(names)) :], strict=False))
     if listed != held:
         raise HubkitError(
-            "HK-VOCABULARY", f"the manifest of {manifest.name!r} says two things of its added tokens",
-            where="hubkit.json#/vocabulary", want=[f"{t} = {i}" for t, i in held.items()] or "none", have=str(listed),
+            "HK-VOCABULARY",
+            f"the manifest of {manifest.name!r} says two things of its added tokens",
+            where="hubkit.json#/vocabulary",
+            want=[f"{t} = {i}" for t, i in held.items()] or "none",
+            have=str(listed),
             fix="hubkit pack writes it anew",
-        )  # fmt: skip
+        )
     return held
 
 
@@ -111,6 +114,9 @@ def _require_own(folder: AdapterFolder, tokens: Mapping[str, int]) -> None:
     absent = [f"{token} = {number}" for token, number in tokens.items() if have.get(token) != number]
     if absent:
         raise HubkitError(
-            "HK-VOCABULARY", "the adapter's own tokenizer does not have the tokens that it adds",
-            where=str(folder.path / TOKENIZER), want=absent, fix="pull it again, or train it again",
-        )  # fmt: skip
+            "HK-VOCABULARY",
+            "the adapter's own tokenizer does not have the tokens that it adds",
+            where=str(folder.path / TOKENIZER),
+            want=absent,
+            fix="pull it again, or train it again",
+        )

@@ -88,9 +88,13 @@ def require_version(version: str | None) -> None:
     """Refuses what is given as a version and is none: ``HK-VERSION`` (status 2)."""
     if version is not None and not _VERSION.fullmatch(version):
         raise HubkitError(
-            "HK-VERSION", "this is no semantic version", want="MAJOR.MINOR.PATCH, e.g. 1.2.0", have=version,
-            fix="https://semver.org", status=USAGE,
-        )  # fmt: skip
+            "HK-VERSION",
+            "this is no semantic version",
+            want="MAJOR.MINOR.PATCH, e.g. 1.2.0",
+            have=version,
+            fix="https://semver.org",
+            status=USAGE,
+        )
 
 
 def document_of(config: Any) -> dict[str, Any]:

@@ -70,9 +70,11 @@ def _require_values(device: torch.device) -> None:
 def _cuda(device: torch.device) -> torch.device:
     if why := _no_cuda():
         raise HubkitError(
-            "HK-DEVICE", "there is no CUDA device that can be used", have=why,
+            "HK-DEVICE",
+            "there is no CUDA device that can be used",
+            have=why,
             fix="a driver and a build of torch that fit each other (https://pytorch.org/get-started), or --device cpu",
-        )  # fmt: skip
+        )
     count = torch.cuda.device_count()
     number = torch.cuda.current_device() if device.index is None else device.index
     if number >= count:
@@ -113,9 +115,12 @@ def require_dtype(device: torch.device, dtype: torch.dtype | None) -> None:
         return
     if torch.cuda.get_device_capability(device) < _BF16_SINCE:
         raise HubkitError(
-            "HK-DTYPE", f"{described(device)} does not compute in bfloat16", have="bfloat16",
-            want="float16, whose losses are scaled in training, or float32", fix="--dtype float16, or float32",
-        )  # fmt: skip
+            "HK-DTYPE",
+            f"{described(device)} does not compute in bfloat16",
+            have="bfloat16",
+            want="float16, whose losses are scaled in training, or float32",
+            fix="--dtype float16, or float32",
+        )
 
 
 def forked_rng(device: torch.device) -> AbstractContextManager[None]:
@@ -157,21 +162,28 @@ def _refusal(device: torch.device, error: Exception, doing: str, fix: str) -> Hu
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(word in text for word in _FULL):
         asked = _ASKED.search(text)
         return HubkitError(
-            "HK-MEMORY", f"there is not enough memory for {doing}", where=described(device),
-            want=f"{_size(asked[1])} more" if asked else "more", have=[_free(device) or "no more", _first_line(error)],
+            "HK-MEMORY",
+            f"there is not enough memory for {doing}",
+            where=described(device),
+            want=f"{_size(asked[1])} more" if asked else "more",
+            have=[_free(device) or "no more", _first_line(error)],
             fix=fix,
-        )  # fmt: skip
+        )
     if isinstance(error, NotImplementedError) and device.type == "mps":
         return HubkitError(
-            "HK-DEVICE", f"MPS lacks an operation for {doing}", have=_first_line(error),
+            "HK-DEVICE",
+            f"MPS lacks an operation for {doing}",
+            have=_first_line(error),
             fix="PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment, or --device cpu",
-        )  # fmt: skip
+        )
     if device.type == "cuda" and "no kernel image" in text:
         return HubkitError(
-            "HK-DEVICE", "this build of torch has no kernels for the device", where=described(device),
+            "HK-DEVICE",
+            "this build of torch has no kernels for the device",
+            where=described(device),
             have=f"built for {', '.join(torch.cuda.get_arch_list())}",
             fix="a build of torch for this device (https://pytorch.org/get-started), or --device cpu",
-        )  # fmt: skip
+        )
     return None
 
 

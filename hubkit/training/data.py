@@ -183,9 +183,13 @@ def choose_columns(records: Sequence[Record], asked: Columns | None = None) -> C
     if faults:
         where = records[0].where.partition(":")[0]
         raise HubkitError(
-            "HK-COLUMNS", "rows lack a column that is to be trained on", where=where,
-            want=f"{', '.join(columns.names())} in every row", have=shorten(faults), fix=_NAME_THEM,
-        )  # fmt: skip
+            "HK-COLUMNS",
+            "rows lack a column that is to be trained on",
+            where=where,
+            want=f"{', '.join(columns.names())} in every row",
+            have=shorten(faults),
+            fix=_NAME_THEM,
+        )
     return columns
 
 

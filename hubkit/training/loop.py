@@ -78,9 +78,15 @@ def fit(
     trained = {name: params[name] for name in sorted(params) if params[name].requires_grad}
     require_usable(trained, params, train_rows, validation_rows, options)
     stepper = Stepper(
-        model, trained, train_step, weight_decay=options.weight_decay, clip=options.clip,
-        optimizer=options.optimizer, rates=rates, kept=kept,
-    )  # fmt: skip
+        model,
+        trained,
+        train_step,
+        weight_decay=options.weight_decay,
+        clip=options.clip,
+        optimizer=options.optimizer,
+        rates=rates,
+        kept=kept,
+    )
     if rates:
         identity = {**(identity or {}), "rates": Counter(map(str, sorted(rates.values())))}
     longest = collate([max(train_rows, key=lambda row: len(row.ids))], stepper.device)

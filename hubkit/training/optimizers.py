@@ -34,9 +34,12 @@ def require_optimizer(optimizer: str, device: torch.device) -> None:
         have, fix = "no bitsandbytes", "pip install 'hubkit-adapters[bitsandbytes]', or --optimizer adamw"
     if have:
         raise HubkitError(
-            "HK-OPTIMIZER", f"the optimizer {optimizer} cannot run here", want="a CUDA device and bitsandbytes",
-            have=have, fix=fix,
-        )  # fmt: skip
+            "HK-OPTIMIZER",
+            f"the optimizer {optimizer} cannot run here",
+            want="a CUDA device and bitsandbytes",
+            have=have,
+            fix=fix,
+        )
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], weight_decay: float, device: torch.device) -> Any:

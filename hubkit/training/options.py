@@ -114,9 +114,12 @@ class TrainOptions:
         if unknown:
             near = [n for u in unknown for n in nearest(u, known, 1)]
             raise HubkitError(
-                "HK-OPTIONS", f"unknown training option {', '.join(unknown)}", want=", ".join(sorted(known)),
-                fix=f"near: {', '.join(near)}" if near else "", status=USAGE,
-            )  # fmt: skip
+                "HK-OPTIONS",
+                f"unknown training option {', '.join(unknown)}",
+                want=", ".join(sorted(known)),
+                fix=f"near: {', '.join(near)}" if near else "",
+                status=USAGE,
+            )
         asked = {key: value for key, value in given.items() if value is not None}
         without = known - {"epochs"} if "steps" in asked else known
         return cls(**{key: value for key, value in recipe.items() if key in without} | asked)

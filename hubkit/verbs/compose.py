@@ -172,9 +172,14 @@ def _write(
     files[CARD_NAME] = card_file(manifest, files)
     written = write_adapter(out, manifest, files, replace=replace)
     return changed(
-        plan, path=out, digest=written.digest, rank=0 if made.whole else made.rank, sites=len(result.parts),
-        parents=written.parents, composition=written.composition or {},
-    )  # fmt: skip
+        plan,
+        path=out,
+        digest=written.digest,
+        rank=0 if made.whole else made.rank,
+        sites=len(result.parts),
+        parents=written.parents,
+        composition=written.composition or {},
+    )
 
 
 def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
@@ -193,11 +198,12 @@ def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:
     vocabularies = [m.folder.manifest.vocabulary for m in members]
     if any(one != vocabularies[0] for one in vocabularies):
         raise HubkitError(
-            "HK-VOCABULARY", "the members add other tokens to the vocabulary: one id would mean several things",
+            "HK-VOCABULARY",
+            "the members add other tokens to the vocabulary: one id would mean several things",
             want="the same added tokens with the same ids in every member",
             have=[f"{m.name}: {_counted(m.folder.manifest.vocabulary)}" for m in members],
             fix="keep them apart, or train them with the same added tokens",
-        )  # fmt: skip
+        )
     if vocabularies[0]:
         have = [m.name for m in members]
         raise HubkitError("HK-COMPOSE", "members that add tokens to the vocabulary cannot be summed", have=have)
@@ -235,9 +241,11 @@ def _read(members: list[Term], base: Base) -> Mapping[str, Adapter]:
     reasons = [f"{name}: {reason}" for name, a in adapters.items() if (reason := a.method.unmergeable)]
     if reasons:
         raise HubkitError(
-            "HK-COMPOSE", "only adapters that change weights can be written as one", have=reasons,
+            "HK-COMPOSE",
+            "only adapters that change weights can be written as one",
+            have=reasons,
             fix="keep them apart: hubkit generate takes several adapters at once",
-        )  # fmt: skip
+        )
     return adapters
 
 

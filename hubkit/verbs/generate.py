@@ -95,9 +95,12 @@ def generate(
 
     if max_new_tokens < 1 or temperature < 0:
         raise HubkitError(
-            "HK-OPTIONS", "out of range", want="max_new_tokens >= 1, temperature >= 0",
-            have=f"{max_new_tokens}, {temperature}", status=USAGE,
-        )  # fmt: skip
+            "HK-OPTIONS",
+            "out of range",
+            want="max_new_tokens >= 1, temperature >= 0",
+            have=f"{max_new_tokens}, {temperature}",
+            status=USAGE,
+        )
     require_mix(mix)
     place = device_named(device)
     where = Where(registry, offline, progress)
@@ -159,9 +162,12 @@ def _answer(
     if length == 0 or (longest is not None and front + length + tokens > longest):
         virtual = f"{front} virtual + " if front else ""
         raise HubkitError(
-            "HK-ROW-TOO-LONG", "prompt and answer do not fit the base's context", want=f"1 to {longest} tokens",
-            have=f"{virtual}{length} of the prompt + {tokens} new", fix="--max-new-tokens, or a shorter prompt",
-        )  # fmt: skip
+            "HK-ROW-TOO-LONG",
+            "prompt and answer do not fit the base's context",
+            want=f"1 to {longest} tokens",
+            have=f"{virtual}{length} of the prompt + {tokens} new",
+            fix="--max-new-tokens, or a shorter prompt",
+        )
     device = next(model.parameters()).device
     choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     with torch.no_grad():

@@ -138,9 +138,12 @@ def merge(
         if not files.changed:
             fix = "another adapter or weight" if dtype == "float32" else "another adapter or weight, or --dtype float32"
             raise HubkitError(
-                "HK-MERGE-NOOP", "the merged weights are the base's, bit for bit", where=str(base),
-                have="every change is zero, or too small for the dtype", fix=fix,
-            )  # fmt: skip
+                "HK-MERGE-NOOP",
+                "the merged weights are the base's, bit for bit",
+                where=str(base),
+                have="every change is zero, or too small for the dtype",
+                fix=fix,
+            )
         digest, size = _finish(stage, source.path, manifest, dict(files.files), tokenizer)
     return dataclasses.replace(
         planned, digest=digest, changed=len(files.changed), tensors=count + unties, size=size, dry_run=False

@@ -164,9 +164,11 @@ def _new(name: str, path: Path) -> NewMethod:
     claims = host().offers().get(name, ())
     if claims:
         raise HubkitError(
-            "HK-NAME-TAKEN", f"an installed package offers a method {name!r} already",
-            have=[f"{c.distribution} {c.version} ({c.entry.value})" for c in claims], fix="another name",
-        )  # fmt: skip
+            "HK-NAME-TAKEN",
+            f"an installed package offers a method {name!r} already",
+            have=[f"{c.distribution} {c.version} ({c.entry.value})" for c in claims],
+            fix="another name",
+        )
     with refusing(path):
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             fix = "another folder: a package is written into a new or an empty one"

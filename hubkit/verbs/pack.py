@@ -127,9 +127,12 @@ def pack(
     files = {**extra, **files}
     if left_out and out is None:
         raise HubkitError(
-            "HK-EXTRA-FILES", "the folder holds files that do not belong to an adapter", where=str(folder),
-            have=list(left_out), fix="hubkit pack DIR --out NEW-DIR leaves them where they are",
-        )  # fmt: skip
+            "HK-EXTRA-FILES",
+            "the folder holds files that do not belong to an adapter",
+            where=str(folder),
+            have=list(left_out),
+            fix="hubkit pack DIR --out NEW-DIR leaves them where they are",
+        )
     dest = Path(out) if out is not None else folder
     if manifest.kind == "mix" and manifest.mix is not None and out is not None:
         manifest = replace(manifest, mix=with_members_from(manifest.mix, folder, dest))

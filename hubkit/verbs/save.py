@@ -78,9 +78,12 @@ def save(
 
     if not isinstance(model, Attached):
         raise HubkitError(
-            "HK-NOT-LIVE", "nothing is attached to this", want="what hubkit.attach returned",
-            have=type(model).__name__, fix="attached = hubkit.attach(model, ADAPTER, trainable=True)",
-        )  # fmt: skip
+            "HK-NOT-LIVE",
+            "nothing is attached to this",
+            want="what hubkit.attach returned",
+            have=type(model).__name__,
+            fix="attached = hubkit.attach(model, ADAPTER, trainable=True)",
+        )
     out, title = Path(folder), chosen_name(None, Path(folder))
     require_version(version)
     require_known(name, model.adapters)
@@ -123,7 +126,8 @@ def _tokenizer(config: Any, base: str | Path | None, registry: str | None, name:
         return {}
     if base is None:
         raise HubkitError(
-            "HK-BASE-NEEDED", f"adapter {name!r} adds tokens, and its tokenizer is made from the base's",
+            "HK-BASE-NEEDED",
+            f"adapter {name!r} adds tokens, and its tokenizer is made from the base's",
             fix="save(..., base=FOLDER or ORG/NAME)",
-        )  # fmt: skip
+        )
     return with_tokens(base_source(base, None, Where(registry)).path, tokens)[1]

@@ -137,13 +137,27 @@ def train(
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
     adapter, metrics = _fit(
-        source.path, chosen, settings, rows, validation, wanted, run_dir=run_dir, report=report, identity=identity,
-        resume=resume, name=name, codec=plan.codec, device=place, incomplete=allow_incomplete_base,
-    )  # fmt: skip
+        source.path,
+        chosen,
+        settings,
+        rows,
+        validation,
+        wanted,
+        run_dir=run_dir,
+        report=report,
+        identity=identity,
+        resume=resume,
+        name=name,
+        codec=plan.codec,
+        device=place,
+        incomplete=allow_incomplete_base,
+    )
     manifest = dataclasses.replace(
-        draft, config=document_of(adapter.config), training=_training(wanted, rows, metrics),
+        draft,
+        config=document_of(adapter.config),
+        training=_training(wanted, rows, metrics),
         overrides=(INCOMPLETE,) if allow_incomplete_base else (),
-    )  # fmt: skip
+    )
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
     digest = write_live(out, adapter, manifest, record, replace, beside).digest
     checkpoint.discard(run_dir)
@@ -207,9 +221,13 @@ def _rows(
     if options.max_length is not None and longest is not None and options.max_length > longest:
         beside = f" beside {front} virtual tokens" if front else ""
         raise HubkitError(
-            "HK-OPTIONS", "max_length is beyond the base's context", want=f"at most {longest}{beside}",
-            have=str(options.max_length), fix=f"--max-length {longest}", status=2,
-        )  # fmt: skip
+            "HK-OPTIONS",
+            "max_length is beyond the base's context",
+            want=f"at most {longest}{beside}",
+            have=str(options.max_length),
+            fix=f"--max-length {longest}",
+            status=2,
+        )
     limit = options.max_length or longest or 1 << 30
 
     def encoded(some: list[Record], columns: Columns) -> list[Row]:
@@ -252,9 +270,19 @@ def _fit(
     attached.set_mix(name)
     with quiet(), attached.compiled_training() if options.compile else contextlib.nullcontext():
         metrics = fit(
-            attached, adapter.trainables(), method.train_step, rows, validation, options, run_dir=run_dir,
-            report=report, identity=identity, resume=resume, rates=adapter.learning_rates(), kept=adapter.kept(),
-        )  # fmt: skip
+            attached,
+            adapter.trainables(),
+            method.train_step,
+            rows,
+            validation,
+            options,
+            run_dir=run_dir,
+            report=report,
+            identity=identity,
+            resume=resume,
+            rates=adapter.learning_rates(),
+            kept=adapter.kept(),
+        )
     adapter.to_compute_dtype()
     adapter.require_finite(name)
     return adapter.without_zeros(), metrics

@@ -34,7 +34,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "C3A": {**Q, "block_size": 2},
     "CARTRIDGE": {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3},
     "CPT": {
-        "task_type": "CAUSAL_LM", "cpt_token_ids": [5, 6], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1],
+        "task_type": "CAUSAL_LM",
+        "cpt_token_ids": [5, 6],
+        "cpt_mask": [1, 1],
+        "cpt_tokens_type_mask": [1, 1],
     },
     "DELORA": Q,
     "FOURIERFT": {**Q, "n_frequency": 5},
@@ -58,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "UNILORA": Q,
     "VBLORA": {**Q, "vector_length": 4, "num_vectors": 8},
     "VERA": Q,
-}  # fmt: skip
+}
 CONFIGS = {kind.value: made for kind, made in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 CASES = [kind for kind in OPTIONS if kind in CONFIGS]
 RUN = [kind for kind in CASES if kind not in ("MULTITASK_PROMPT_TUNING", "POLY")]  # those ask for task_ids

@@ -50,9 +50,15 @@ def test_what_computes_is_read_as_it_is(case: str, options: dict[str, Any], tiny
 
 
 OTHERS = {
-    "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "int8": torch.int8, "uint8": torch.uint8,
-    "int32": torch.int32, "bool": torch.bool, "float8_e8m0fnu": torch.float8_e8m0fnu, "complex64": torch.complex64,
-}  # fmt: skip
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "int32": torch.int32,
+    "bool": torch.bool,
+    "float8_e8m0fnu": torch.float8_e8m0fnu,
+    "complex64": torch.complex64,
+}
 
 
 @pytest.mark.parametrize("case", OTHERS)

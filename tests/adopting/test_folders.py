@@ -53,9 +53,14 @@ def trained(base: Path, folder: Path) -> None:
     model = peft.get_peft_model(load_base(base), config)
     rows = [{"input_ids": torch.arange(3, 9), "labels": torch.arange(3, 9)}] * 2
     arguments = TrainingArguments(
-        str(folder), max_steps=2, save_steps=1, per_device_train_batch_size=1, report_to=[], use_cpu=True,
+        str(folder),
+        max_steps=2,
+        save_steps=1,
+        per_device_train_batch_size=1,
+        report_to=[],
+        use_cpu=True,
         disable_tqdm=True,
-    )  # fmt: skip
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     trainer.train()
     trainer.save_model()
@@ -86,8 +91,10 @@ def test_checkpoints_alone_are_named(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 MLX_CONFIG = {
-    "fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}, "num_layers": 16,
-}  # fmt: skip
+    "fine_tune_type": "lora",
+    "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0},
+    "num_layers": 16,
+}
 TORCHTUNE_CONFIG = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "peft_type": "LORA"}
 KOHYA_KEY = "lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight"
 DIFFUSERS_KEY = "unet.down_blocks.1.attentions.0.to_q.lora.down.weight"

@@ -153,10 +153,19 @@ def test_keys_are_sorted_by_meaning() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "m.q.lora_A.weight", f"{P}lora_A.weight", f"{P}m.q.lora_A", f"{P}m.q.lora_A.default.weight", f"{P}m.q.weight",
-        f"{P}m.qlora_A.weight", "", P, f"{P}m.q.lora_magnitude_vector", f"{P}m.q.LORA_A.weight", "base_layer.weight",
+        "m.q.lora_A.weight",
+        f"{P}lora_A.weight",
+        f"{P}m.q.lora_A",
+        f"{P}m.q.lora_A.default.weight",
+        f"{P}m.q.weight",
+        f"{P}m.qlora_A.weight",
+        "",
+        P,
+        f"{P}m.q.lora_magnitude_vector",
+        f"{P}m.q.LORA_A.weight",
+        "base_layer.weight",
     ],
-)  # fmt: skip
+)
 def test_a_key_without_meaning_is_named(key: str) -> None:
     good = f"{P}m.q.lora_B.weight"
     assert refused("HK-KEYS", split_keys, FORM, [good, key], "x").have == ([key] if key else [""])

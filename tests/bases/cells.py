@@ -145,9 +145,20 @@ def _trained(cell: Cell, base: Path, work: Path) -> bool:
     rows = rows_file(work / "rows.jsonl", 8)
     try:
         hubkit.train(
-            base, rows, out, method=cell.method, config=dict(method.config), steps=2, batch_size=4, warmup=0.0,
-            schedule="constant", learning_rate=method.rate, dtype="float32", device="cpu", report=steps.append,
-        )  # fmt: skip
+            base,
+            rows,
+            out,
+            method=cell.method,
+            config=dict(method.config),
+            steps=2,
+            batch_size=4,
+            warmup=0.0,
+            schedule="constant",
+            learning_rate=method.rate,
+            dtype="float32",
+            device="cpu",
+            report=steps.append,
+        )
     except HubkitError as error:
         if error.__cause__ is not None and error.code in ("HK-PLUGIN", "HK-INTERNAL"):
             cell.blame("crash", f"train: {error.code}: {_line(error.__cause__)}")

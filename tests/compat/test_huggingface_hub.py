@@ -93,9 +93,12 @@ except client.failures() as error:
 
 def test_offline_mode_is_told_from_a_network_that_fails() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE], env={"HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", OFFLINE],
+        env={"HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.strip() == "True", done.stderr
 
 

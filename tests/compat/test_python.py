@@ -9,10 +9,19 @@ import pytest
 from hubkit.compat.python import parsed_expression
 
 WORDS = {
-    r"abc": ["LITERAL"] * 3, r"a*": ["MAX_REPEAT"], r"a+?": ["MIN_REPEAT"], r"a*+": ["POSSESSIVE_REPEAT"],
-    r"(a)": ["SUBPATTERN"], r"(?:ab|cd)": ["BRANCH"], r"ab|cd": ["BRANCH"], r"(a)\1": ["SUBPATTERN", "GROUPREF"],
-    r"[a-z]": ["IN"], r".": ["ANY"], r"(?=a)": ["ASSERT"], r"(?>a)": ["ATOMIC_GROUP"],
-}  # fmt: skip
+    r"abc": ["LITERAL"] * 3,
+    r"a*": ["MAX_REPEAT"],
+    r"a+?": ["MIN_REPEAT"],
+    r"a*+": ["POSSESSIVE_REPEAT"],
+    r"(a)": ["SUBPATTERN"],
+    r"(?:ab|cd)": ["BRANCH"],
+    r"ab|cd": ["BRANCH"],
+    r"(a)\1": ["SUBPATTERN", "GROUPREF"],
+    r"[a-z]": ["IN"],
+    r".": ["ANY"],
+    r"(?=a)": ["ASSERT"],
+    r"(?>a)": ["ATOMIC_GROUP"],
+}
 
 
 @pytest.mark.parametrize("text", WORDS)

@@ -179,9 +179,19 @@ OTHERS = {
     "bart": ("BartForCausalLM", BART),
     "bert": ("BertForMaskedLM", SMALL),
     "roberta": ("RobertaForMaskedLM", SMALL),
-    "t5": ("T5ForConditionalGeneration", {"vocab_size": 48, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1,
-                                          "num_heads": 2, "decoder_start_token_id": 0}),
-}  # fmt: skip
+    "t5": (
+        "T5ForConditionalGeneration",
+        {
+            "vocab_size": 48,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 1,
+            "num_heads": 2,
+            "decoder_start_token_id": 0,
+        },
+    ),
+}
 """Models that are no decoders like llama: class, sizes."""
 
 

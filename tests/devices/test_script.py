@@ -18,8 +18,15 @@ def test_every_row_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "figures.md"
     bench_gpu.main(["--sizes", "tiny", "--device", "cpu", "--out", str(out), "--seconds", "100"])
     text = out.read_text()
-    for row in ("NF4 encode", "NF4 decode", "tiny LoRA step", "tiny QLoRA step", "tiny prefill 4x64, 4 adapters",
-                "tiny decode 4x1, 1 adapter", "tiny merge and unmerge"):  # fmt: skip
+    for row in (
+        "NF4 encode",
+        "NF4 decode",
+        "tiny LoRA step",
+        "tiny QLoRA step",
+        "tiny prefill 4x64, 4 adapters",
+        "tiny decode 4x1, 1 adapter",
+        "tiny merge and unmerge",
+    ):
         assert row in text
     assert text.rstrip().endswith("no time for: -")
 

@@ -134,9 +134,19 @@ def test_bytes_that_are_not_canonical_have_no_identity(change: Any) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("license", None), ("files", []), ("config", {}), ("overrides", ["a", "a"]), ("version", "v1.0.0"), ("base", None),
-     ("kind", "lora"), ("name", "../x"), ("name", "a\n"), ("parents", [{"reference": "x"}])],
-)  # fmt: skip
+    [
+        ("license", None),
+        ("files", []),
+        ("config", {}),
+        ("overrides", ["a", "a"]),
+        ("version", "v1.0.0"),
+        ("base", None),
+        ("kind", "lora"),
+        ("name", "../x"),
+        ("name", "a\n"),
+        ("parents", [{"reference": "x"}]),
+    ],
+)
 def test_wrong_values_are_refused(field: str, value: object) -> None:
     document = {**example().to_document(), field: value}
     with pytest.raises(HubkitError) as caught:

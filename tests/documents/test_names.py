@@ -62,10 +62,39 @@ def test_names_are_literal(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["CON", "con.txt", "nul", "x/AUX.json", "com1", "LPT9.safetensors", "COM¹.md", "prn .txt", "conin$", "Nul. ",
-     ".git/config", "x/.GIT/hooks", "git~1/x", ".cache/huggingface/x", ".git ", "..", "/etc/passwd", "C:/x", "\\\\host",
-     "a\ud800", "e\u0301.json", "x" * 256, "é" * 128, "a/" * 600 + "b", "", "a//b", "a/", "a\u2028b", "a\uff0fb", "℀"],
-)  # fmt: skip
+    [
+        "CON",
+        "con.txt",
+        "nul",
+        "x/AUX.json",
+        "com1",
+        "LPT9.safetensors",
+        "COM¹.md",
+        "prn .txt",
+        "conin$",
+        "Nul. ",
+        ".git/config",
+        "x/.GIT/hooks",
+        "git~1/x",
+        ".cache/huggingface/x",
+        ".git ",
+        "..",
+        "/etc/passwd",
+        "C:/x",
+        "\\\\host",
+        "a\ud800",
+        "e\u0301.json",
+        "x" * 256,
+        "é" * 128,
+        "a/" * 600 + "b",
+        "",
+        "a//b",
+        "a/",
+        "a\u2028b",
+        "a\uff0fb",
+        "℀",
+    ],
+)
 def test_reserved_and_foreign_names(name: str) -> None:
     assert _faults(name)
 
@@ -109,8 +138,19 @@ def test_twins_by_brute_force(names: list[str]) -> None:
         assert not clash
 
 
-GOOD = ["adapter_model.safetensors", "hubkit.json", "README.md", "merges.txt", "chat_template.jinja", "tokenizer.model",
-        "LICENSE", "LICENSE.txt", "NOTICE", ".gitattributes", "x/y.JSON"]  # fmt: skip
+GOOD = [
+    "adapter_model.safetensors",
+    "hubkit.json",
+    "README.md",
+    "merges.txt",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    ".gitattributes",
+    "x/y.JSON",
+]
 
 
 @pytest.mark.parametrize("name", GOOD)

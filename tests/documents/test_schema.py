@@ -63,12 +63,34 @@ def test_is_canonical_agrees_with_canonical(document: dict[str, Any], change: tu
 
 @pytest.mark.parametrize(
     "data",
-    [b'{"a":1e-07}', b'{"a":1e-7}', b'{"a":1.0}', b'{"a":-0.0}', b'{"a":0.00001}', b'{"a":1e-05}', b'{"a":1e16}',
-     b'{"a":10000000000000000}', b'{"a":1.50}', b'{"a":1.5}', b'{"a":"\\u0041"}', b'{"b":1,"a":2}', b'{"a":"\\/"}',
-     '{"\uffff":1,"\U00010000":2}'.encode(), '{"\U00010000":2,"\uffff":1}'.encode(), b'{"a":123456789.12345679}',
-     b'{"a":"\x7f"}', b'{"a":"\\u007f"}', b'{"a":"\\b"}', b'{"a":"\\u0008"}',
-     b'{"a":"\\u00e9"}', '{"a":"é"}'.encode(), b'{"a":100000000000000000000}', b'{"a":-0}', b'{"a":[1e5,2.0]}'],
-)  # fmt: skip
+    [
+        b'{"a":1e-07}',
+        b'{"a":1e-7}',
+        b'{"a":1.0}',
+        b'{"a":-0.0}',
+        b'{"a":0.00001}',
+        b'{"a":1e-05}',
+        b'{"a":1e16}',
+        b'{"a":10000000000000000}',
+        b'{"a":1.50}',
+        b'{"a":1.5}',
+        b'{"a":"\\u0041"}',
+        b'{"b":1,"a":2}',
+        b'{"a":"\\/"}',
+        '{"\uffff":1,"\U00010000":2}'.encode(),
+        '{"\U00010000":2,"\uffff":1}'.encode(),
+        b'{"a":123456789.12345679}',
+        b'{"a":"\x7f"}',
+        b'{"a":"\\u007f"}',
+        b'{"a":"\\b"}',
+        b'{"a":"\\u0008"}',
+        b'{"a":"\\u00e9"}',
+        '{"a":"é"}'.encode(),
+        b'{"a":100000000000000000000}',
+        b'{"a":-0}',
+        b'{"a":[1e5,2.0]}',
+    ],
+)
 def test_is_canonical_where_encoders_differ(data: bytes) -> None:
     document = parse(data, "x")
     assert is_canonical(data, document) == (data == canonical(document))

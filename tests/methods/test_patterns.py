@@ -47,11 +47,14 @@ def test_what_could_hang_or_is_no_expression_is_refused(pattern: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "q_proj", r".*\.(q|v)_proj", r"layers\.\d{1,2}\.mlp", r"model\.layers\.([0-9]|1[0-5])\..*_proj",
+        "q_proj",
+        r".*\.(q|v)_proj",
+        r"layers\.\d{1,2}\.mlp",
+        r"model\.layers\.([0-9]|1[0-5])\..*_proj",
         r"(?:\w+\.)?wte",
         r"(?:.*?(?:language|text).*?(?:attn|mlp).*?(?:q_proj|up).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:(?:up)))",
     ],
-)  # fmt: skip
+)
 def test_expressions_in_use_are_accepted(text: str) -> None:
     start = time.monotonic()
     expression(text).fullmatch("model." * 10 + "x")

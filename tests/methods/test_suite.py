@@ -23,15 +23,17 @@ FAULTS = {
     "another_seed_gives_another_adapter": (RESET, "nn.init.uniform_(self.g, generator=generator.manual_seed(0))"),
     "only_the_adapter_trains": (FORWARD, "return y * self.g.detach().to(y.dtype)"),
     "write_read_write_gives_the_same_bytes": (
-        FORWARD, f"{FORWARD}\n\n    def values(self):\n        return {{'g': self.g + 1}}",
+        FORWARD,
+        f"{FORWARD}\n\n    def values(self):\n        return {{'g': self.g + 1}}",
     ),
     "detaching_restores_the_base": (FORWARD, "return y * 0"),
     "a_sum_does_not_depend_on_order_and_opposites_cancel": (
-        FORWARD, "self.calls = vars(self).get('calls', 0) + 1\n        return y * self.g.to(y.dtype) * self.calls",
+        FORWARD,
+        "self.calls = vars(self).get('calls', 0) + 1\n        return y * self.g.to(y.dtype) * self.calls",
     ),
     "a_routed_row_is_that_row_alone": (FORWARD, "return y * self.g.to(y.dtype) * x.shape[0]"),
     "merged_equals_live": ("gain[:, None] * site.weight()", "gain[:, None] * site.weight() * 0.999"),
-}  # fmt: skip
+}
 """Law -> what of the method is replaced by what."""
 
 

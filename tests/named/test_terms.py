@@ -38,9 +38,23 @@ def test_what_people_type(typed: Any, want: list[tuple[str, float]]) -> None:
 
 @pytest.mark.parametrize(
     "typed",
-    ["", " ", "+", "-", "./a +", "./a + -", "0.5*", "1e999*./a", "./a - -0.5*./b", (), {}, {"./a": float("nan")},
-     {"./a": "much"}, {"./a": None}],
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "+",
+        "-",
+        "./a +",
+        "./a + -",
+        "0.5*",
+        "1e999*./a",
+        "./a - -0.5*./b",
+        (),
+        {},
+        {"./a": float("nan")},
+        {"./a": "much"},
+        {"./a": None},
+    ],
+)
 def test_what_is_no_sum(typed: Any) -> None:
     assert refused("HK-TERMS", parse_terms, typed).status == 2
 

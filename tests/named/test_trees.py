@@ -42,9 +42,24 @@ def test_the_kind_is_that_of_the_outermost_terms() -> None:
 
 @pytest.mark.parametrize(
     "typed",
-    ["", "stack()", "stack(./a", "./a)", "stack(./a,)", "stack(,./a)", "./a + sum()", "0.5*", "./x(./a)", "a(b)c",
-     "1e999*stack(./a)", "stack(./a))", "()", ")(", "sum(./a, + )"],
-)  # fmt: skip
+    [
+        "",
+        "stack()",
+        "stack(./a",
+        "./a)",
+        "stack(./a,)",
+        "stack(,./a)",
+        "./a + sum()",
+        "0.5*",
+        "./x(./a)",
+        "a(b)c",
+        "1e999*stack(./a)",
+        "stack(./a))",
+        "()",
+        ")(",
+        "sum(./a, + )",
+    ],
+)
 def test_what_is_no_tree(typed: str) -> None:
     assert refused("HK-TERMS", parse_tree, typed, "sum").status == 2
 

@@ -72,18 +72,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "table breaks the tie": ("tiny_gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["wte"]}),
     "factors break the tie": ("tiny_gpt2", {"target_modules": ["c_attn", "wte"]}),
     "whole, tied": (
-        "tied_llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        "tied_llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     ),
     "head, tied": (
-        "tied_llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+        "tied_llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
     ),
     "factors, tied": ("tied_llama", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
     "factors of the head, tied": ("tied_llama", {"target_modules": ["o_proj", "lm_head"], "ensure_weight_tying": True}),
     "without effect": ("tied_llama", {"target_modules": ["q_proj"], "ensure_weight_tying": True}),
     "a table that PEFT does not know breaks the tie": (
-        "tiny_gpt2", {"target_modules": ["c_attn", "wte"], "ensure_weight_tying": True},
+        "tiny_gpt2",
+        {"target_modules": ["c_attn", "wte"], "ensure_weight_tying": True},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -144,15 +144,21 @@ def refuse(code: str, folder: Path, base: str = "llama") -> str:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"phm_layer": True}, "phm_layer: true"), ({"ln_before": True}, "ln_before: true"),
-        ({"use_gating": True, "ln_after": True}, "use_gating: true"), ({"inv_adapter": "nice"}, 'inv_adapter: "nice"'),
-        ({"cross_adapter": True}, "cross_adapter"), ({"stochastic_depth": 0.1}, "stochastic_depth: 0.1"),
-        ({"mh_adapter": True}, "mh_adapter=true"), ({"residual_before_ln": "post_add"}, 'before_ln="post_add"'),
-        ({"original_ln_after": False}, "original_ln_after: false"), ({"non_linearity": "rrelu"}, "non_linearity"),
-        ({"non_linearity": None}, "non_linearity: null"), ({"is_new": 1}, "is_new: 1"),
+        ({"phm_layer": True}, "phm_layer: true"),
+        ({"ln_before": True}, "ln_before: true"),
+        ({"use_gating": True, "ln_after": True}, "use_gating: true"),
+        ({"inv_adapter": "nice"}, 'inv_adapter: "nice"'),
+        ({"cross_adapter": True}, "cross_adapter"),
+        ({"stochastic_depth": 0.1}, "stochastic_depth: 0.1"),
+        ({"mh_adapter": True}, "mh_adapter=true"),
+        ({"residual_before_ln": "post_add"}, 'before_ln="post_add"'),
+        ({"original_ln_after": False}, "original_ln_after: false"),
+        ({"non_linearity": "rrelu"}, "non_linearity"),
+        ({"non_linearity": None}, "non_linearity: null"),
+        ({"is_new": 1}, "is_new: 1"),
         ({"architecture": "lora"}, "have:  lora"),
     ],
-)  # fmt: skip
+)
 def test_an_option_that_is_not_supported_is_refused_by_name(folder: Path, options: dict[str, Any], named: str) -> None:
     changed(folder, **options)
     assert named in refuse("HK-OPTION", folder)

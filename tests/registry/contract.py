@@ -226,9 +226,24 @@ class RegistryContract:
 
     @pytest.mark.parametrize(
         "path",
-        ["../x.json", "/x.json", "a/../x.json", "a\\x.json", "a/", "a//b.json", ".", "", "x\x00.json", "x\u202e.json",
-         "con.json", ".git/config", "a:b.json", "e\u0301.json", "x" * 300 + ".json"],
-    )  # fmt: skip
+        [
+            "../x.json",
+            "/x.json",
+            "a/../x.json",
+            "a\\x.json",
+            "a/",
+            "a//b.json",
+            ".",
+            "",
+            "x\x00.json",
+            "x\u202e.json",
+            "con.json",
+            ".git/config",
+            "a:b.json",
+            "e\u0301.json",
+            "x" * 300 + ".json",
+        ],
+    )
     def test_hostile_file_names_are_refused(self, registry: Registry, repo: str, path: str) -> None:
         tip = registry.resolve(repo, None)
         fault = refusal(registry.commit, repo, {"good.json": b"{}", path: b"{}"}, [], message="m", parent=tip)
@@ -274,8 +289,18 @@ class RegistryContract:
         for data, path in ((b"0123456789", "small.txt"), (LARGE, "w.safetensors"), (b"", "empty.txt")):
             commit = registry.commit(repo, {path: data}, [], message="m", parent=None)
             size = len(data)
-            for start, stop in ((0, None), (0, 4), (3, 7), (size // 2, None), (size, None), (size + 5, None), (0, 0),
-                                (5, 3), (0, size + 99), (max(0, size - 1), size)):  # fmt: skip
+            for start, stop in (
+                (0, None),
+                (0, 4),
+                (3, 7),
+                (size // 2, None),
+                (size, None),
+                (size + 5, None),
+                (0, 0),
+                (5, 3),
+                (0, size + 99),
+                (max(0, size - 1), size),
+            ):
                 assert registry.read(repo, commit, path, start, stop) == data[start:stop]
 
     @pytest.mark.parametrize("data", [b"", b"text", LARGE])

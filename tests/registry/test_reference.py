@@ -32,18 +32,30 @@ FORMS = [
     ("org/name@main:sub/chat", Reference("repo", repo="org/name", revision="main", folder="sub/chat")),
     ("org/name:chat", Reference("repo", repo="org/name", folder="chat")),
     ("hf://org/name@main", Reference("repo", scheme="hub", repo="org/name", revision="main")),
-    ("https://host/org/name@v1.0.0",
-     Reference("repo", scheme="http", endpoint="https://host", repo="org/name", revision="v1.0.0")),
-    ("http://127.0.0.1:8000/org/name",
-     Reference("repo", scheme="http", endpoint="http://127.0.0.1:8000", repo="org/name")),
-    ("https://host/hub/v2/org/name@main:chat",
-     Reference("repo", scheme="http", endpoint="https://host/hub/v2", repo="org/name", revision="main", folder="chat")),
+    (
+        "https://host/org/name@v1.0.0",
+        Reference("repo", scheme="http", endpoint="https://host", repo="org/name", revision="v1.0.0"),
+    ),
+    (
+        "http://127.0.0.1:8000/org/name",
+        Reference("repo", scheme="http", endpoint="http://127.0.0.1:8000", repo="org/name"),
+    ),
+    (
+        "https://host/hub/v2/org/name@main:chat",
+        Reference(
+            "repo", scheme="http", endpoint="https://host/hub/v2", repo="org/name", revision="main", folder="chat"
+        ),
+    ),
     ("http://[::1]:8000/org/name", Reference("repo", scheme="http", endpoint="http://[::1]:8000", repo="org/name")),
-    ("file:///srv/hub/org/name@v1.0.0",
-     Reference("repo", scheme="file", endpoint="/srv/hub", repo="org/name", revision="v1.0.0")),
-    ("file:///srv/a%40b%20c/org/name@v1.0.0",
-     Reference("repo", scheme="file", endpoint="/srv/a@b c", repo="org/name", revision="v1.0.0")),
-]  # fmt: skip
+    (
+        "file:///srv/hub/org/name@v1.0.0",
+        Reference("repo", scheme="file", endpoint="/srv/hub", repo="org/name", revision="v1.0.0"),
+    ),
+    (
+        "file:///srv/a%40b%20c/org/name@v1.0.0",
+        Reference("repo", scheme="file", endpoint="/srv/a@b c", repo="org/name", revision="v1.0.0"),
+    ),
+]
 
 
 @pytest.mark.parametrize(("text", "wanted"), FORMS)
@@ -66,14 +78,47 @@ def test_a_local_adapter_needs_no_dot(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "gpt2", "a/b/c", "org/", "org//name", "org/name@", "org/name@v1 ", "org/name@^q",
-     "org/name@a..b", "org/name@main:", "org/name@main:../up", "org/name@main:/abs", "org/name@main:a\\b", "org/na me",
-     "örg/name", "-org/name", "org/name.git", "org/a--b", "org/name@main\n", "org/name@\x1b[31m", "ftp://host/org/name",
-     "https://host/name", "https:///org/name", "https://host:99999/org/name", "file://server/dir/org/name",
-     "hf://org/name/extra", "https://huggingface.co/org/name/tree/main", "https://host/org/name?token=hf_secretsecret",
-     "https://host/org/name#x", "https://user:hf_secretsecret@host/org/name", "http://hf_secretsecret@host/org/name@main",
-     "org/name@" + "x" * 300, "o" * 5000, "x" * 300 + "/" + "y" * 300, "org/name@main:con.txt", "@main", ":folder"],
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "gpt2",
+        "a/b/c",
+        "org/",
+        "org//name",
+        "org/name@",
+        "org/name@v1 ",
+        "org/name@^q",
+        "org/name@a..b",
+        "org/name@main:",
+        "org/name@main:../up",
+        "org/name@main:/abs",
+        "org/name@main:a\\b",
+        "org/na me",
+        "örg/name",
+        "-org/name",
+        "org/name.git",
+        "org/a--b",
+        "org/name@main\n",
+        "org/name@\x1b[31m",
+        "ftp://host/org/name",
+        "https://host/name",
+        "https:///org/name",
+        "https://host:99999/org/name",
+        "file://server/dir/org/name",
+        "hf://org/name/extra",
+        "https://huggingface.co/org/name/tree/main",
+        "https://host/org/name?token=hf_secretsecret",
+        "https://host/org/name#x",
+        "https://user:hf_secretsecret@host/org/name",
+        "http://hf_secretsecret@host/org/name@main",
+        "org/name@" + "x" * 300,
+        "o" * 5000,
+        "x" * 300 + "/" + "y" * 300,
+        "org/name@main:con.txt",
+        "@main",
+        ":folder",
+    ],
+)
 def test_refusals_show_the_forms_and_no_secret(text: str) -> None:
     with pytest.raises(HubkitError) as caught:
         parse_reference(text)

@@ -131,9 +131,12 @@ def old_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cards of 2018, as torch would tell of them."""
     monkeypatch.setattr(torch.version, "hip", None)
     told: dict[str, object] = {
-        "is_available": True, "device_count": 2, "current_device": 1, "get_device_name": "Tesla T4",
+        "is_available": True,
+        "device_count": 2,
+        "current_device": 1,
+        "get_device_name": "Tesla T4",
         "get_device_capability": (7, 5),
-    }  # fmt: skip
+    }
     for name, answer in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
 

@@ -115,8 +115,17 @@ def test_what_lies_beside_the_base(adapter: Path, tiny_llama: Path, tmp_path: Pa
     base = tmp_path / "base"
     shutil.copytree(tiny_llama, base)
     (base / "LICENSE").write_text("free")
-    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf", "consolidated.pth", "modeling.py",
-                 "consolidated.safetensors", "adapter_config.json", "state.pkl", ".hidden"):  # fmt: skip
+    for name in (
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model.gguf",
+        "consolidated.pth",
+        "modeling.py",
+        "consolidated.safetensors",
+        "adapter_config.json",
+        "state.pkl",
+        ".hidden",
+    ):
         (base / name).write_bytes(b"{}")
     merge(str(base), str(adapter), tmp_path / "merged")
     ours = {"README.md", "hubkit.json"}

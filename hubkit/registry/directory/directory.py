@@ -183,9 +183,13 @@ class DirectoryRegistry(DirectoryReader):
             old = self.refs(repo).tags.get(name)
             if old is not None and old != commit:
                 raise HubkitError(
-                    "HK-VERSION-EXISTS", f"tag '{name}' exists at another commit", where=f"{self.name}/{repo}",
-                    want=commit, have=old, fix="publish it under a new version",
-                )  # fmt: skip
+                    "HK-VERSION-EXISTS",
+                    f"tag '{name}' exists at another commit",
+                    where=f"{self.name}/{repo}",
+                    want=commit,
+                    have=old,
+                    fix="publish it under a new version",
+                )
             History(folder).read(commit)
             self._set(repo, work, tags={name: commit})
 
@@ -220,9 +224,13 @@ class DirectoryRegistry(DirectoryReader):
             raise HubkitError("HK-NOT-FOUND", f"no branch '{branch}'", where=f"{self.name}/{repo}")
         if parent is not None and not (len(parent) >= 5 and tip.startswith(parent.lower())):
             raise HubkitError(
-                "HK-STALE", "a commit has happened since", where=f"{self.name}/{repo}@{branch}",
-                want=f"{parent} at the tip", have=tip, fix="look at what changed and try again",
-            )  # fmt: skip
+                "HK-STALE",
+                "a commit has happened since",
+                where=f"{self.name}/{repo}@{branch}",
+                want=f"{parent} at the tip",
+                have=tip,
+                fix="look at what changed and try again",
+            )
         return tip
 
     def _set(

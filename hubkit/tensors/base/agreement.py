@@ -33,9 +33,12 @@ def outline(folder: Path) -> nn.Module:
             model: nn.Module = model_class(transformers, config).from_config(config, trust_remote_code=False)
     except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
-            "HK-BASE-LOAD", "transformers cannot make a language model of the base's configuration",
-            where=str(folder), have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
-        ) from e  # fmt: skip
+            "HK-BASE-LOAD",
+            "transformers cannot make a language model of the base's configuration",
+            where=str(folder),
+            have=f"{type(e).__name__}: {e}",
+            fix="hubkit verify names what is wrong with its files",
+        ) from e
     return model
 
 
@@ -58,10 +61,13 @@ def refuse_incomplete(model: nn.Module, path: Path, found: Mapping[str, Iterable
     have = [f"{name}: {what}" for kind, what in _FAULTS.items() for name in sorted(found.get(kind, ()), key=natural)]
     if have:
         raise HubkitError(
-            "HK-BASE-INCOMPLETE", "the files do not hold the weights of the model, each once", where=str(path),
-            want=f"the weights of {type(model).__name__}", have=have,
+            "HK-BASE-INCOMPLETE",
+            "the files do not hold the weights of the model, each once",
+            where=str(path),
+            want=f"the weights of {type(model).__name__}",
+            have=have,
             fix=f"a complete checkpoint of a language model; --{INCOMPLETE} goes on, and is recorded",
-        )  # fmt: skip
+        )
 
 
 def require_weights(model: nn.Module, path: Path, stored: Mapping[str, tuple[int, ...]], prefix: str) -> None:
@@ -113,10 +119,13 @@ def require_agreement(planned: Mapping[str, Site], live: Mapping[str, Site], fil
     if have:
         both = dict.fromkeys(_last_names(files, model))
         raise HubkitError(
-            "HK-BASE-MODULES", "the base's files and the model made of them have other modules: no adapter fits both",
-            where=files.source, have=have, want="modules that are the same in both",
+            "HK-BASE-MODULES",
+            "the base's files and the model made of them have other modules: no adapter fits both",
+            where=files.source,
+            have=have,
+            want="modules that are the same in both",
             fix=f"--set targets={','.join(both)}" if both else "another base",
-        )  # fmt: skip
+        )
 
 
 def _facts(site: Site | None) -> str:

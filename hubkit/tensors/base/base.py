@@ -105,9 +105,11 @@ class Base:
         tokenizer = self.tokenizer() if self.tokenizer is not None else None
         if tokenizer is None:
             raise HubkitError(
-                "HK-TOKENIZER-NEEDED", "values are to be taken from a text and the base has no tokenizer at hand",
-                where=self.source, fix="load the base from its folder, or leave the text out",
-            )  # fmt: skip
+                "HK-TOKENIZER-NEEDED",
+                "values are to be taken from a text and the base has no tokenizer at hand",
+                where=self.source,
+                fix="load the base from its folder, or leave the text out",
+            )
         ids: list[int] = tokenizer(text)["input_ids"]
         if not ids:
             raise HubkitError("HK-CONFIG", "the text that values are to be taken from has no token", have=repr(text))
@@ -135,9 +137,11 @@ class Base:
 
         if self.model is None:
             raise HubkitError(
-                "HK-BASE-NEEDED", "keys and values of a text need the base in memory", where=self.source,
+                "HK-BASE-NEEDED",
+                "keys and values of a text need the base in memory",
+                where=self.source,
                 fix="make the adapter on a loaded model, or choose another init",
-            )  # fmt: skip
+            )
         run = run_encoder_once if self.arch.encoder else run_once
         rows = run(self.model, self, {"input_ids": ids[None].to(self.site("tokens").device)})
         return torch.stack([torch.stack([keys[0].cpu(), values[0].cpu()]) for keys, values in rows])

@@ -105,9 +105,20 @@ def _holds(one: Sublayer, config: Mapping[str, Any]) -> bool:
 def _block(one: Sublayer, layer: str, number: int, width: Site, config: Mapping[str, Any]) -> Block:
     rows, factor = width.shape[0], config.get(one.multiplier, 1.0)
     return Block(
-        f"{layer}.{one.name}", "block", (rows, rows), width.dtype, False, "", None, role=one.role, path=layer,
-        layer=number, argument=one.argument, projection=width, multiplier=float(factor),
-    )  # fmt: skip
+        f"{layer}.{one.name}",
+        "block",
+        (rows, rows),
+        width.dtype,
+        False,
+        "",
+        None,
+        role=one.role,
+        path=layer,
+        layer=number,
+        argument=one.argument,
+        projection=width,
+        multiplier=float(factor),
+    )
 
 
 def _modules(one: Sublayer, model: nn.Module, width: str) -> dict[str, Any]:

@@ -86,9 +86,13 @@ def no_place(site: str, arch: Arch, where: str, odd: str = "", unsaid: Sequence[
         return HubkitError("HK-ARCH", what, where=where, want=list(unsaid), have=kind, fix=fix)
     own = json.dumps({arch.model_type: {"attention": "<class of its attention modules>"}})
     return HubkitError(
-        "HK-ARCH", "where the attention of this architecture is, is not known", where=where, want=listed, have=kind,
+        "HK-ARCH",
+        "where the attention of this architecture is, is not known",
+        where=where,
+        want=listed,
+        have=kind,
         fix=f"write {own} into a file and name it in {VARIABLE}; {fix}",
-    )  # fmt: skip
+    )
 
 
 def context_of_folder(path: Path) -> int | None:

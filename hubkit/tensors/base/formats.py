@@ -41,9 +41,12 @@ def require_weights_of_their_own(names: Iterable[str], config: Mapping[str, Any]
     packed = [name for name in names if name.endswith(PACKED)]
     if packed:
         raise HubkitError(
-            "HK-BASE-FORMAT", f"the base's weights are packed ({format_name(config)}), which hubkit does not read",
-            where=source, have=f"{len(packed)} packed weights, first {packed[0]}", fix=ORIGINAL,
-        )  # fmt: skip
+            "HK-BASE-FORMAT",
+            f"the base's weights are packed ({format_name(config)}), which hubkit does not read",
+            where=source,
+            have=f"{len(packed)} packed weights, first {packed[0]}",
+            fix=ORIGINAL,
+        )
 
 
 def refuse_codes(names: Iterable[str], source: str) -> None:
@@ -51,6 +54,9 @@ def refuse_codes(names: Iterable[str], source: str) -> None:
     have = list(names)
     if have:
         raise HubkitError(
-            "HK-BASE-FORMAT", "the base stores codes at these weights: what is added to a code changes another weight",
-            where=source, have=have, fix=ORIGINAL,
-        )  # fmt: skip
+            "HK-BASE-FORMAT",
+            "the base stores codes at these weights: what is added to a code changes another weight",
+            where=source,
+            have=have,
+            fix=ORIGINAL,
+        )

@@ -52,15 +52,22 @@ def within(sites: Mapping[str, T], layers: Layers, source: str) -> dict[str, T]:
     missing = sorted(numbers - known)
     if missing:
         raise HubkitError(
-            "HK-TARGET", "the base has no such layers", where=source, have=", ".join(map(str, missing)),
+            "HK-TARGET",
+            "the base has no such layers",
+            where=source,
+            have=", ".join(map(str, missing)),
             want=f"{min(known)} to {max(known)}" if known else "(its modules are not numbered)",
-        )  # fmt: skip
+        )
     return {name: site for name, site in sites.items() if at[name] in numbers}
 
 
 def outside(target: str, found: Iterable[str], layers: Layers | None, source: str) -> HubkitError:
     """The refusal of a target that names the modules `found`, none of them in the layers asked for: ``HK-TARGET``."""
     return HubkitError(
-        "HK-TARGET", f"the target {target!r} has no module in the layers asked for", where=source,
-        want=f"layers {layers}", have=sorted(found)[:10], fix="leave the target out, or ask for other layers",
-    )  # fmt: skip
+        "HK-TARGET",
+        f"the target {target!r} has no module in the layers asked for",
+        where=source,
+        want=f"layers {layers}",
+        have=sorted(found)[:10],
+        fix="leave the target out, or ask for other layers",
+    )

@@ -101,9 +101,11 @@ class Site:
             return value.detach()
         if self.read is None:
             raise HubkitError(
-                "HK-BASE-NEEDED", f"the weight of {self.name} is needed and only its header is at hand",
-                where=self.tensor, fix="name the base's folder with --base",
-            )  # fmt: skip
+                "HK-BASE-NEEDED",
+                f"the weight of {self.name} is needed and only its header is at hand",
+                where=self.tensor,
+                fix="name the base's folder with --base",
+            )
         return self.read(tensor)
 
     def widened(self) -> Site:

@@ -59,10 +59,12 @@ def named_sites(
         foreign = sorted(name for name in found if sites[name].kind not in kinds)
         if foreign:
             raise HubkitError(
-                "HK-TARGET", f"the method cannot act at {target!r}", where=source,
+                "HK-TARGET",
+                f"the method cannot act at {target!r}",
+                where=source,
                 want=f"sites of kind {' or '.join(kinds)}",
                 have=[f"{name}: {sites[name].kind}" for name in foreign],
-            )  # fmt: skip
+            )
         chosen |= found
     return [site for site in sites.values() if site.name in chosen]
 
@@ -95,6 +97,9 @@ def _pattern(text: str) -> re.Pattern[str]:
         return expression(text)
     except re.error as e:
         raise HubkitError(
-            "HK-TARGET", "the target is not a usable regular expression", where=text[:80], have=str(e),
+            "HK-TARGET",
+            "the target is not a usable regular expression",
+            where=text[:80],
+            have=str(e),
             fix="list the module names instead: q_proj,v_proj",
-        ) from e  # fmt: skip
+        ) from e

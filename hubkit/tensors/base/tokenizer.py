@@ -23,10 +23,12 @@ def load_tokenizer(path: Path | str) -> Any:
             return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as e:  # on files of another maker, tokenizer classes can raise anything
         raise HubkitError(
-            "HK-TOKENIZER-LOAD", "transformers cannot load the tokenizer", where=str(path),
+            "HK-TOKENIZER-LOAD",
+            "transformers cannot load the tokenizer",
+            where=str(path),
             have=f"{type(e).__name__}: {e}",
             fix="it needs tokenizer.json, or the files of its tokenizer class, and a sound config.json",
-        ) from e  # fmt: skip
+        ) from e
 
 
 def model_class(transformers: Any, config: Any) -> Any:
@@ -57,7 +59,8 @@ def transformers_module() -> Any:
         import transformers
     except ImportError as e:
         raise HubkitError(
-            "HK-EXTRA", "this needs transformers, which is not installed",
+            "HK-EXTRA",
+            "this needs transformers, which is not installed",
             fix="pip install 'hubkit-adapters[transformers]'",
-        ) from e  # fmt: skip
+        ) from e
     return transformers

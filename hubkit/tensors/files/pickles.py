@@ -29,10 +29,13 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
     except Exception as e:  # on a broken or hostile file, the reader can raise anything, without a word too
         why = str(e).partition("\n")[0][:200]
         raise HubkitError(
-            "HK-PICKLE", "the file is not a plain pickle of weights; nothing in it was run", where=str(path),
-            want="a state dict as torch.save writes it", have=f"{type(e).__name__}: {why}",
+            "HK-PICKLE",
+            "the file is not a plain pickle of weights; nothing in it was run",
+            where=str(path),
+            want="a state dict as torch.save writes it",
+            have=f"{type(e).__name__}: {why}",
             fix="ask for safetensors, or save it again with use_safetensors=True",
-        ) from e  # fmt: skip
+        ) from e
     return {name: value.detach() for name, value in loaded.items()}
 
 

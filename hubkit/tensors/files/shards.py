@@ -90,9 +90,12 @@ def open_shards(path: Path) -> Shards:
     """
     if not (path / "config.json").is_file():
         raise HubkitError(
-            "HK-BASE-MISSING", "the folder does not hold a base model", where=str(path / "config.json"),
-            want="config.json and weights in safetensors", fix="hubkit pull --base ORG/NAME",
-        )  # fmt: skip
+            "HK-BASE-MISSING",
+            "the folder does not hold a base model",
+            where=str(path / "config.json"),
+            want="config.json and weights in safetensors",
+            fix="hubkit pull --base ORG/NAME",
+        )
     base = local(path)
     files = weight_headers(base)
     headers = {tensor: info for tensors in files.values() for tensor, info in tensors.items()}
@@ -116,9 +119,13 @@ def read_file(path: Path) -> dict[str, Tensor]:
     headers = parse_header(data[: 8 + length].tobytes(), size, str(path))
     if wrong := [f"{info.name}: {info.dtype}" for info in headers.values() if info.dtype not in COMPUTING]:
         raise HubkitError(
-            "HK-DTYPE", f"{len(wrong)} tensors of the adapter are in a dtype that nothing computes in", where=str(path),
-            want=", ".join(COMPUTING), have=wrong, fix="save it again in bfloat16 or float32",
-        )  # fmt: skip
+            "HK-DTYPE",
+            f"{len(wrong)} tensors of the adapter are in a dtype that nothing computes in",
+            where=str(path),
+            want=", ".join(COMPUTING),
+            have=wrong,
+            fix="save it again in bfloat16 or float32",
+        )
     whole = torch.from_numpy(data)
     found: dict[str, Tensor] = {}
     for name, info in headers.items():

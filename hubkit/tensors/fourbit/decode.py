@@ -24,9 +24,17 @@ def dequantize(packed: PackedWeight, dtype: torch.dtype | None = None) -> Tensor
     dtype = dtype or packed.dtype
     if torch.compiler.is_compiling():
         made: Tensor = _decode(
-            packed.codes, packed.absmax, packed.levels, packed.nested_absmax, packed.nested_map, packed.shape,
-            packed.block, packed.nested_block, packed.shift, dtype,
-        )  # fmt: skip
+            packed.codes,
+            packed.absmax,
+            packed.levels,
+            packed.nested_absmax,
+            packed.nested_map,
+            packed.shape,
+            packed.block,
+            packed.nested_block,
+            packed.shift,
+            dtype,
+        )
         return made
     decoder = compiled.decoder_for(packed, dtype) or nf4_triton.decoder_for(packed, dtype) or decoded_by_torch
     return decoder(packed, dtype)
@@ -39,9 +47,17 @@ def dequantize(packed: PackedWeight, dtype: torch.dtype | None = None) -> Tensor
     " int block, int nested_block, Tensor offset, ScalarType dtype) -> Tensor",
 )
 def _decode(
-    codes: Tensor, absmax: Tensor, levels: Tensor, nested_absmax: Tensor | None, nested_map: Tensor | None,
-    shape: tuple[int, ...], block: int, nested_block: int, offset: Tensor, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    codes: Tensor,
+    absmax: Tensor,
+    levels: Tensor,
+    nested_absmax: Tensor | None,
+    nested_map: Tensor | None,
+    shape: tuple[int, ...],
+    block: int,
+    nested_block: int,
+    offset: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
     """`dequantize` as one operation, which a compiler leaves as it is: what it makes of lookups itself is slow."""
     kind = ("nf4", block, nested_absmax, nested_map, nested_block, float(offset))
     return dequantize(PackedWeight(codes, absmax, levels, tuple(shape), dtype, *kind))

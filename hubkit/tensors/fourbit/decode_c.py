@@ -49,9 +49,14 @@ class Decoder:
         given = (packed.codes, packed.absmax, packed.nested_absmax, packed.nested_map, packed.levels)
         tensors = [None if t is None else t.contiguous() for t in given]  # named, so that copies live until the end
         weight = _Weight(
-            *(None if t is None else t.data_ptr() for t in tensors), out.data_ptr(), out.numel(), packed.block,
-            packed.nested_block, packed.offset, dtype == torch.bfloat16,
-        )  # fmt: skip
+            *(None if t is None else t.data_ptr() for t in tensors),
+            out.data_ptr(),
+            out.numel(),
+            packed.block,
+            packed.nested_block,
+            packed.offset,
+            dtype == torch.bfloat16,
+        )
         self._decode(ctypes.byref(weight), torch.get_num_threads())
         return out
 

@@ -78,10 +78,22 @@ def decoded(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     run = math.gcd(_RUN[dtype], packed.block)  # values that have one absmax
     with torch.cuda.device(codes.get_device()):  # Triton launches on the current one
         _kernel()[(-(-count // (RUNS * run)),)](
-            codes, absmax, levels, nested_absmax if nested else levels, nested_map if nested else levels, out,
-            packed.offset, -(-count // 2), count, BLOCK=packed.block, NESTED=packed.nested_block if nested else 0,
-            RUN=run, RUNS=RUNS, num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+            codes,
+            absmax,
+            levels,
+            nested_absmax if nested else levels,
+            nested_map if nested else levels,
+            out,
+            packed.offset,
+            -(-count // 2),
+            count,
+            BLOCK=packed.block,
+            NESTED=packed.nested_block if nested else 0,
+            RUN=run,
+            RUNS=RUNS,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
     return out
 
 
@@ -100,10 +112,20 @@ def _kernel() -> Any:
 
 
 def _decode_tile(
-    codes: tl.tensor, absmax: tl.tensor, levels: tl.tensor, nested_absmax: tl.tensor, nested_map: tl.tensor,
-    out: tl.tensor, offset: tl.tensor, size: tl.tensor, count: tl.tensor, BLOCK: tl.constexpr, NESTED: tl.constexpr,
-    RUN: tl.constexpr, RUNS: tl.constexpr,
-) -> None:  # fmt: skip
+    codes: tl.tensor,
+    absmax: tl.tensor,
+    levels: tl.tensor,
+    nested_absmax: tl.tensor,
+    nested_map: tl.tensor,
+    out: tl.tensor,
+    offset: tl.tensor,
+    size: tl.tensor,
+    count: tl.tensor,
+    BLOCK: tl.constexpr,
+    NESTED: tl.constexpr,
+    RUN: tl.constexpr,
+    RUNS: tl.constexpr,
+) -> None:
     """One program decodes RUNS runs of RUN values; a thread stores a run at once, its neighbour the next one.
 
     Each operation rounds once, to nearest even, as torch's do: no product may be fused with the sum after it
@@ -147,9 +169,17 @@ def _agrees(device: torch.device, dtype: torch.dtype, block: int, nested_block: 
     scales = torch.rand(-(-blocks // nested_block) if nested_block else blocks, generator=generator)
     absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator)
     packed = PackedWeight(
-        codes.to(device), absmax.to(device), torch.tensor(LEVELS, device=device), (count,), dtype, block=block,
-        nested_absmax=scales.to(device), nested_map=dynamic_map().to(device), nested_block=nested_block, offset=0.7,
-    )  # fmt: skip
+        codes.to(device),
+        absmax.to(device),
+        torch.tensor(LEVELS, device=device),
+        (count,),
+        dtype,
+        block=block,
+        nested_absmax=scales.to(device),
+        nested_map=dynamic_map().to(device),
+        nested_block=nested_block,
+        offset=0.7,
+    )
     if not nested_block:
         wide = (10.0 ** (50 * scales - 41)).to(device)
         packed = replace(packed, absmax=wide, nested_absmax=None, nested_map=None)

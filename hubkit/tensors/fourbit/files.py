@@ -45,9 +45,11 @@ class PackedHeaders:
         """
         if self._read is None:
             raise HubkitError(
-                "HK-BASE-NEEDED", "the base is quantized: what its tensors hold stands in its files only",
-                where=f"{self._source}: {tensor}", fix="name the base's folder with --base",
-            )  # fmt: skip
+                "HK-BASE-NEEDED",
+                "the base is quantized: what its tensors hold stands in its files only",
+                where=f"{self._source}: {tensor}",
+                fix="name the base's folder with --base",
+            )
         if tensor not in self._states:
             unpacked({key: torch.empty(0) for key in self._statistics[tensor]}, tensor)  # names what is missing
         facts = read_state(self._read(self._states[tensor]), tensor)

@@ -130,9 +130,15 @@ def quantize(weight: Tensor) -> PackedWeight:
     offset = absmax.cpu().mean().item() if count else 0.0
     indices, nested = _quantize_statistics(absmax - offset)
     return PackedWeight(
-        codes.unsqueeze(1), indices, torch.tensor(LEVELS, device=device), tuple(weight.shape), weight.dtype,
-        nested_absmax=nested, nested_map=dynamic_map().to(device, copy=True), offset=offset,
-    )  # fmt: skip
+        codes.unsqueeze(1),
+        indices,
+        torch.tensor(LEVELS, device=device),
+        tuple(weight.shape),
+        weight.dtype,
+        nested_absmax=nested,
+        nested_map=dynamic_map().to(device, copy=True),
+        offset=offset,
+    )
 
 
 def decoded_by_torch(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
@@ -208,10 +214,18 @@ def read_state(state: Tensor, where: str) -> PackedWeight:
         facts = json.loads(bytes(state.tolist()))
         nested = "nested_blocksize" in facts
         made = PackedWeight(
-            nothing, nothing, nothing, tuple(int(size) for size in facts["shape"]), _DTYPES[facts["dtype"]],
-            facts["quant_type"], int(facts["blocksize"]), nothing if nested else None, nothing if nested else None,
-            int(facts.get("nested_blocksize", NESTED)), float(facts.get("nested_offset", 0.0)),
-        )  # fmt: skip
+            nothing,
+            nothing,
+            nothing,
+            tuple(int(size) for size in facts["shape"]),
+            _DTYPES[facts["dtype"]],
+            facts["quant_type"],
+            int(facts["blocksize"]),
+            nothing if nested else None,
+            nothing if nested else None,
+            int(facts.get("nested_blocksize", NESTED)),
+            float(facts.get("nested_offset", 0.0)),
+        )
         known = made.kind in _TYPES and made.block >= 2 and made.block % 2 == 0 and made.nested_block > 0
         if not known or not math.isfinite(made.offset) or min(made.shape, default=-1) < 0:
             raise ValueError(facts)

@@ -74,16 +74,21 @@ class VirtualHooks:
     """
 
     def __init__(
-        self, model: nn.Module, base: Base, active: Callable[[], Virtual | None],
+        self,
+        model: nn.Module,
+        base: Base,
+        active: Callable[[], Virtual | None],
         under: Callable[[Any], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:  # fmt: skip
+    ) -> None:
         attentions = {n: m for n, m in model.named_modules() if type(m).__name__ == base.arch.attention}
         if len(attentions) != base.decoder.layers:
             raise HubkitError(
-                "HK-ARCH", "the model has another number of attention modules than its configuration says",
-                where=base.source, want=f"{base.decoder.layers} of class {base.arch.attention}",
+                "HK-ARCH",
+                "the model has another number of attention modules than its configuration says",
+                where=base.source,
+                want=f"{base.decoder.layers} of class {base.arch.attention}",
                 have=str(len(attentions)),
-            )  # fmt: skip
+            )
         name, attention = next(iter(attentions.items()))
         stack = next(i for i, part in enumerate(name.split(".")) if part.isdigit())
         self.decoder = model.get_submodule(".".join(name.split(".")[: stack - 1]))
@@ -155,10 +160,11 @@ class VirtualHooks:
         last = int(moved.max()) if last is None else last  # only positions that are not counted here are looked at
         if last >= self._limit:
             raise HubkitError(
-                "HK-ROW-TOO-LONG", "virtual tokens and text do not fit the base's context",
+                "HK-ROW-TOO-LONG",
+                "virtual tokens and text do not fit the base's context",
                 want=f"at most {self._limit - front.length} tokens of text beside {front.length} virtual ones",
                 have=str(last + 1 - front.length),
-            )  # fmt: skip
+            )
         return moved
 
     def _after_embedding(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
@@ -203,9 +209,12 @@ class VirtualHooks:
         kind = attention_of(self.decoder.config)
         if kind not in ATTENTIONS:
             raise HubkitError(
-                "HK-ATTENTION", "virtual tokens need an attention whose mask they can widen",
-                want="sdpa or eager", have=str(kind), fix='model.set_attn_implementation("sdpa")',
-            )  # fmt: skip
+                "HK-ATTENTION",
+                "virtual tokens need an attention whose mask they can widen",
+                want="sdpa or eager",
+                have=str(kind),
+                fix='model.set_attn_implementation("sdpa")',
+            )
 
     def _front(self, plan: Virtual, rows: int) -> Front:
         """What is in front of this forward's text of `rows` rows."""

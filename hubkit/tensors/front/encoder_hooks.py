@@ -38,9 +38,11 @@ Active = Callable[[], VirtualPlan | None]
 
 
 def virtual_hooks(
-    model: nn.Module, base: Base, active: Callable[[], Virtual | None],
+    model: nn.Module,
+    base: Base,
+    active: Callable[[], Virtual | None],
     under: Callable[[Any], AbstractContextManager[None]],
-) -> VirtualHooks | EncoderHooks:  # fmt: skip
+) -> VirtualHooks | EncoderHooks:
     """The hooks that put virtual tokens in front of the text of `model`: a decoder's or an encoder's."""
     if not base.arch.encoder:
         return VirtualHooks(model, base, active, under)
@@ -86,10 +88,12 @@ class EncoderHooks:
         attentions = {n: m for n, m in model.named_modules() if type(m).__name__ in facts.attention}
         if len(attentions) != sizes.layers:
             raise HubkitError(
-                "HK-ARCH", "the model has another number of attention modules than its configuration says",
-                where=base.source, want=f"{sizes.layers} of class {' or '.join(facts.attention)}",
+                "HK-ARCH",
+                "the model has another number of attention modules than its configuration says",
+                where=base.source,
+                want=f"{sizes.layers} of class {' or '.join(facts.attention)}",
                 have=str(len(attentions)),
-            )  # fmt: skip
+            )
         table = base.site("tokens").module
         assert table is not None
         self.table = table
@@ -175,9 +179,11 @@ class EncoderHooks:
             return  # whatever the positions are: a device that runs ahead of the host is not asked for them
         if (length := int(moved.max()) + 1 - self._first) > self._context:
             raise HubkitError(
-                "HK-ROW-TOO-LONG", "virtual tokens and text do not fit the base's context",
-                want=f"at most {self._context - by} tokens of text beside {by} virtual ones", have=str(length - by),
-            )  # fmt: skip
+                "HK-ROW-TOO-LONG",
+                "virtual tokens and text do not fit the base's context",
+                want=f"at most {self._context - by} tokens of text beside {by} virtual ones",
+                have=str(length - by),
+            )
 
     def _front(self, plan: VirtualPlan, kept: list[Tensor]) -> Front:
         """The keys and values of one forward."""
@@ -232,9 +238,12 @@ class EncoderHooks:
         kind = attention_of(self._config)
         if kind not in ATTENTIONS:
             raise HubkitError(
-                "HK-ATTENTION", "virtual tokens need an attention whose mask they can widen",
-                want="sdpa or eager", have=str(kind), fix='model.set_attn_implementation("sdpa")',
-            )  # fmt: skip
+                "HK-ATTENTION",
+                "virtual tokens need an attention whose mask they can widen",
+                want="sdpa or eager",
+                have=str(kind),
+                fix='model.set_attn_implementation("sdpa")',
+            )
 
     def run(self, inputs: Mapping[str, Tensor], front: Front) -> Layers:
         """Keys and values, per layer, that the encoder makes of one row by itself."""
@@ -266,9 +275,11 @@ def _common(one: str, other: str) -> str:
 def _by_token(name: str, value: Tensor) -> Tensor:
     if value.dim() != 2:
         raise HubkitError(
-            "HK-ATTENTION", f"{name} must have one value per token where learned tokens are put in front",
-            want="(rows, tokens)", have=str(tuple(value.shape)),
-        )  # fmt: skip
+            "HK-ATTENTION",
+            f"{name} must have one value per token where learned tokens are put in front",
+            want="(rows, tokens)",
+            have=str(tuple(value.shape)),
+        )
     return value
 
 

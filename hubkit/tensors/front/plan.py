@@ -50,9 +50,12 @@ def plan_virtual(mix: Mix, adapters: Mapping[str, Adapter]) -> VirtualPlan | Non
         parts = adapters[name].virtual()
         if parts and weight != 1.0:
             raise HubkitError(
-                "HK-MIX", f"virtual tokens cannot be weighted, and {name!r} consists of such", want="weight 1",
-                have=str(weight), fix=f"give {name!r} the weight 1, or leave it out",
-            )  # fmt: skip
+                "HK-MIX",
+                f"virtual tokens cannot be weighted, and {name!r} consists of such",
+                want="weight 1",
+                have=str(weight),
+                fix=f"give {name!r} the weight 1, or leave it out",
+            )
         found += parts
     if not found:
         return None

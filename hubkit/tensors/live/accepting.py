@@ -26,10 +26,12 @@ def require_model(model: Any) -> None:
     changed = [f"{name or 'the model'}: {type(m).__name__}" for name, m in model.named_modules() if is_foreign(m)]
     if changed:
         raise HubkitError(
-            "HK-NOT-LIVE", "PEFT has put modules of its own into this model: it is no base any more",
-            want="the base as it was loaded", have=f"{len(changed)} modules of PEFT, first {changed[0]}",
+            "HK-NOT-LIVE",
+            "PEFT has put modules of its own into this model: it is no base any more",
+            want="the base as it was loaded",
+            have=f"{len(changed)} modules of PEFT, first {changed[0]}",
             fix="model.unload() of PEFT gives the base back, hubkit pack takes the adapter over",
-        )  # fmt: skip
+        )
     require_uncompiled(model)
 
 
@@ -37,9 +39,10 @@ def require_uncompiled(model: nn.Module) -> None:
     """Refuses a model that torch.compile has wrapped, or a part of it: ``HK-COMPILED``."""
     if any(is_compiled(module) for module in model.modules()):
         raise HubkitError(
-            "HK-COMPILED", "the model is compiled already: hooks registered now would be ignored",
+            "HK-COMPILED",
+            "the model is compiled already: hooks registered now would be ignored",
             fix="attach first, then torch.compile the attached model",
-        )  # fmt: skip
+        )
 
 
 def is_foreign(module: nn.Module) -> bool:

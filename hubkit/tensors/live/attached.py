@@ -260,9 +260,11 @@ class Attached(Likeness):
         own = self._override.get() is not None
         if self.mix is None or own:
             raise HubkitError(
-                "HK-MIX", "this thread uses a mix of its own" if own else "no mix is active",
-                want="an active mix, for all threads", fix="set_mix first, outside using",
-            )  # fmt: skip
+                "HK-MIX",
+                "this thread uses a mix of its own" if own else "no mix is active",
+                want="an active mix, for all threads",
+                fix="set_mix first, outside using",
+            )
         return Folded(self.model, plan_merge(self.sites, self.mix, self.adapters), self._hold)
 
     def _hold(self, folded: Folded | None) -> None:
@@ -313,10 +315,12 @@ class Attached(Likeness):
         sites = self._roster.hooked
         if self._roster.has_virtual or not sites or any(site.kind != "linear" for site in sites):
             raise HubkitError(
-                "HK-SLOTS", "only low-rank parts at linear layers can be compiled", where=self.sites.source,
+                "HK-SLOTS",
+                "only low-rank parts at linear layers can be compiled",
+                where=self.sites.source,
                 have=[f"{site.name}: {site.kind}" for site in sites if site.kind != "linear"] or "none of these",
                 fix="attach such adapters alone, or call the model as it is",
-            )  # fmt: skip
+            )
         made = self._roster.slots = Slots(sites, slots, rank)
 
         def run(index: Tensor, *args: Any, **kwargs: Any) -> Any:

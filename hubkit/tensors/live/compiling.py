@@ -107,9 +107,12 @@ def _forward(layer: nn.Module, twins: Twins, active: Callable[[], Plan], compile
             if not is_compile_error(error):
                 raise
             raise HubkitError(
-                "HK-COMPILE", "torch could not compile a layer", where=type(layer).__name__,
-                have=str(error).partition("\n")[0], fix="train without --compile",
-            ) from error  # fmt: skip
+                "HK-COMPILE",
+                "torch could not compile a layer",
+                where=type(layer).__name__,
+                have=str(error).partition("\n")[0],
+                fix="train without --compile",
+            ) from error
 
     return forward
 
@@ -212,6 +215,9 @@ def _require_compilable(base: Base, plan: Plan, layers: Mapping[str, nn.Module],
     for what, found in faults.items():
         if found:
             raise HubkitError(
-                "HK-COMPILE", f"this training cannot be compiled: {what}", where=base.source, have=strange[:10],
+                "HK-COMPILE",
+                f"this training cannot be compiled: {what}",
+                where=base.source,
+                have=strange[:10],
                 fix="train without --compile",
-            )  # fmt: skip
+            )

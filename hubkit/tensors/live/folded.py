@@ -82,10 +82,11 @@ def _require_floats(plan: MergePlan) -> None:
     packed = [site.name for site in plan.sites if packed_of(site.module) is not None]
     if packed:
         raise HubkitError(
-            "HK-NOT-MERGEABLE", "the base is in 4 bits: rounding to its levels would undo most of the change",
+            "HK-NOT-MERGEABLE",
+            "the base is in 4 bits: rounding to its levels would undo most of the change",
             have=f"{len(packed)} of {len(plan.sites)} weights are packed, first {packed[0]}",
             fix="leave it unmerged; or hubkit merge into the 16-bit base that it was made from",
-        )  # fmt: skip
+        )
 
 
 def _weights(plan: MergePlan) -> tuple[list[tuple[nn.Parameter, Tensor]], list[tuple[nn.Module, Tensor]]]:

@@ -99,9 +99,11 @@ class Likeness(AdaptersLoaded, Observed):
         acting = [name for name, adapter in self.adapters.items() if state.acts_at(adapter, head)]
         if acting:
             raise HubkitError(
-                "HK-ATTACHED", "an adapter acts at the output head: reading its weight would leave that out",
-                have=acting, fix="call the model; for trainers that read the weight, an adapter of other targets",
-            )  # fmt: skip
+                "HK-ATTACHED",
+                "an adapter acts at the output head: reading its weight would leave that out",
+                have=acting,
+                fix="call the model; for trainers that read the weight, an adapter of other targets",
+            )
         return head
 
     @property
@@ -112,9 +114,10 @@ class Likeness(AdaptersLoaded, Observed):
     @peft_config.setter
     def peft_config(self, value: Any) -> None:
         raise HubkitError(
-            "HK-ATTACHED", "PEFT cannot take over an attached model: the two would act at the same modules",
+            "HK-ATTACHED",
+            "PEFT cannot take over an attached model: the two would act at the same modules",
             fix="load the base anew, PEFT has changed it by now; hubkit pack makes PEFT's adapter one to attach",
-        )  # fmt: skip
+        )
 
     save_pretrained = _refusing("save_pretrained", WHOLE, STORE)
     push_to_hub = _refusing("push_to_hub", WHOLE, f"{STORE}; then hubkit push FOLDER ORG/NAME")

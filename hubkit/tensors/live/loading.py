@@ -75,9 +75,12 @@ def load_base(
     path, place = Path(path), device_named(device)
     if not (path / "config.json").is_file():
         raise HubkitError(
-            "HK-BASE-MISSING", "the folder does not hold a base model", where=str(path), want="config.json",
+            "HK-BASE-MISSING",
+            "the folder does not hold a base model",
+            where=str(path),
+            want="config.json",
             fix="hubkit pull --base ORG/NAME",
-        )  # fmt: skip
+        )
     config = read_config(local(path))
     _require_own(path, config)
     wanted, stored = dtype_named(dtype), is_packed(config)
@@ -100,9 +103,12 @@ def load_base(
         raise
     except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
-            "HK-BASE-LOAD", "transformers cannot load the base as a language model", where=str(path),
-            have=f"{type(e).__name__}: {e}", fix="hubkit verify names what is wrong with its files",
-        ) from e  # fmt: skip
+            "HK-BASE-LOAD",
+            "transformers cannot load the base as a language model",
+            where=str(path),
+            have=f"{type(e).__name__}: {e}",
+            fix="hubkit verify names what is wrong with its files",
+        ) from e
     if not allow_incomplete_base:
         _require_complete(model, found, path)
     require_dtype(place, next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
@@ -119,17 +125,24 @@ def _require_own(path: Path, config: Mapping[str, Any]) -> None:
     attention or experts implementation with a slash is native code that is fetched from the Hub and run.
     """
     parts = (config, *(part for part in config.values() if isinstance(part, Mapping)))
-    words = [str(part.get(key)) for part in parts for key in ("attn_implementation", "_attn_implementation",
-             "experts_implementation", "_experts_implementation") if part.get(key)]  # fmt: skip
+    words = [
+        str(part.get(key))
+        for part in parts
+        for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+        if part.get(key)
+    ]
     faults = [f"config.json asks for the code of {word}" for word in words if "/" in word]
     if (path / "adapter_config.json").exists():
         faults.append("adapter_config.json: an adapter beside the weights")
     if faults:
         raise HubkitError(
-            "HK-BASE-UNSAFE", "transformers would make more of the folder than its weights", where=str(path),
-            want="a base alone", have=faults,
+            "HK-BASE-UNSAFE",
+            "transformers would make more of the folder than its weights",
+            where=str(path),
+            want="a base alone",
+            have=faults,
             fix="a folder without these; an adapter beside the base: move it away, then hubkit pack it",
-        )  # fmt: skip
+        )
 
 
 def _require_complete(model: nn.Module, found: Mapping[str, Any], path: Path) -> None:
@@ -171,9 +184,10 @@ def _require_accelerate(device: torch.device) -> None:
     """transformers puts tensors on a device as it reads them only where accelerate is: ``HK-EXTRA``."""
     if importlib.util.find_spec("accelerate") is None:
         raise HubkitError(
-            "HK-EXTRA", f"loading onto {device} needs accelerate, which is not installed",
+            "HK-EXTRA",
+            f"loading onto {device} needs accelerate, which is not installed",
             fix="pip install 'hubkit-adapters[transformers]'",
-        )  # fmt: skip
+        )
 
 
 def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:

@@ -95,9 +95,12 @@ def _require_shapes(modules: Mapping[str, nn.Module], sites: list[Site], path: P
     ]
     if have:
         raise HubkitError(
-            "HK-BASE-INCOMPLETE", "weights of the files do not fit the model", where=str(path), have=have,
+            "HK-BASE-INCOMPLETE",
+            "weights of the files do not fit the model",
+            where=str(path),
+            have=have,
             fix="the config.json that belongs to these weights",
-        )  # fmt: skip
+        )
 
 
 def _fill(
@@ -106,9 +109,12 @@ def _fill(
     layer = model.get_submodule(site.name)
     if not isinstance(layer, QuantLinear):
         raise HubkitError(
-            "HK-BASE-LOAD", "a quantized weight belongs to a layer that is not linear in this version of transformers",
-            where=site.name, have=type(layer).__name__, fix="use the original base without quantizing it",
-        )  # fmt: skip
+            "HK-BASE-LOAD",
+            "a quantized weight belongs to a layer that is not linear in this version of transformers",
+            where=site.name,
+            have=type(layer).__name__,
+            fix="use the original base without quantizing it",
+        )
     if site.packed:
         packed = packed_on(replace(headers.packed(site.tensor), dtype=dtype), device)
     else:

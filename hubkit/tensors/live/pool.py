@@ -59,10 +59,12 @@ class Pool:
         least = sum(size for name, size in sizes.items() if name in kept)
         if self.budget is not None and least > self.budget:
             raise HubkitError(
-                "HK-MEMORY", "the adapters that one call needs exceed the memory set for adapters",
-                want=f"at most {self.budget} bytes", have=f"{least} bytes for {', '.join(sorted(kept & set(sizes)))}",
+                "HK-MEMORY",
+                "the adapters that one call needs exceed the memory set for adapters",
+                want=f"at most {self.budget} bytes",
+                have=f"{least} bytes for {', '.join(sorted(kept & set(sizes)))}",
                 fix="a larger budget, or fewer adapters at once",
-            )  # fmt: skip
+            )
         go: list[str] = []
         total = sum(sizes.values())
         for name in self._held:

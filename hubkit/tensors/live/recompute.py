@@ -22,9 +22,11 @@ class UnderItsMix:
     """
 
     def __init__(
-        self, checkpoint: Callable[..., Any], active: Callable[[], Any],
+        self,
+        checkpoint: Callable[..., Any],
+        active: Callable[[], Any],
         under: Callable[[Any], AbstractContextManager[None]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.checkpoint, self._active, self._under = checkpoint, active, under
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -45,9 +45,12 @@ class Roster:
     """
 
     def __init__(
-        self, model: nn.Module, base: Base, active: Callable[[], Plan],
+        self,
+        model: nn.Module,
+        base: Base,
+        active: Callable[[], Plan],
         under: Callable[[Plan], AbstractContextManager[None]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.sites = base
         self.adapters: dict[str, Adapter] = {}
         self.parts = nn.ModuleDict()
@@ -158,10 +161,11 @@ class Roster:
         absent = [s.name for s in adapter.sites.values() if self.sites.site(s.name).device.type == "meta"]
         if absent and any(device.type != "meta" for device in self._place()):
             raise HubkitError(
-                "HK-DEVICE", "some of the base's weights are offloaded: they are in memory only while their layer runs",
+                "HK-DEVICE",
+                "some of the base's weights are offloaded: they are in memory only while their layer runs",
                 have=[f"{len(absent)} sites of adapter {name!r}", *absent[:3]],
                 fix="load the base with a device_map of devices alone, or quantized",
-            )  # fmt: skip
+            )
 
     @property
     def base_moved(self) -> bool:
@@ -242,9 +246,10 @@ class Roster:
                 return None
             if x is None:
                 raise HubkitError(
-                    "HK-BLOCK", f"{site.name} was called without its layer: there is no residual stream to see",
+                    "HK-BLOCK",
+                    f"{site.name} was called without its layer: there is no residual stream to see",
                     fix="call the model or the whole layer",
-                )  # fmt: skip
+                )
             return chosen(module, _beside(x, y), y)
 
         if isinstance(site, Block):

@@ -52,9 +52,11 @@ def _plan_rows(different: list[Mix], of: tuple[Mix | None, ...], adapters: Mappi
     plan.rows = rows = Rows([numbers[one] for one in of])
     if any(plan_vocabulary(one, adapters, base) is not None for one in different):
         raise HubkitError(
-            "HK-ROUTE", "adapters with rows of single tokens cannot be routed: logits have one length for all rows",
-            where=base.source, fix="the same mix for all rows, or one call for each mix",
-        )  # fmt: skip
+            "HK-ROUTE",
+            "adapters with rows of single tokens cannot be routed: logits have one length for all rows",
+            where=base.source,
+            fix="the same mix for all rows, or one call for each mix",
+        )
     actions = [actions_of(one, adapters, base) for one in different]
     _require_rows({site for own in actions for site in (*own.low, *own.other)}, base)
     low = [name for name in base.sites if any(name in own.low for own in actions)]
@@ -86,9 +88,11 @@ def _virtual(
             members[number] = virtual, whole
     if members and base.arch.encoder:
         raise HubkitError(
-            "HK-ROUTE", "virtual tokens cannot be routed in an encoder: they run with the text of every row",
-            where=base.source, fix="the same mix for all rows, or one call for each mix",
-        )  # fmt: skip
+            "HK-ROUTE",
+            "virtual tokens cannot be routed in an encoder: they run with the text of every row",
+            where=base.source,
+            fix="the same mix for all rows, or one call for each mix",
+        )
     return RowsVirtual(members, rows) if members else None
 
 
@@ -103,9 +107,12 @@ def _require_rows(sites: set[str], base: Base) -> None:
     ]
     if blind:
         raise HubkitError(
-            "HK-ROUTE", "parts at these modules cannot be routed: they are not called with the rows of the batch",
-            where=base.source, have=blind, fix="the same mix for all rows, or an adapter without them",
-        )  # fmt: skip
+            "HK-ROUTE",
+            "parts at these modules cannot be routed: they are not called with the rows of the batch",
+            where=base.source,
+            have=blind,
+            fix="the same mix for all rows, or an adapter without them",
+        )
 
 
 def _grouped(group: RowGroup, name: str) -> At:

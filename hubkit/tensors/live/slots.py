@@ -100,10 +100,12 @@ class Slots:
         resting = [slot for slot in self._holders if not self._calls[slot] and slot not in found.values()]
         if len(missing) > len(empty) + len(resting):
             raise HubkitError(
-                "HK-SLOTS", "one call needs more adapters than there are free slots", want=f"at most {self.count}",
+                "HK-SLOTS",
+                "one call needs more adapters than there are free slots",
+                want=f"at most {self.count}",
                 have=f"{len(wanted)} in this call, {self.count - len(empty) - len(resting)} slots in use",
                 fix="more slots, or fewer adapters in one batch",
-            )  # fmt: skip
+            )
         for one, slot in zip(missing, [*empty, *resting], strict=False):
             self._holders.pop(slot, None)
             self._write(slot, one)
@@ -132,10 +134,12 @@ class Slots:
         large = max((part.A.shape[0] for part in adapter.parts.values() if isinstance(part, LowRank)), default=0)
         if strange or large > self.rank:
             raise HubkitError(
-                "HK-SLOTS", f"no slot can hold the adapter {adapter.name!r}",
+                "HK-SLOTS",
+                f"no slot can hold the adapter {adapter.name!r}",
                 want=f"low-rank parts of rank {self.rank} at most, at the sites that were compiled",
-                have=strange or f"rank {large}", fix="larger slots, or the model that is not compiled",
-            )  # fmt: skip
+                have=strange or f"rank {large}",
+                fix="larger slots, or the model that is not compiled",
+            )
 
 
 class SlotPlan(Plan):
@@ -165,10 +169,13 @@ class Compiled:
     """
 
     def __init__(
-        self, slots: Slots, run: Callable[..., Any],
+        self,
+        slots: Slots,
+        run: Callable[..., Any],
         adapters_of: Callable[[Iterable[str | None] | None, int], list[Adapter | None]],
-        under: Callable[[Plan], AbstractContextManager[None]], newest: Callable[[], Slots | None],
-    ) -> None:  # fmt: skip
+        under: Callable[[Plan], AbstractContextManager[None]],
+        newest: Callable[[], Slots | None],
+    ) -> None:
         self.slots, self._run, self._adapters_of, self._under, self._newest = slots, run, adapters_of, under, newest
 
     def __call__(self, *args: Any, route: Iterable[str | None] | None = None, **kwargs: Any) -> Any:

@@ -50,11 +50,12 @@ def put(adapters: Mapping[str, Adapter], values: Mapping[str, Tensor], strict: b
     superfluous = [key for key in values if key not in held]
     if (strict and (missing or superfluous)) or (held and len(missing) == len(held)):
         raise HubkitError(
-            "HK-KEYS", "this is not the state of the adapters that are attached here",
+            "HK-KEYS",
+            "this is not the state of the adapters that are attached here",
             want=f"{len(held)} tensors of {', '.join(adapters) or 'no adapter'}",
             have=[*(f"{key}: missing" for key in missing[:5]), *(f"{key}: not here" for key in superfluous[:5])],
             fix="attach the same adapters under the same names; for the base's own: attached.model.load_state_dict",
-        )  # fmt: skip
+        )
     shapes = [
         f"{key}: want {tuple(t.shape)}, have {tuple(values[key].shape)}"
         for key, t in held.items()

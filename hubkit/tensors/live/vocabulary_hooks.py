@@ -66,10 +66,13 @@ class VocabularyHooks:
         plan = self._active()
         if kwargs.get("labels") is not None and plan is not None and plan.size > table_size(self._table)[0]:
             raise HubkitError(
-                "HK-VOCABULARY", "this architecture computes its loss for the base's own vocabulary only",
-                want=f"logits of {table_size(self._table)[0]} tokens", have=f"{plan.size} with those that were added",
-                where=type(module).__name__, fix="leave labels out and compute the loss from the logits",
-            )  # fmt: skip
+                "HK-VOCABULARY",
+                "this architecture computes its loss for the base's own vocabulary only",
+                want=f"logits of {table_size(self._table)[0]} tokens",
+                have=f"{plan.size} with those that were added",
+                where=type(module).__name__,
+                fix="leave labels out and compute the loss from the logits",
+            )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = self._active()

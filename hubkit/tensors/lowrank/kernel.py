@@ -44,9 +44,17 @@ class RowKernel:
         """y (rows, out) bf16 += what `tiled` up factors make of low[:, first : first + r], scaled (mixes,)."""
         rank, out = up.shape[2], y.shape[1]
         self._up(
-            low.data_ptr() + 4 * first, up.data_ptr(), scale.data_ptr(), mix.data_ptr(), y.data_ptr(), y.shape[0],
-            low.shape[1], rank, out, torch.get_num_threads(),
-        )  # fmt: skip
+            low.data_ptr() + 4 * first,
+            up.data_ptr(),
+            scale.data_ptr(),
+            mix.data_ptr(),
+            y.data_ptr(),
+            y.shape[0],
+            low.shape[1],
+            rank,
+            out,
+            torch.get_num_threads(),
+        )
 
 
 def tiled(up: Tensor) -> Tensor:

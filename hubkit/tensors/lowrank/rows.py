@@ -91,9 +91,12 @@ class Rows:
         times, rest = divmod(rows, len(self.mixes))
         if rest or not times or (times > 1 and not _REPEATED.get()):
             raise HubkitError(
-                "HK-ROUTE", "the route has another length than the batch", want=f"{rows} entries, one per row",
-                have=str(len(self.mixes)), fix="one entry per row, None for the base alone",
-            )  # fmt: skip
+                "HK-ROUTE",
+                "the route has another length than the batch",
+                want=f"{rows} entries, one per row",
+                have=str(len(self.mixes)),
+                fix="one entry per row, None for the base alone",
+            )
         return times
 
     def of(self, rows: int) -> list[int | None]:

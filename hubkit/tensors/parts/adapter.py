@@ -101,9 +101,15 @@ class Adapter:
 
     @classmethod
     def of_stored(
-        cls, name: str, method: MethodLike, config: Any, base: Base, stored: Mapping[str, Tensor], where: str,
+        cls,
+        name: str,
+        method: MethodLike,
+        config: Any,
+        base: Base,
+        stored: Mapping[str, Tensor],
+        where: str,
         dtype: str | None = None,
-    ) -> Adapter:  # fmt: skip
+    ) -> Adapter:
         """As `read`, with the tensors of a file in hand: key -> values."""
         return cls._empty(name, method, config, base)._filled(stored, where, dtype)
 
@@ -124,9 +130,12 @@ class Adapter:
         ]
         if shapes:
             raise HubkitError(
-                "HK-SHAPE", f"{len(shapes)} tensors do not fit the base", where=where, have=shapes,
+                "HK-SHAPE",
+                f"{len(shapes)} tensors do not fit the base",
+                where=where,
+                have=shapes,
                 fix="use the base that the adapter was trained on",
-            )  # fmt: skip
+            )
         if not self._fill({at: stored[key] for key, at in want.items()}, dtype):
             self.require_finite(where)
         self._refuse_untied(repeated, stored, where)
@@ -139,9 +148,12 @@ class Adapter:
         other = [k for k, v in have.items() if v.shape != stored[k].shape or not torch.equal(v, stored[k].to(v))]
         if other:
             raise HubkitError(
-                "HK-TIED", "the file ties the output head to the embeddings and changes the two differently",
-                where=where, have=other, fix="take the tie out of its configuration: then each has its own change",
-            )  # fmt: skip
+                "HK-TIED",
+                "the file ties the output head to the embeddings and changes the two differently",
+                where=where,
+                have=other,
+                fix="take the tie out of its configuration: then each has its own change",
+            )
 
     def _fill(self, values: Mapping[tuple[str, str], Tensor], dtype: str | None) -> bool:
         """Puts (site, role) -> value in place; returns whether the sum of all is finite.
@@ -185,14 +197,19 @@ class Adapter:
         unknown = [site for site in made if base.find(site) is None]
         if unknown:
             raise HubkitError(
-                "HK-PLUGIN", f"method {method.name!r} made parts for sites that the base does not have",
-                have=unknown, fix="report this to the method's author",
-            )  # fmt: skip
+                "HK-PLUGIN",
+                f"method {method.name!r} made parts for sites that the base does not have",
+                have=unknown,
+                fix="report this to the method's author",
+            )
         if not made:
             raise HubkitError(
-                "HK-TARGET", f"this configuration of method {method.name!r} chooses no module", where=base.source,
-                want="at least one", fix=f"hubkit methods {method.name} lists its options",
-            )  # fmt: skip
+                "HK-TARGET",
+                f"this configuration of method {method.name!r} chooses no module",
+                where=base.source,
+                want="at least one",
+                fix=f"hubkit methods {method.name} lists its options",
+            )
         parts = {site: made[site] for site in (*base.sites, *base.virtual, *base.rows) if site in made}
         return cls(name, method, config, parts, base)
 
@@ -206,9 +223,12 @@ class Adapter:
             copy = stored[key]
             if weight is None or weight.shape != copy.shape or not torch.equal(weight.to(copy.dtype), copy):
                 raise HubkitError(
-                    "HK-KEYS", "the adapter carries a changed copy of a base weight", where=f"{where}: {key}",
-                    want="the base's own values", fix="use the base that the adapter was trained on",
-                )  # fmt: skip
+                    "HK-KEYS",
+                    "the adapter carries a changed copy of a base weight",
+                    where=f"{where}: {key}",
+                    want="the base's own values",
+                    fix="use the base that the adapter was trained on",
+                )
 
     def require_finite(self, where: str) -> None:
         """Raises ``HK-NAN`` naming every tensor that holds a NaN or an infinity."""
@@ -307,10 +327,12 @@ class Adapter:
         change = self.method.merge(site.widened(), tensors, self.config)
         if not change.fits(site.shape):
             raise HubkitError(
-                "HK-PLUGIN", f"method {self.method.name!r} merges into another shape at {site.name}",
-                want=f"weight {site.shape}, bias ({site.shape[0]},)", have=change.describe(),
+                "HK-PLUGIN",
+                f"method {self.method.name!r} merges into another shape at {site.name}",
+                want=f"weight {site.shape}, bias ({site.shape[0]},)",
+                have=change.describe(),
                 fix="report this to the method's author",
-            )  # fmt: skip
+            )
         return change
 
     def edits(self) -> dict[str, Edit]:
@@ -331,9 +353,12 @@ def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     bad = [name for name, value in tensors if not torch.isfinite(value).all()]
     if bad:
         raise HubkitError(
-            "HK-NAN", f"{len(bad)} tensors of the adapter hold NaN or infinity", where=where, have=bad,
+            "HK-NAN",
+            f"{len(bad)} tensors of the adapter hold NaN or infinity",
+            where=where,
+            have=bad,
             fix="train again from the last good checkpoint, with a lower learning rate",
-        )  # fmt: skip
+        )
 
 
 def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:

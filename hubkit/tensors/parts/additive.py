@@ -75,9 +75,11 @@ def additive_parts(
     for head, table in tied_pairs(base).items():
         if table in weights and head in biases:
             raise HubkitError(
-                "HK-TARGET", f"the bias of {head} cannot change beside a weight that follows {table}",
-                where=base.source, fix="leave the bias out, or let the two part: --set tied=break",
-            )  # fmt: skip
+                "HK-TARGET",
+                f"the bias of {head} cannot change beside a weight that follows {table}",
+                where=base.source,
+                fix="leave the bias out, or let the two part: --set tied=break",
+            )
     return with_tied_heads(base, parts)
 
 

@@ -27,9 +27,13 @@ def check_carried(peft_type: str, weights: Path, base: Base) -> tuple[int, list[
     modules = modules_of(peft_type, header, base.modules(), str(weights))
     if wrong := [f"{info.name}: {info.dtype}" for info in header.values() if info.dtype not in DTYPES]:
         raise HubkitError(
-            "HK-DTYPE", f"{len(wrong)} tensors of the adapter are in a dtype that nothing computes in",
-            where=str(weights), want=", ".join(DTYPES), have=wrong, fix="save it again in bfloat16 or float32",
-        )  # fmt: skip
+            "HK-DTYPE",
+            f"{len(wrong)} tensors of the adapter are in a dtype that nothing computes in",
+            where=str(weights),
+            want=", ".join(DTYPES),
+            have=wrong,
+            fix="save it again in bfloat16 or float32",
+        )
     with safe_open(weights, framework="pt") as file:
         require_finite(((name, file.get_tensor(name)) for name in header), str(weights))
     return len(header), modules

@@ -141,9 +141,12 @@ def require_known(mix: Mix, known: Iterable[str]) -> None:
     for name in names(mix):
         if name not in have:
             raise HubkitError(
-                "HK-UNKNOWN-ADAPTER", f"no adapter {name!r} is attached", want=", ".join(have) or "(none attached)",
-                have=name, fix=f"near: {', '.join(near)}" if (near := nearest(name, have)) else "attach it first",
-            )  # fmt: skip
+                "HK-UNKNOWN-ADAPTER",
+                f"no adapter {name!r} is attached",
+                want=", ".join(have) or "(none attached)",
+                have=name,
+                fix=f"near: {', '.join(near)}" if (near := nearest(name, have)) else "attach it first",
+            )
 
 
 def delta(mix: Mix, site: Site, of: Callable[[str, Site], Delta | None]) -> Delta | None:

@@ -162,10 +162,12 @@ class _Virtual(Part):
         context = base.decoder.context
         if length < 1 or (context is not None and length >= context):
             raise HubkitError(
-                "HK-CONFIG", "so many virtual tokens leave no room for a text", where=base.source,
+                "HK-CONFIG",
+                "so many virtual tokens leave no room for a text",
+                where=base.source,
                 want="at least 1" if context is None else f"1 to {context - 1}, the base's context being {context}",
                 have=str(length),
-            )  # fmt: skip
+            )
         self.length = length
 
 

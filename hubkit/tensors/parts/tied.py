@@ -49,9 +49,15 @@ class TiedChange(Edit):
     def seen_from(self, head: Site) -> Site:
         """The table's site, given the head's."""
         return replace(
-            head, name=self.site, kind="embedding", shape=head.shape[::-1], transposed=not head.transposed, tied=False,
-            bias_tensor=None, change=None,
-        )  # fmt: skip
+            head,
+            name=self.site,
+            kind="embedding",
+            shape=head.shape[::-1],
+            transposed=not head.transposed,
+            tied=False,
+            bias_tensor=None,
+            change=None,
+        )
 
     def values(self) -> Mapping[str, Tensor]:
         return self.part.head_values()

@@ -69,10 +69,13 @@ def token_rows(base: Base, ids: Sequence[int], names: Sequence[str]) -> dict[str
     wrong += [] if set(beyond) <= set(ids[len(ids) - len(names) :]) else ["new rows without the tokens' names"]
     if wrong:
         raise HubkitError(
-            "HK-VOCABULARY", "these rows cannot be added to the base's vocabulary", where=base.source, have=wrong,
+            "HK-VOCABULARY",
+            "these rows cannot be added to the base's vocabulary",
+            where=base.source,
+            have=wrong,
             want="the tokens that its tokenizer does not have, and the next free ids",
             fix="--set add_tokens=NAMES lets hubkit train find the ids",
-        )  # fmt: skip
+        )
     return {name: TokenRows(site, ids, names) for name, site in sites.items()}
 
 
@@ -114,7 +117,8 @@ def require_one_vocabulary(added: Mapping[str, Mapping[str, int]]) -> None:
     kinds = {tuple(sorted(tokens.items())) for tokens in added.values() if tokens}
     if len(kinds) > 1:
         raise HubkitError(
-            "HK-VOCABULARY", "the adapters add different tokens to the vocabulary: one id would mean two of them",
+            "HK-VOCABULARY",
+            "the adapters add different tokens to the vocabulary: one id would mean two of them",
             have=[f"{name}: {', '.join(f'{t} = {i}' for t, i in tokens.items())}" for name, tokens in added.items()],
             fix="use them one at a time, or train them with the same added tokens",
-        )  # fmt: skip
+        )

@@ -92,7 +92,11 @@ def whole_sites(base: Base, names: Collection[str]) -> set[str]:
             found |= {site.name for site in base.match([name], WHOLE_KINDS)}
         except HubkitError as error:
             raise HubkitError(
-                "HK-HEAD", f"the base has no module {name!r} that could be trained as a whole", where=base.source,
-                want="a linear layer, an embedding or a norm of the base", have=error.what, fix=error.fix,
-            ) from error  # fmt: skip
+                "HK-HEAD",
+                f"the base has no module {name!r} that could be trained as a whole",
+                where=base.source,
+                want="a linear layer, an embedding or a norm of the base",
+                have=error.what,
+                fix=error.fix,
+            ) from error
     return found

@@ -150,9 +150,11 @@ def _jobs(
         if biased and how.cuts:
             what = "a norm" if site.kind == "norm" else "a bias"
             raise HubkitError(
-                "HK-COMPOSE", f"the change of {site.name} is one of {what}, which no low-rank adapter can hold",
-                have=biased, fix="without --rank and --energy the exact change is written, as whole tensors",
-            )  # fmt: skip
+                "HK-COMPOSE",
+                f"the change of {site.name} is one of {what}, which no low-rank adapter can hold",
+                have=biased,
+                fix="without --rank and --energy the exact change is written, as whole tensors",
+            )
         if found:
             yield _Job(site, found)
 

@@ -92,9 +92,11 @@ def _in_range(values: Tensor, where: str) -> Tensor:
     """`values`, all finite: the sum tells at once, unless it is itself beyond fp32."""
     if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
         raise HubkitError(
-            "HK-NAN", f"the result leaves the range of {str(values.dtype).removeprefix('torch.')}", where=where,
+            "HK-NAN",
+            f"the result leaves the range of {str(values.dtype).removeprefix('torch.')}",
+            where=where,
             fix="--dtype float32",
-        )  # fmt: skip
+        )
     return values
 
 
@@ -119,10 +121,12 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
     packed = [site.name for site in sites if site.packed and site.module is None]
     if packed:
         raise HubkitError(
-            "HK-NOT-MERGEABLE", "the base is stored in 4 bits: rounding to its levels would undo most of the change",
-            where=base.source, have=f"{len(packed)} of {len(sites)} weights are packed, first {packed[0]}",
+            "HK-NOT-MERGEABLE",
+            "the base is stored in 4 bits: rounding to its levels would undo most of the change",
+            where=base.source,
+            have=f"{len(packed)} of {len(sites)} weights are packed, first {packed[0]}",
             fix="merge into the 16-bit base that it was made from, with --allow-base-mismatch",
-        )  # fmt: skip
+        )
     head = next((site for site in base.sites.values() if site.tied), None)
     if head is not None and all(keeps_tie(a.parts, base, head) for a in used.values()):
         sites = tuple(site for site in sites if site.name != head.name)
@@ -196,9 +200,11 @@ def _changes(plan: MergePlan, shards: Shards, dtype: torch.dtype | None) -> dict
             changes[info.name] = computed(info.name, wanted, info.shape, partial(_bias, plan, site, wanted))
         elif plan.delta(site).bias is not None:
             raise HubkitError(
-                "HK-NOT-MERGEABLE", f"the mix adds a bias at {site.name} and the base has none there",
-                where=site.tensor, fix=BESIDE,
-            )  # fmt: skip
+                "HK-NOT-MERGEABLE",
+                f"the mix adds a bias at {site.name} and the base has none there",
+                where=site.tensor,
+                fix=BESIDE,
+            )
     _untie(plan, shards, changes, dtype)
     return changes
 

@@ -85,21 +85,31 @@ def operator_named(name: str, density: float | None) -> Operator:
     """
     if name not in OPERATORS:
         raise HubkitError(
-            "HK-OPERATOR", f"there is no way to compose called {name!r}", want=", ".join(OPERATORS), have=name,
+            "HK-OPERATOR",
+            f"there is no way to compose called {name!r}",
+            want=", ".join(OPERATORS),
+            have=name,
             status=USAGE,
-        )  # fmt: skip
+        )
     operator = OPERATORS[name]
     if operator.linear and density is not None:
         pruning = ", ".join(o.name for o in OPERATORS.values() if o.prunes)
         raise HubkitError(
-            "HK-DENSITY", f"{name} keeps every entry: it takes no density", want=f"a density for {pruning}",
-            have=str(density), status=USAGE,
-        )  # fmt: skip
+            "HK-DENSITY",
+            f"{name} keeps every entry: it takes no density",
+            want=f"a density for {pruning}",
+            have=str(density),
+            status=USAGE,
+        )
     if operator.prunes and (density is None or not 0 < density <= 1):
         raise HubkitError(
-            "HK-DENSITY", f"{name} needs the part of the entries to keep", want="0 < density <= 1",
-            have="none" if density is None else str(density), fix="--density 0.2", status=USAGE,
-        )  # fmt: skip
+            "HK-DENSITY",
+            f"{name} needs the part of the entries to keep",
+            want="0 < density <= 1",
+            have="none" if density is None else str(density),
+            fix="--density 0.2",
+            status=USAGE,
+        )
     return operator
 
 
@@ -114,9 +124,13 @@ def normalized(operator: Operator, weights: Sequence[float]) -> list[float]:
     total = sum(weights)
     if abs(total) <= 1e-6 * sum(map(abs, weights)):
         raise HubkitError(
-            "HK-OPERATOR", "the weights of an average add up to nothing", want="a sum of weights that is not zero",
-            have=" ".join(f"{w:+g}" for w in weights), fix="--method sum", status=USAGE,
-        )  # fmt: skip
+            "HK-OPERATOR",
+            "the weights of an average add up to nothing",
+            want="a sum of weights that is not zero",
+            have=" ".join(f"{w:+g}" for w in weights),
+            fix="--method sum",
+            status=USAGE,
+        )
     return [weight / total for weight in weights]
 
 

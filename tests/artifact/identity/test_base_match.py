@@ -54,8 +54,15 @@ def test_every_difference_is_told() -> None:
     have = replace(HAVE, tokenizer="sha256:e", template="sha256:f", config={"model_type": "llama", "window": 4})
     error = _refused(have, [*_changed("lm_head.weight")[1:], TensorDigest("z", "F32", (1,), "sha256:3")])
     text = "\n".join(error.have)
-    for part in ("1 of 146 tensors differ: lm_head.weight", "1 tensor missing: layers.000.weight", "1 tensor more: z",
-                 "tokenizer", "chat template", "rope_theta", "window"):  # fmt: skip
+    for part in (
+        "1 of 146 tensors differ: lm_head.weight",
+        "1 tensor missing: layers.000.weight",
+        "1 tensor more: z",
+        "tokenizer",
+        "chat template",
+        "rope_theta",
+        "window",
+    ):
         assert part in text
     assert len(error.have) == len(error.want) == 7
     assert "#/base/config/rope_theta" in error.where

@@ -55,9 +55,17 @@ def test_an_objects_bytes(registry: DirectoryRegistry, tmp_path: Path) -> None:
 
 
 TREES = [
-    b"", b"[]", b"{}", b'{"files": []}', b'{"files": {"x": 1}}', b'{"files": {"x": [1]}}', b"\xff", DEEP, None,
+    b"",
+    b"[]",
+    b"{}",
+    b'{"files": []}',
+    b'{"files": {"x": 1}}',
+    b'{"files": {"x": [1]}}',
+    b"\xff",
+    DEEP,
+    None,
     b'{"files":{"../x":[1,"2","3",true]}}',
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("data", TREES)
@@ -68,10 +76,15 @@ def test_a_tree(registry: DirectoryRegistry, folder: Path, data: bytes | None) -
 
 
 COMMITS = [
-    b"", b"[]", b"{}", b"\xff", DEEP,
+    b"",
+    b"[]",
+    b"{}",
+    b"\xff",
+    DEEP,
     b'{"author":"","message":"another","parents":[],"tree":"' + b"0" * 64 + b'"}',
-    b'{"author":"","message":"m","parents":[],"tree":7}', b'{"author":"","message":"m","parents":7,"tree":""}',
-]  # fmt: skip
+    b'{"author":"","message":"m","parents":[],"tree":7}',
+    b'{"author":"","message":"m","parents":7,"tree":""}',
+]
 
 
 @pytest.mark.parametrize("data", COMMITS)

@@ -227,13 +227,18 @@ def test_a_commit_must_be_one_and_the_one_asked_for(registry: HuggingFaceRegistr
 @pytest.mark.parametrize(
     "rows",
     [
-        {}, [1], [{"type": "file"}], [{"type": "file", "path": "a", "size": -1, "oid": OTHER}],
+        {},
+        [1],
+        [{"type": "file"}],
+        [{"type": "file", "path": "a", "size": -1, "oid": OTHER}],
         [{"type": "file", "path": "a", "size": True, "oid": OTHER}],
         [{"type": "file", "path": "a", "size": 1, "oid": "x"}],
         [{"type": "file", "path": "a", "size": 1, "oid": OTHER, "lfs": {"oid": "../" * 21 + "x", "size": 1}}],
-        [{"type": "file", "path": 7, "size": 1, "oid": OTHER}], b"<html>", b"[" * 100_000,
+        [{"type": "file", "path": 7, "size": 1, "oid": OTHER}],
+        b"<html>",
+        b"[" * 100_000,
     ],
-)  # fmt: skip
+)
 def test_listings_are_checked(registry: HuggingFaceRegistry, server: Server, rows: Any) -> None:
     server.routes[f"{MODEL}/tree/{COMMIT}"] = (200, {}, rows)
     refused("HK-REGISTRY", registry.files, "ana/chat", COMMIT)
@@ -242,14 +247,18 @@ def test_listings_are_checked(registry: HuggingFaceRegistry, server: Server, row
 @pytest.mark.parametrize(
     "answer",
     [
-        {}, [], {"branches": []}, {"branches": 1, "tags": []}, {"branches": [1], "tags": []},
+        {},
+        [],
+        {"branches": []},
+        {"branches": 1, "tags": []},
+        {"branches": [1], "tags": []},
         {"branches": [{}], "tags": []},
         {"branches": [{"name": [], "targetCommit": COMMIT}], "tags": []},
         {"branches": [], "tags": [{"name": "v1", "targetCommit": "v1"}]},
         {"branches": [{"name": "main", "targetCommit": None}], "tags": []},
         {"branches": [{"name": 5, "targetCommit": COMMIT}], "tags": []},
     ],
-)  # fmt: skip
+)
 def test_refs_are_checked(registry: HuggingFaceRegistry, server: Server, answer: Any) -> None:
     server.routes[f"{MODEL}/refs"] = (200, {}, answer)
     refused("HK-REGISTRY", registry.refs, "ana/chat")

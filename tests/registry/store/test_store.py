@@ -161,10 +161,15 @@ def test_what_is_stored_is_not_downloaded_again(registry: Counting, store: Store
 def test_a_plain_peft_repository_brings_its_adapter_only(registry: Counting, store: Store) -> None:
     taken = {"adapter_model.safetensors": tensors(), "adapter_config.json": CONFIG, "tokenizer.json": b"{}"}
     left = {
-        "training_args.bin": pickle.dumps({}), "optimizer.pt": b"PK\x03\x04", "run.py": b"print()", "x.png": b"\x89PNG",
-        "checkpoint-5/adapter_config.json": CONFIG, "checkpoint-5/adapter_model.safetensors": tensors(9),
-        ".gitattributes": b"", "runs/events.tfevents": b"x",
-    }  # fmt: skip
+        "training_args.bin": pickle.dumps({}),
+        "optimizer.pt": b"PK\x03\x04",
+        "run.py": b"print()",
+        "x.png": b"\x89PNG",
+        "checkpoint-5/adapter_config.json": CONFIG,
+        "checkpoint-5/adapter_model.safetensors": tensors(9),
+        ".gitattributes": b"",
+        "runs/events.tfevents": b"x",
+    }
     publish(registry, {**taken, **left, "README.md": b"# card"})
     found = store.pull(registry, "ana/chat")
     assert content(found.path) == {**taken, "README.md": b"# card"}
@@ -307,9 +312,15 @@ def test_offline_serves_what_names_meant(registry: Counting, store: Store) -> No
     store.pull(registry, "ana/chat", "^1.1")
     registry.down = True
     for revision, found in (
-        (None, new), ("v1.0.0", old), ("1.0.0", old), ("^1", new), ("~1.0", old), (first, old), (second[:10], new),
+        (None, new),
+        ("v1.0.0", old),
+        ("1.0.0", old),
+        ("^1", new),
+        ("~1.0", old),
+        (first, old),
+        (second[:10], new),
         ("v1.1.0", new),
-    ):  # fmt: skip
+    ):
         assert store.pull(registry, "ana/chat", revision, offline=True).path == found.path
     assert store.pull(registry, "ana/chat", first).path == old.path
     for revision in ("v2.0.0", "^2", "dev", "0" * 40):
@@ -444,8 +455,14 @@ def test_many_pulls_at_once(registry: Counting, store: Store) -> None:
 
 def test_a_base_brings_config_tokenizer_and_safetensors_only(registry: Counting, store: Store) -> None:
     taken = {"config.json": b'{"x": 1e999}', "tokenizer.json": b"{}", "model.safetensors": tensors(), "vocab.txt": b"a"}
-    left = {"pytorch_model.bin": b"x", "model.fp16.safetensors": tensors(1), "original/consolidated.safetensors": b"x",
-            "tf_model.h5": b"x", "README.md": b"#", "onnx/model.onnx": b"x"}  # fmt: skip
+    left = {
+        "pytorch_model.bin": b"x",
+        "model.fp16.safetensors": tensors(1),
+        "original/consolidated.safetensors": b"x",
+        "tf_model.h5": b"x",
+        "README.md": b"#",
+        "onnx/model.onnx": b"x",
+    }
     publish(registry, {**taken, **left})
     found = store.pull_base(registry, "ana/chat")
     assert content(found.path) == taken
@@ -462,9 +479,12 @@ def test_a_sharded_base(registry: Counting, store: Store) -> None:
     publish(registry, {}, ("model-2-of-2.safetensors",))
     assert "model-2-of-2.safetensors" in refused("HK-FILES", store.pull_base, registry, "ana/chat").have[0]
     for names, code in (
-        ({"a": "../x.safetensors"}, "HK-FILES"), ({"a": "pytorch_model.bin"}, "HK-PICKLE"), ({}, "HK-JSON"),
-        ([], "HK-JSON"), ({"a": 1}, "HK-JSON"),
-    ):  # fmt: skip
+        ({"a": "../x.safetensors"}, "HK-FILES"),
+        ({"a": "pytorch_model.bin"}, "HK-PICKLE"),
+        ({}, "HK-JSON"),
+        ([], "HK-JSON"),
+        ({"a": 1}, "HK-JSON"),
+    ):
         publish(registry, {"model.safetensors.index.json": json.dumps({"weight_map": names}).encode()})
         refused(code, store.pull_base, registry, "ana/chat")
 

@@ -141,12 +141,19 @@ def test_all_linear_is_every_linear_but_the_head(base: Base) -> None:
 @pytest.mark.parametrize(
     ("targets", "count"),
     [
-        ("q_proj", 2), (["q_proj", "v_proj"], 4), (["self_attn.q_proj"], 2), (["layers.1.self_attn.q_proj"], 1),
-        (["model.layers.1.self_attn.q_proj"], 1), (r".*\.(q|v)_proj", 4), (r"model\.layers\.0\..*", 7),
+        ("q_proj", 2),
+        (["q_proj", "v_proj"], 4),
+        (["self_attn.q_proj"], 2),
+        (["layers.1.self_attn.q_proj"], 1),
+        (["model.layers.1.self_attn.q_proj"], 1),
+        (r".*\.(q|v)_proj", 4),
+        (r"model\.layers\.0\..*", 7),
         (["lm_head"], 1),
-        (["embed_tokens"], 1), (["q_proj", "self_attn.q_proj"], 2), ([], 0),
+        (["embed_tokens"], 1),
+        (["q_proj", "self_attn.q_proj"], 2),
+        ([], 0),
     ],
-)  # fmt: skip
+)
 def test_targets(base: Base, targets: Any, count: int) -> None:
     found = base.match(targets)
     assert len(found) == count

@@ -65,11 +65,15 @@ def test_factors_stay_factors() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        Delta.full(torch.zeros(1, IN)), Delta.full(torch.zeros(OUT)), Delta.full(bias=torch.zeros(1)),
-        Delta.low_rank(torch.zeros(OUT, 2), torch.zeros(3, IN)), Delta(left=torch.zeros(OUT, 2)),
-        Delta.full(torch.zeros(IN, OUT)), Delta.low_rank(torch.zeros(OUT), torch.zeros(IN)),
+        Delta.full(torch.zeros(1, IN)),
+        Delta.full(torch.zeros(OUT)),
+        Delta.full(bias=torch.zeros(1)),
+        Delta.low_rank(torch.zeros(OUT, 2), torch.zeros(3, IN)),
+        Delta(left=torch.zeros(OUT, 2)),
+        Delta.full(torch.zeros(IN, OUT)),
+        Delta.low_rank(torch.zeros(OUT), torch.zeros(IN)),
     ],
-)  # fmt: skip
+)
 def test_what_would_be_broadcast_does_not_fit(wrong: Delta) -> None:
     assert not wrong.fits((OUT, IN))
     assert "(" in wrong.describe()

@@ -93,9 +93,12 @@ def test_ways_to_generate(method: str, kind: str) -> None:
     text, batch = ids(1, N)[0], ids(2, 6, 1)
     attached = Attached(model)
     ways: list[dict[str, Any]] = [
-        {"do_sample": False}, {"do_sample": False, "num_beams": 3}, {"do_sample": True, "top_k": 8},
-        {"do_sample": False, "cache_implementation": "static"}, {"do_sample": False, "use_cache": False},
-    ]  # fmt: skip
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": True, "top_k": 8},
+        {"do_sample": False, "cache_implementation": "static"},
+        {"do_sample": False, "use_cache": False},
+    ]
     want = []
     for way in ways:
         torch.manual_seed(0)

@@ -51,14 +51,18 @@ LIES: dict[str, tuple[Callable[[dict[str, Tensor]], object], dict[str, object], 
     "a weight is missing": (without(UP), {}, [f"{UP}: not in"]),
     "no head": (without(HEAD), {"architectures": ["LlamaModel"]}, [f"{HEAD}: not in"]),
     "a classifier": (
-        classifier, {"architectures": ["LlamaForSequenceClassification"]}, [f"{HEAD}: not in", "score.weight: in"],
+        classifier,
+        {"architectures": ["LlamaForSequenceClassification"]},
+        [f"{HEAD}: not in", "score.weight: in"],
     ),
     "one too many": (lambda t: t.update({"model.extra.weight": torch.ones(2)}), {}, ["model.extra.weight: in"]),
     "another shape": (lambda t: t.update({UP: torch.ones(20, 16)}), {}, [f"{UP}: "]),
     "fewer layers promised": (
-        lambda t: None, {"num_hidden_layers": 1}, ["model.layers.1.input_layernorm", *(8 * ["model.layers.1."])],
+        lambda t: None,
+        {"num_hidden_layers": 1},
+        ["model.layers.1.input_layernorm", *(8 * ["model.layers.1."])],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", LIES)

@@ -35,8 +35,10 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "norms": ("selective", {"biases": [], "weights": ["input_layernorm"]}),
 }
 GPT2: dict[str, dict[str, Any]] = {
-    "few": {"targets": ["c_attn"]}, "table": {"targets": ["wte"]}, "norms": {"weights": ["ln_1"]},
-}  # fmt: skip
+    "few": {"targets": ["c_attn"]},
+    "table": {"targets": ["wte"]},
+    "norms": {"weights": ["ln_1"]},
+}
 ROUTES: dict[str, list[Mix | None]] = {
     "low-rank": ["a", "b", None, "few", Sum({"a": 0.5, "b": -1.0}), Stack(["b", "few"])],
     "edits": ["a", "dora", None, "neck", "norms", Stack([("dora", 0.5), "a"]), "table"],
@@ -44,7 +46,7 @@ ROUTES: dict[str, list[Mix | None]] = {
     "all": ["neck", "prompt", Sum(["prompt", "a"]), None, Sum([(Stack(["a", "dora"]), -1.0), "prefix"]), "b", "table"],
     "alike": ["prefix", "prefix", "prefix"],
     "bases": [None, None],
-}  # fmt: skip
+}
 
 
 def attached_zoo(kind: str = "llama", attention: str = "sdpa", only: Iterable[str] = ZOO, **sizes: Any) -> Attached:
@@ -119,11 +121,15 @@ def test_the_gradients_are_those_of_each_rows_own_run(route: list[Mix | None], h
 @pytest.mark.parametrize(
     "how",
     [
-        {"do_sample": False}, {"num_beams": 3}, {"use_cache": False}, {"do_sample": True, "top_k": 1},
-        {"num_beams": 4, "num_return_sequences": 2}, {"cache_implementation": "static", "disable_compile": True},
+        {"do_sample": False},
+        {"num_beams": 3},
+        {"use_cache": False},
+        {"do_sample": True, "top_k": 1},
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"cache_implementation": "static", "disable_compile": True},
     ],
     ids=["greedy", "beams", "uncached", "sampling", "answers", "static"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     ("kind", "route"), [("llama", "all"), ("llama", "virtual"), ("gpt2", "all"), ("gemma3_text", "all")]
 )
