@@ -212,11 +212,11 @@ def _compared(cell: Cell, base: Path, work: Path) -> None:
         merged = _attempt(cell, "loading what was merged", "dead", lambda: logits(loaded(work / "merged")))
     if live is not None and not _differ(live, plain) > VISIBLE:
         cell.blame("wrong", f"attached, it changes the logits by {_differ(live, plain):.1e} only")
-    theirs = _by_peft(cell, base, loaded(base), out)
+    plainly = loaded(base)
+    if cell.method == "qlora" and attached is not None:  # acts beside what 4 bits hold, live and merged
+        plainly = _rounded(plainly, attached)
+    theirs = _by_peft(cell, base, plainly, out)
     pairs = {"live and merged": (live, merged), "live and PEFT": (live, theirs), "merged and PEFT": (merged, theirs)}
-    if cell.method == "qlora":  # merged into the base's own weights, attached to those that 4 bits hold
-        theirs_rounded = None if attached is None else _by_peft(cell, base, _rounded(loaded(base), attached.model), out)
-        pairs = {"live and PEFT": (live, theirs_rounded), "merged and PEFT": (merged, theirs)}
     for name, (one, other) in pairs.items():
         if one is not None and other is not None and not _differ(one, other) <= TOLERANCE:
             cell.blame("wrong", f"{name} differ by {_differ(one, other):.1e}")
@@ -271,15 +271,16 @@ def _linears(model: Any) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in found})
 
 
-def _rounded(model: Any, quantized: Any) -> Any:
-    """`model` with the weights that the layers of `quantized` decode from their 4 bits."""
+def _rounded(model: Any, attached: Any) -> Any:
+    """`model` with the weights that the linear layers of `attached` compute with: those that 4 bits hold."""
     import torch
 
+    names = {id(module): name for name, module in attached.model.named_modules()}
     with torch.no_grad():
-        for name, layer in quantized.named_modules():
-            if hasattr(layer, "decode"):
-                weight = model.get_submodule(name).weight
-                weight.copy_(layer.decode().t() if layer.transposed else layer.decode())
+        for site in attached.sites.sites.values():
+            if site.kind == "linear" and not site.tied:
+                weight = site.weight()
+                model.get_submodule(names[id(site.module)]).weight.copy_(weight.t() if site.transposed else weight)
     return model
 
 
