@@ -82,7 +82,7 @@ _CLIP = {
     "image_size": 16,
     "patch_size": 8,
 }
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+_MROPE = {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
 _QWEN_EYE = {"depth": 2, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 1}
 
 
