@@ -7,6 +7,7 @@ modules that the files do not know could never be read again.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def outline(folder: Path) -> nn.Module:
 
 INCOMPLETE = "allow-incomplete-base"
 """The override that goes on with a base whose files are not its model's weights, as manifests name it."""
+_SHOWN = 24
+"""Tensors that a refusal names one by one; a base of another depth has hundreds."""
 _FAULTS = {
     "missing": "not in the files: transformers makes it up",
     "mismatched": "of another shape in the files: transformers makes it up",
@@ -59,6 +62,8 @@ def refuse_incomplete(model: nn.Module, path: Path, found: Mapping[str, Iterable
         found: ``missing``, ``mismatched``, ``unexpected`` -> names of tensors.
     """
     have = [f"{name}: {what}" for kind, what in _FAULTS.items() for name in sorted(found.get(kind, ()), key=natural)]
+    if len(have) > _SHOWN:
+        have = [*have[:_SHOWN], f"and {len(have) - _SHOWN} more"]
     if have:
         raise HubkitError(
             "HK-BASE-INCOMPLETE",
@@ -111,11 +116,12 @@ def require_agreement(planned: Mapping[str, Site], live: Mapping[str, Site], fil
         files: the base by its headers.
         model: the base by its model.
     """
-    have = [
-        f"{name}: {_facts(planned.get(name))} in the files, {_facts(live.get(name))} in the model"
+    alike: Counter[str] = Counter(
+        f"{re.sub(r'[.][0-9]+(?=[.])', '.*', name)}: {files_have} in the files, {model_has} in the model"
         for name in dict.fromkeys((*planned, *live))
-        if _facts(planned.get(name)) != _facts(live.get(name))
-    ]
+        if (files_have := _facts(planned.get(name))) != (model_has := _facts(live.get(name)))
+    )
+    have = [f"{line} ({count} times)" if count > 1 else line for line, count in alike.items()]
     if have:
         both = dict.fromkeys(_last_names(files, model))
         raise HubkitError(
