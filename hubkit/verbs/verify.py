@@ -120,7 +120,7 @@ def require_finite(adapter: AdapterFolder) -> None:
         return
     from safetensors import safe_open
 
-    from hubkit.tensors.parts.adapter import require_finite as refuse_others
+    from hubkit.tensors.parts.values import require_finite as refuse_others
 
     with safe_open(adapter.weights_path, framework="pt") as file:
         refuse_others(((name, file.get_tensor(name)) for name in file.keys()), str(adapter.weights_path))  # noqa: SIM118

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +16,9 @@ from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.delta import Delta, accumulation_dtype
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.files.dtypes import DTYPE_NAMES
 from hubkit.tensors.parts.part import KV, Edit, Part, Tokens
 from hubkit.tensors.parts.tied import TiedChange
+from hubkit.tensors.parts.values import assign, joined, require_finite, target_dtype
 from hubkit.tensors.parts.vocabulary import rows_delta
 from hubkit.tensors.parts.whole import WholeModule, whole_delta
 from hubkit.tensors.seed import generator_for
@@ -165,18 +165,18 @@ class Adapter:
         for at, value in values.items():
             site, device = sites[at[0]]
             rule = "master" if dtype == "base" and at[1] in self.parts[at[0]].wide else dtype
-            ways.setdefault((device, value.dtype, _target_dtype(rule, site.dtype, value.dtype)), []).append(at)
+            ways.setdefault((device, value.dtype, target_dtype(rule, site.dtype, value.dtype)), []).append(at)
         finite = True
         for (device, _, wanted), places in ways.items():
             places.sort(key=lambda at: values[at].data_ptr())
-            joined = _joined([values[at] for at in places]).to(device, wanted)
-            finite = finite and bool(torch.isfinite(joined.sum()))
-            pieces = torch.split(joined, [values[at].numel() for at in places])
+            whole = joined([values[at] for at in places]).to(device, wanted)
+            finite = finite and bool(torch.isfinite(whole.sum()))
+            pieces = torch.split(whole, [values[at].numel() for at in places])
             for at, piece in zip(places, pieces, strict=True):
                 value = piece.view(values[at].shape).data  # .data: each counts its own changes in place
                 if dtype == "master":
                     value = value.clone()  # in a storage of its own: who stores a state looks at storages
-                _assign(self.parts[at[0]], at[1], nn.Parameter(value, requires_grad=dtype == "master"))
+                assign(self.parts[at[0]], at[1], nn.Parameter(value, requires_grad=dtype == "master"))
         return finite
 
     @classmethod
@@ -187,7 +187,7 @@ class Adapter:
         adapter = cls._empty(name, method, config, base)
         for site, roles in values.items():
             for role, value in roles.items():
-                _assign(adapter.parts[site], role, nn.Parameter(value, requires_grad=False))
+                assign(adapter.parts[site], role, nn.Parameter(value, requires_grad=False))
         return adapter
 
     @classmethod
@@ -260,7 +260,7 @@ class Adapter:
         kept = Adapter._empty(self.name, self.method, config, self.base)
         for site, part in kept.parts.items():
             for role in part.roles():
-                _assign(part, role, self.parts[site].get_parameter(role))
+                assign(part, role, self.parts[site].get_parameter(role))
         return kept
 
     def tensors(self) -> dict[str, Tensor]:
@@ -294,9 +294,9 @@ class Adapter:
             part.settle()
             at = self.base.site(site)
             wide = {role: part.get_parameter(role).data for role in part.wide}
-            part.to(_target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
+            part.to(target_dtype("base", at.dtype, at.dtype)).requires_grad_(False)
             for role, value in wide.items():
-                part.get_parameter(role).data = value.to(_target_dtype("master", at.dtype, at.dtype))
+                part.get_parameter(role).data = value.to(target_dtype("master", at.dtype, at.dtype))
 
     def delta(self, site: Site, *, grad: bool = False) -> Delta | None:
         """What this adapter adds to the weight of `site`, accumulated wide; None when it does not act there.
@@ -342,44 +342,3 @@ class Adapter:
     def virtual(self) -> list[KV | Tokens]:
         """The parts that act as tokens in front of the text."""
         return [part for part in self.parts.values() if isinstance(part, (KV, Tokens))]
-
-
-def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Refuses the tensors of an adapter, (name, values), where one holds a NaN or an infinity.
-
-    Raises:
-        HubkitError: ``HK-NAN`` naming every such tensor.
-    """
-    bad = [name for name, value in tensors if not torch.isfinite(value).all()]
-    if bad:
-        raise HubkitError(
-            "HK-NAN",
-            f"{len(bad)} tensors of the adapter hold NaN or infinity",
-            where=where,
-            have=bad,
-            fix="train again from the last good checkpoint, with a lower learning rate",
-        )
-
-
-def _target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:
-    if rule is None or base not in DTYPE_NAMES or not base.is_floating_point:
-        return stored
-    return base if rule == "base" else accumulation_dtype(base)
-
-
-def _joined(values: list[Tensor]) -> Tensor:
-    """All values one behind the other, 1-D: without a copy where they lie so in memory, as a file's tensors do."""
-    first, total = values[0], sum(value.numel() for value in values)
-    begins = {value.untyped_storage().data_ptr() for value in values}
-    span = values[-1].data_ptr() + values[-1].nbytes - first.data_ptr()
-    if len(begins) == 1 and span == total * first.itemsize and all(value.is_contiguous() for value in values):
-        return first.as_strided((total,), (1,), first.storage_offset())
-    return torch.cat([value.reshape(-1) for value in values])
-
-
-def _assign(part: nn.Module, role: str, parameter: nn.Parameter) -> None:
-    holder = part
-    if "." in role:
-        owner, _, role = role.rpartition(".")
-        holder = part.get_submodule(owner)
-    holder.register_parameter(role, parameter)  # in place of the one that was made on the meta device

@@ -8,7 +8,7 @@ from hubkit.artifact.carried import modules_of
 from hubkit.artifact.identity.header import read_header
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
-from hubkit.tensors.parts.adapter import require_finite
+from hubkit.tensors.parts.values import require_finite
 
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """Those that PEFT's types store: values, and indices of them."""
