@@ -85,6 +85,7 @@ class Arch:
         counted_positions: positions count the tokens that are no padding.
         hiding_masks: what its attention takes for a mask is true where a key is hidden, instead of seen.
         multi_query: all heads of a query share one of keys and values, where the configuration does not say otherwise.
+        tokens_since: the first major release of transformers whose attention takes virtual tokens as hubkit gives them.
         without: a virtual site that it cannot have -> why: ``kv``; ``tokens``, which stands for both.
         layers: paths of the lists of layers, in the order in which they run.
         sublayers: the sub-layers of a layer.
@@ -108,6 +109,7 @@ class Arch:
     counted_positions: bool
     hiding_masks: bool
     multi_query: bool
+    tokens_since: int
     without: Mapping[str, str] = field(hash=False)
     encoder: Encoder | None = None
     layers: tuple[str, ...] = ()
@@ -167,6 +169,7 @@ def _arch_of(model_type: str, file: str) -> Arch:
         counted_positions=bool(fields["counted_positions"]),
         hiding_masks=bool(fields["hiding_masks"]),
         multi_query=bool(fields["multi_query"]),
+        tokens_since=int(fields["tokens_since"]),
         without=fields["without"],
         encoder=_encoder(fields.get("encoder")),
         layers=_words(fields.get("layers", [])),

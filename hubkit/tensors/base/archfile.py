@@ -64,6 +64,7 @@ KINDS: dict[str, tuple[Check, str]] = {
     "shared_inputs": (lambda v: isinstance(v, list) and all(map(_words, v)), "a list of lists of names"),
     "skipped": (_expression, "a regular expression"),
     "sublayers": (lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v), "a list of objects"),
+    "tokens_since": (lambda v: type(v) is int, "a major release of transformers"),
     "transposed": (_words, "a list of names"),
     "without": (
         lambda v: isinstance(v, dict) and v.keys() <= {"kv", "tokens"} and all(map(_text, v.values())),

@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,20 @@ class _Argument:
             kwargs[self.name] = value
 
 
+def _require_release(base: Base) -> None:
+    """Refuses an architecture whose attention of the installed transformers takes no virtual tokens: ``HK-ARCH``."""
+    have = version("transformers")
+    if int(have.partition(".")[0]) < base.arch.tokens_since:
+        raise HubkitError(
+            "HK-ARCH",
+            "virtual tokens have no place in this architecture as an older transformers has it",
+            where=base.source,
+            want=f"transformers {base.arch.tokens_since}",
+            have=f"transformers {have}, {base.arch.model_type}",
+            fix=f"pip install 'transformers>={base.arch.tokens_since}'",
+        )
+
+
 class VirtualHooks:
     """The hooks on one model that put virtual tokens in front of its text.
 
@@ -80,6 +95,7 @@ class VirtualHooks:
         active: Callable[[], Virtual | None],
         under: Callable[[Any], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
+        _require_release(base)
         attentions = {n: m for n, m in model.named_modules() if type(m).__name__ == base.arch.attention}
         if len(attentions) != base.decoder.layers:
             raise HubkitError(

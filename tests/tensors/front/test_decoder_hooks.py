@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from variants import refused
 from zoo import N, ids, model_of, near
@@ -16,7 +17,7 @@ from hubkit.artifact.identity.header import TensorInfo
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import randomize, tiny_model
-from hubkit.tensors.base.arch import decoders
+from hubkit.tensors.base.arch import arch_of, decoders
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.parts.adapter import Adapter
@@ -55,8 +56,26 @@ METHODS = ("prefix", "prompt")
 
 EAGER = ("gemma2", "gpt_oss", "bloom", "mpt", "ctrl", "gptj", "codegen", "gpt_neo", "jetmoe", "xglm")
 """Whose attention is no plain one: caps, sinks, biases."""
-CASES = [(kind, "sdpa") for kind in decoders() if kind not in EAGER]
-CASES += [(kind, "eager") for kind in ("llama", "gpt2", "gemma3_text", *EAGER)]
+RELEASE = int(transformers.__version__.partition(".")[0])
+
+
+def here(kind: str) -> bool:
+    """Whether the installed transformers has this type, and an attention of it that takes virtual tokens."""
+    return kind in transformers.CONFIG_MAPPING and arch_of(kind).tokens_since <= RELEASE
+
+
+CASES = [(kind, "sdpa") for kind in decoders() if kind not in EAGER and here(kind)]
+CASES += [(kind, "eager") for kind in ("llama", "gpt2", "gemma3_text", *EAGER) if here(kind)]
+
+
+NEWER = [kind for kind in decoders() if kind in transformers.CONFIG_MAPPING and not here(kind)]
+
+
+@pytest.mark.parametrize("kind", NEWER)
+def test_an_older_transformers_is_refused_by_name(kind: str) -> None:
+    attached = Attached(model_of(kind, "eager" if kind in EAGER else "sdpa"))
+    error = refused("HK-ARCH", attached.add, "a", fresh("prompt", attached.sites, num_virtual_tokens=2))
+    assert "transformers" in error.fix
 
 
 @pytest.mark.parametrize(("kind", "attention"), CASES)
@@ -117,7 +136,10 @@ def test_ways_to_generate(method: str, kind: str) -> None:
     assert torch.equal(padded[:, 3:], alone)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "bloom", "mpt", "opt", "gpt_neo", "ctrl", "llama4_text"])
+SEVERAL = ("llama", "gpt2", "gpt_neox", "bloom", "mpt", "opt", "gpt_neo", "ctrl", "llama4_text")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SEVERAL if here(kind)])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_text_read_in_several_goes(method: str, kind: str) -> None:
     attached = attached_random(method, kind, "eager" if kind in EAGER else "sdpa")
