@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,7 +279,15 @@ def test_endless_answers_end(registry: HuggingFaceRegistry, server: Server, monk
     refused("HK-LIMIT", registry.resolve, "ana/chat", None)
 
 
-@pytest.mark.parametrize("answer", [b"<html>", b"", {}, [], {"url": 5}, {"url": "x"}, None])
+NEW_CLIENT = pytest.mark.skipif(
+    version("huggingface_hub").startswith("0."),
+    reason="an older client asks otherwise, or takes what the newer refuses",
+)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>", b"", {}, [], {"url": 5}, pytest.param({"url": "x"}, marks=NEW_CLIENT), None]
+)
 def test_answers_that_the_client_cannot_use(registry: HuggingFaceRegistry, server: Server, answer: Any) -> None:
     server.routes["/api/repos/create"] = (200, {}, answer)
     refused("HK-REGISTRY", registry.create, "ana/chat")
@@ -293,6 +302,7 @@ def test_a_commit_of_which_the_client_learns_nothing(
     refused("HK-REGISTRY", registry.commit, "ana/chat", {"a.json": b"{}"}, [], message="m", parent=OTHER)
 
 
+@NEW_CLIENT
 @pytest.mark.parametrize(
     ("line", "code"),
     [([], "HK-REGISTRY"), ([OTHER], "HK-REGISTRY"), ([COMMIT], "HK-STALE"), ([COMMIT, "3" * 40, OTHER], "HK-STALE")],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from bases.architectures import ARCHITECTURES, config_of, known
 from torch import Tensor, nn
 
@@ -211,6 +212,7 @@ def test_a_role_that_no_layer_has_is_refused() -> None:
     assert (error.want, error.have) == (["attention"], ["mixer: feedforward"])
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="there it is called so")
 def test_a_sub_layer_that_a_release_calls_otherwise() -> None:
     """As mixtral's feed-forward before transformers 5: a layer takes the first description that its modules fit."""
     model = model_of("mixtral")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from variants import logits, refused, rows_file
@@ -76,6 +77,9 @@ def test_what_reads_weights_is_refused_and_the_rest_trains(
     for method in ("dora", "qlora") if kind == "in_int8" else ("qlora",):
         refused("HK-BASE-FORMAT", hubkit.train, base, rows, tmp_path / "no", method=method, **FAST)
         assert not (tmp_path / "no").exists()
+    if kind == "in_fp8" and transformers.__version__.startswith("4."):  # it computes with fp8 on a GPU alone
+        refused("HK-BASE-LOAD", hubkit.train, base, rows, tmp_path / "yes", **FAST)
+        return
     hubkit.train(base, rows, tmp_path / "yes", **FAST)
     hubkit.verify(str(tmp_path / "yes"), base=str(base))
     refused("HK-BASE-FORMAT", hubkit.merge, str(base), str(tmp_path / "yes"), tmp_path / "merged")
@@ -86,10 +90,11 @@ def test_beside_int8_it_computes_as_in_peft(in_int8: Path, tmp_path: Path) -> No
     from transformers import AutoModelForCausalLM
 
     hubkit.train(in_int8, rows_file(tmp_path / "rows.jsonl"), tmp_path / "a", **FAST)
-    model = AutoModelForCausalLM.from_pretrained(in_int8)
+    model = AutoModelForCausalLM.from_pretrained(in_int8, dtype=torch.float32)
     plain = logits(model)
     attached = hubkit.attach(model, str(tmp_path / "a"), base=in_int8)
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(in_int8), tmp_path / "a")
+    again = AutoModelForCausalLM.from_pretrained(in_int8, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(again, tmp_path / "a")
     # the codes are the same and so are the products with them: what differs is how an addition is rounded
     largest = logits(attached).abs().max()
     assert (logits(attached) - logits(theirs)).abs().max() <= 1e-4 * largest
