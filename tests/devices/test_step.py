@@ -170,7 +170,7 @@ def test_a_packed_base_on_the_meta_device(tiny_llama: Path) -> None:
 
 
 WINGS = ("parts", "lowrank", "front", "live")
-BESIDES = {"loading", "loading_4bit", "fingerprint", "adapter", "folded", "kernel"}
+BESIDES = {"loading", "loading_4bit", "fingerprint", "adapter", "values", "folded", "kernel"}
 """Modules of these wings that no step runs through."""
 STEP = [
     *(path for wing in WINGS for path in (ROOT / "hubkit" / "tensors" / wing).glob("*.py") if path.stem not in BESIDES),
