@@ -1,6 +1,6 @@
 # make quickstart   set everything up and run an adapter's whole life on a real 135M model
 # make test         set everything up and run the tests          (make test-all: the slow ones, too)
-# make test-older   tests of methods and models on transformers 4.57, every cell of docs/bases.md too
+# make test-older   tests of methods and models on transformers 4.57
 # make test-oldest  tests on the oldest versions that pyproject.toml allows
 # make test-numerics  tests of numbers again, with sums in another order: what is green on one processor alone is red here
 VENV ?= .venv
@@ -46,7 +46,6 @@ $(OLDER)/.ready: $(READY) scripts/older
 
 test-older: $(OLDER)/.ready
 	$(OLDER)/bin/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not oracle" $(OLDER_TESTS)
-	$(OLDER)/bin/python -m pytest -n $(WORKERS) tests/bases
 
 $(OLDEST)/.ready: $(READY) scripts/oldest constraints-oldest.txt pyproject.toml
 	scripts/oldest $(OLDEST) $(VENV)
