@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from bases.architectures import save
 from variants import refused, rows_file
 
@@ -21,6 +22,9 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="there experts are modules of their own, and train"
+)
 def test_experts_are_refused_in_a_line_each_and_the_rest_trains(mixtral: Path, tmp_path: Path) -> None:
     rows = rows_file(tmp_path / "rows.jsonl")
     error = refused("HK-BASE-MODULES", hubkit.train, mixtral, rows, tmp_path / "a", steps=1)
