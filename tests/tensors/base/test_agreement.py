@@ -22,9 +22,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(
-    transformers.__version__.startswith("4."), reason="there experts are modules, and train"
-)
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="there experts are modules, and train")
 def test_experts_are_refused_in_a_line_each_and_the_rest_trains(mixtral: Path, tmp_path: Path) -> None:
     rows = rows_file(tmp_path / "rows.jsonl")
     error = refused("HK-BASE-MODULES", hubkit.train, mixtral, rows, tmp_path / "a", steps=1)
