@@ -19,7 +19,8 @@ def file_naming(model: nn.Module) -> Callable[[str], str | None]:
     """Gives the name in the files for the name of a tensor of `model`; None for one that is made of others."""
     conversions = _conversions(model)
     if conversions is None:
-        return lambda name: _renamed(name, _patterns(model))
+        patterns = _patterns(model)
+        return lambda name: _renamed(name, patterns)
     from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_converters, apply_renamings
 
     reverse = [one.reverse_transform() for one in reversed(conversions)]

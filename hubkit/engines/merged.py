@@ -32,9 +32,7 @@ class MergedEngine:
         copy_base(plan, model, weights=not plan.members)
         if plan.members:
             shards = open_shards(plan.base)
-            if (
-                plan.codec is not None
-            ):  # what was tested is what runs: the weights that the adapters were trained beside
+            if plan.codec is not None:  # the weights that the adapters were trained beside
                 shards = decoded(shards, plan.codec, plan.compute_dtype)
             base = Base.from_headers(shards.headers, shards.config, str(plan.base), shards.read)
             write_merged(plan_merge(base, plan.whole(), plan.adapters()), shards, model)
