@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hubkit.engines.plan import Plan, copy_base, not_adapters, write_runner
+from hubkit.engines.plan import Plan, copy_base, not_adapters, unknown_codec, write_runner
 
 
 class MergedEngine:
@@ -16,7 +16,7 @@ class MergedEngine:
     def refusals(self, plan: Plan) -> list[str]:
         from hubkit.methods.reading import method_of
 
-        reasons = not_adapters(plan, mixes=True)
+        reasons = [*not_adapters(plan, mixes=True), *unknown_codec(plan)]
         for name, folder in plan.folders().items() if not reasons else ():
             reason = method_of(folder)[0].unmergeable
             reasons += [f"{name}: {reason}"] if reason else []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hubkit.artifact.folder import PEFT_CONFIG
 from hubkit.documents.manifest import MANIFEST_NAME
-from hubkit.engines.plan import Plan, copy, copy_base, not_adapters, write_runner
+from hubkit.engines.plan import Plan, copy, copy_base, not_adapters, unknown_codec, write_runner
 
 
 class PeftEngine:
@@ -22,10 +22,7 @@ class PeftEngine:
             for m in plan.members
             if m.tree is None and PEFT_CONFIG not in {entry.path for entry in m.folder.manifest.files}
         ]
-        from hubkit.tensors.fourbit.nf4 import CODEC
-
-        if plan.codec not in (None, CODEC):
-            reasons.append(f"the base has to be quantized as {plan.codec}, which is not known here")
+        reasons += unknown_codec(plan)
         if reasons or [m.weight for m in plan.members] in ([], [1.0]):
             return reasons
         from hubkit.tensors.parts.part import LowRank

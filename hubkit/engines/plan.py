@@ -118,6 +118,14 @@ def not_adapters(plan: Plan, mixes: bool = False) -> list[str]:
     ]
 
 
+def unknown_codec(plan: Plan) -> list[str]:
+    """Why the weights that adapters were trained beside cannot be made again; empty where they can."""
+    from hubkit.tensors.fourbit.nf4 import CODEC
+
+    known = plan.codec in (None, CODEC)
+    return [] if known else [f"the base has to be quantized as {plan.codec}, which is not known here"]
+
+
 def copy_base(plan: Plan, out: Path, *, weights: bool = True) -> None:
     """Copy the base's files, or those beside its weights, into folder `out`, writable."""
     for name in plan.base_files:

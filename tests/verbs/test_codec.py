@@ -56,10 +56,11 @@ def runs(folder: Path) -> Any:
     return spec["load"]()[0]
 
 
+@pytest.mark.parametrize("engine", ["peft", "merged"])
 @pytest.mark.parametrize("weight", [1.0, -0.5])
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_gpt2"])
-def test_a_deployment_for_peft_carries_the_codec(
-    family: str, weight: float, tmp_path: Path, request: pytest.FixtureRequest
+def test_a_deployment_carries_the_codec(
+    family: str, weight: float, engine: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     base, project = request.getfixturevalue(family), tmp_path / "project"
     project.mkdir()
@@ -68,12 +69,14 @@ def test_a_deployment_for_peft_carries_the_codec(
     (project / "hubkit.toml").write_text(RECIPE.format(weight=weight))
     lock(project)
     out = tmp_path / "out"
-    done = deploy(out, engine="peft", lock=project)
-    assert deploy(tmp_path / "again", engine="peft", lock=project).digest == done.digest
+    done = deploy(out, engine=engine, lock=project)
+    assert deploy(tmp_path / "again", engine=engine, lock=project).digest == done.digest
     assert deploy(out, check=True).checked
     have = logits(runs(out))
     want = logits(attach(load_base(base), {str(project / "chat"): weight}, base=str(base)))
     torch.testing.assert_close(have, want, atol=1e-4, rtol=0)
+    if engine == "merged":
+        return
     assert (logits(load_base(out / "base")) - logits(load_base(base))).abs().max() > 1e-2
     stored, decoded = (load_file(folder / "model.safetensors") for folder in (base, out / "base"))
     assert {n: (t.shape, t.dtype) for n, t in stored.items()} == {n: (t.shape, t.dtype) for n, t in decoded.items()}
@@ -90,8 +93,8 @@ def test_an_unknown_codec_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     pack(project / "chat")
     (project / "hubkit.toml").write_text(RECIPE.format(weight=1.0))
     lock(project)
-    for _ in range(2):
-        error = refused("HK-ENGINE", deploy, tmp_path / "out", engine="peft", lock=project)
+    for engine in ("peft", "merged"):
+        error = refused("HK-ENGINE", deploy, tmp_path / "out", engine=engine, lock=project)
         assert "int3/7" in str(error.have)
     refused("HK-CODEC", generate, "x", base=str(tiny_llama), terms=str(project / "chat"))
     refused("HK-CODEC", attach, load_base(tiny_llama), str(project / "chat"), base=str(tiny_llama))
