@@ -270,6 +270,18 @@ def _blocks(source: bytes | Path) -> Iterable[bytes]:
 
 
 def quantized_for(folders: Iterable[AdapterFolder]) -> tuple[str | None, str | None]:
-    """(codec, compute dtype) of the first adapter that was trained on a quantized base; (None, None) where none was."""
+    """(codec, compute dtype) of the adapters that were trained on a quantized base; (None, None) where none was.
+
+    Raises:
+        HubkitError: ``HK-MIX`` for adapters that were trained beside differently quantized weights.
+    """
     bases = (folder.manifest.base for folder in folders)
-    return next(((base.codec, base.compute_dtype) for base in bases if base and base.codec), (None, None))
+    found = {(base.codec, base.compute_dtype) for base in bases if base and base.codec}
+    if len(found) > 1:
+        raise HubkitError(
+            "HK-MIX",
+            "these adapters were trained beside differently quantized weights, which one base cannot be",
+            have=sorted(f"{codec}, {dtype or 'the dtype of the files'}" for codec, dtype in found),
+            fix="adapters that were trained with one --dtype",
+        )
+    return next(iter(found), (None, None))

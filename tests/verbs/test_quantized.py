@@ -112,6 +112,14 @@ def test_a_plain_adapter_beside_it_is_merged_into_the_same_weights(
     near(logits(load_base(tmp_path / "merged")), logits(attach(load_base(tiny_llama), terms, base=tiny_llama)))
 
 
+def test_differently_quantized_bases_are_no_one_base(trained: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    rows = rows_file(tmp_path / "rows.jsonl")
+    train(str(tiny_llama), rows, tmp_path / "other", method="qlora", steps=1, dtype="bfloat16")
+    terms = {str(trained): 1.0, str(tmp_path / "other"): 1.0}
+    assert len(refused("HK-MIX", merge, str(tiny_llama), terms, tmp_path / "merged").have) == 2
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.model
 def test_on_the_real_model_nothing_is_lost(smol: Path, tmp_path: Path) -> None:
