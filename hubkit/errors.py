@@ -9,6 +9,14 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+
+class Notice(UserWarning):
+    """Something that a user should know although all goes on: a yanked version, a name like another one.
+
+    Given by ``warnings.warn``: in Python it is a warning like any other; the command line prints it as one line.
+    """
+
+
 REFUSED = 1
 USAGE = 2
 UNDECIDED = 3
@@ -50,15 +58,25 @@ class HubkitError(Exception):
     def __str__(self) -> str:
         return self.render()
 
-    def render(self) -> str:
-        """The text of DESIGN's error form; control characters of foreign text are escaped."""
-        out = [f"error[{self.code}]: {escape(self.what)}"]
+    def render(self, most: int | None = None, colour: bool = False) -> str:
+        """The text of DESIGN's error form; control characters of foreign text are escaped.
+
+        Args:
+            most: lines of one field that are shown; None: all.
+            colour: code and fix stand out, on a terminal.
+        """
+        red, green, plain = ("\x1b[1;31m", "\x1b[32m", "\x1b[0m") if colour else ("", "", "")
+        out = [f"{red}error[{self.code}]{plain}: {escape(self.what)}"]
         fields = (("where", self.where), ("want", self.want), ("have", self.have), ("fix", self.fix))
         for label, value in fields:
             lines = value.splitlines() if isinstance(value, str) else list(value)
+            if most is not None and len(lines) > most:
+                lines = [*lines[:most], f"and {len(lines) - most} more: --json shows them"]
+            if label == "fix":
+                lines = [f"{green}{escape(line)}{plain}" for line in lines]
             for number, line in enumerate(lines):
                 head = f"{label}:".ljust(7) if number == 0 else " " * 7
-                out.append(f"  {head}{escape(line)}")
+                out.append(f"  {head}{line if label == 'fix' else escape(line)}")
         return "\n".join(out)
 
     def as_json(self) -> dict[str, object]:
@@ -79,6 +97,10 @@ def escape(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in hidden else c for c in text)
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The `count` names of `known` that are most like `name`, best first: for the fix line of an unknown name."""
-    return difflib.get_close_matches(name, sorted(set(known)), n=count, cutoff=0.4)
+def nearest(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4) -> list[str]:
+    """The `count` names of `known` that are most like `name`, best first: for the fix line of an unknown name.
+
+    Args:
+        cutoff: how like, 0 to 1.
+    """
+    return difflib.get_close_matches(name, sorted(set(known)), n=count, cutoff=cutoff)

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubkit.methods.api import (
-    Adapter,
     AdapterHubForm,
     Base,
     Block,
@@ -34,7 +33,6 @@ from hubkit.methods.api import (
     Part,
     Site,
     choose_blocks,
-    foreign_files,
     hookimpl,
 )
 
@@ -220,19 +218,8 @@ def inject(base: Base, config: AdaptersConfig) -> Mapping[str, Part]:
 
 
 @hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@hookimpl
 def merge(site: Site, tensors: Mapping[str, Tensor], config: AdaptersConfig) -> Delta:
     raise NotMergeable(UNMERGEABLE, where=site.name)
-
-
-@hookimpl
-def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
 
 
 @hookimpl

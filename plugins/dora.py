@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubkit.methods.api import (
-    Adapter,
     Base,
     Delta,
     Edit,
@@ -32,10 +31,10 @@ from hubkit.methods.api import (
     Part,
     PeftForm,
     Site,
-    foreign_files,
     hookimpl,
     version_of,
 )
+from hubkit.plugins.lora import PEFT as LORA
 
 CANCELLED = 0.25
 """Share of ‖Wᵢ‖² below which ‖Wᵢ + s Bᵢ A‖² is taken from that row itself: the sum above has lost digits there."""
@@ -228,40 +227,16 @@ class Rescaled(torch.autograd.Function):
         return grad_z.view(grad.shape), grad_x, grad_a, grad_b, grad_m, None, None, None
 
 
-PEFT = PeftForm(
-    peft_type="LORA",
+PEFT = replace(
+    LORA,
     roles={
         "linear": {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"},
-        "rows": {"rows": "trainable_tokens_delta"},
+        "rows": LORA.roles["rows"],
     },
-    options={
-        "r": "rank",
-        "lora_alpha": "alpha",
-        "lora_dropout": "dropout",
-        "use_rslora": "rslora",
-        "rank_pattern": "rank_pattern",
-        "alpha_pattern": "alpha_pattern",
-    },
-    defaults={"rank": 8, "alpha": 8.0, "dropout": 0.0, "rslora": False},
-    selection=frozenset({"exclude_modules", "layers_to_transform", "layers_pattern"}),
-    allowed={
-        "bias": ("none",),
-        "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
-        "layers_pattern": (None,),
-        "layers_to_transform": (None,),
-    },
+    allowed={key: values for key, values in LORA.allowed.items() if key != "use_dora"},
     requires={"use_dora": True},
-    ignored=frozenset(
-        {
-            "corda_config", "eva_config", "loftq_config", "megatron_core", "qalora_group_size",
-            "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio",  # of ms-swift: https://github.com/modelscope/ms-swift
-        }
-    ),
-    transposed="fan_in_fan_out",
-    saved="modules_to_save",
-    tied="ensure_weight_tying",
-    rows="trainable_token_indices",
-)  # fmt: skip
+    base_copies=(),
+)
 
 
 @hookimpl
@@ -284,23 +259,12 @@ def inject(base: Base, config: DoraConfig) -> Mapping[str, Part]:
 
 
 @hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@hookimpl
 def merge(site: Site, tensors: Mapping[str, Tensor], config: DoraConfig) -> Delta:
     a, b, scale, weight = tensors["A"], tensors["B"], config.scale_at(site.name), site.weight()
     with torch.no_grad():
         norm = row_norm(weight, _row_squares(weight), a, b, scale)
     excess = _excess(tensors["m"], norm)[:, None]
     return Delta(left=(1 + excess) * b * scale, right=a, dense=excess * weight)
-
-
-@hookimpl
-def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
 
 
 @hookimpl

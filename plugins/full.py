@@ -2,9 +2,9 @@
 
     y = (W + ΔW) x + b + Δb        ΔW, Δb = 0 at the start
 
-The difference is stored, tensor by tensor, and tensors that did not change are not. So a fine-tuned model is versioned,
-bound to its base, weighed, added to other adapters and merged like any of them: task vectors, Editing Models with Task
-Arithmetic, Ilharco et al. 2022, https://arxiv.org/abs/2212.04089.
+The difference is stored (or W + ΔW itself, see `holds`), tensor by tensor, and tensors that did not change are not. So
+a fine-tuned model is versioned, bound to its base, weighed, added to other adapters and merged like any of them: task
+vectors, Editing Models with Task Arithmetic, Ilharco et al. 2022, https://arxiv.org/abs/2212.04089.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hubkit.methods.api import (
-    Adapter,
     Base,
     Delta,
     HubkitError,
@@ -25,10 +24,10 @@ from hubkit.methods.api import (
     Part,
     Site,
     additive_parts,
-    foreign_files,
     hookimpl,
     layer_rate,
     require_depth,
+    whole_parts,
 )
 
 KINDS = ("linear", "embedding", "norm")
@@ -48,6 +47,8 @@ class FullConfig:
             at both, as when the tensor itself is trained; break, only that one changes.
         tensors: the tensors that changed, as module.weight and module.bias, where not all of the targets' did: written
             by training, so that the others need not be stored.
+        holds: change, what is added to each tensor; or values, all that the changed modules hold then, in the base's
+            place and to the bit where the adapter acts alone.
     """
 
     targets: str | tuple[str, ...] = "all"
@@ -56,6 +57,7 @@ class FullConfig:
     depth: int = 0
     tied: Literal["keep", "break"] = "keep"
     tensors: tuple[str, ...] = ()
+    holds: Literal["change", "values"] = "change"
 
     def __post_init__(self) -> None:
         wrong = [name for name in self.tensors if name.rpartition(".")[2] not in ("weight", "bias")]
@@ -94,23 +96,15 @@ def describe() -> MethodInfo:
 @hookimpl
 def inject(base: Base, config: FullConfig) -> Mapping[str, Part]:
     require_depth(base, config.layer_decay, config.depth)
-    return additive_parts(base, *_chosen(base, config), config.tied)
-
-
-@hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
+    weights, biases = _chosen(base, config)
+    if config.holds == "values":
+        return whole_parts(base, weights | biases, config.tied)
+    return additive_parts(base, weights, biases, config.tied)
 
 
 @hookimpl
 def merge(site: Site, tensors: Mapping[str, Tensor]) -> Delta:
     return Delta.full(tensors.get("weight"), tensors.get("bias"))
-
-
-@hookimpl
-def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
 
 
 @hookimpl
@@ -120,9 +114,11 @@ def learning_rate(config: FullConfig, site: Site) -> float:
 
 @hookimpl
 def narrow(config: FullConfig, changed: frozenset[str]) -> FullConfig:
+    if config.holds == "values":
+        return config  # a tensor of zeros is no unchanged one
     return dataclasses.replace(config, tensors=tuple(sorted(changed)))
 
 
 @hookimpl
-def whole(tensors: tuple[str, ...], tied: Literal["keep", "break"]) -> FullConfig:
-    return FullConfig(tensors=tensors, tied=tied)
+def whole(tensors: tuple[str, ...], tied: Literal["keep", "break"], holds: Literal["change", "values"]) -> FullConfig:
+    return FullConfig(tensors=tensors, tied=tied, holds=holds)

@@ -170,6 +170,7 @@ PEFT = PeftForm(
         "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
         "rows": {"rows": "trainable_tokens_delta"},
     },
+    parameters="target_parameters",
     options={
         "r": "rank",
         "lora_alpha": "alpha",
@@ -242,12 +243,6 @@ def inject(base: Base, config: LoraConfig) -> Mapping[str, Part]:
 
 
 @hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@hookimpl
 def merge(site: Site, tensors: Mapping[str, Tensor], config: LoraConfig) -> Delta:
     return Delta.low_rank(tensors["B"] * config.scale_at(site.name), tensors["A"])
 
@@ -268,5 +263,5 @@ def learning_rate(config: LoraConfig, site: Site, role: str) -> float:
 
 
 @hookimpl
-def low_rank(targets: tuple[str, ...], rank: int) -> LoraConfig:
-    return LoraConfig(targets=targets, rank=rank, alpha=float(rank))
+def low_rank(targets: tuple[str, ...], rank: int, saved: tuple[str, ...], tied: Literal["keep", "break"]) -> LoraConfig:
+    return LoraConfig(targets=targets, rank=rank, alpha=float(rank), modules_to_save=saved, tied=tied)

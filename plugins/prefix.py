@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hubkit.methods.api import KV, Adapter, Base, HubkitError, MethodInfo, PeftForm, Site, foreign_files, hookimpl
+from hubkit.methods.api import KV, Base, HubkitError, MethodInfo, PeftForm, Site, hookimpl
 
 STD = {"small": 0.02, "gaussian": 1.0, "zero": 0.0}
 """Of random starting values."""
@@ -165,17 +165,6 @@ def describe() -> MethodInfo:
 @hookimpl
 def inject(base: Base, config: PrefixConfig) -> Mapping[str, Prefix]:
     return {"kv": Prefix(base, config)}
-
-
-@hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@hookimpl
-def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
 
 
 @hookimpl

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hubkit.methods.api import Adapter, Base, HubkitError, MethodInfo, PeftForm, Site, Tokens, foreign_files, hookimpl
+from hubkit.methods.api import Base, HubkitError, MethodInfo, PeftForm, Site, Tokens, hookimpl
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,6 @@ def describe() -> MethodInfo:
 @hookimpl
 def inject(base: Base, config: PromptConfig) -> Mapping[str, Prompt]:
     return {"tokens": Prompt(base, config)}
-
-
-@hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@hookimpl
-def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
 
 
 @hookimpl

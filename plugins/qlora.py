@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hubkit.methods.api import Adapter, Base, Delta, MethodInfo, Part, PeftForm, Site, foreign_files, hookimpl
+from hubkit.methods.api import Base, Delta, MethodInfo, Part, PeftForm, Site, hookimpl
 from hubkit.plugins.lora import PEFT, RECIPE, SOURCES, LoraConfig, LoraPart
 
 CODEC = "nf4/64/double"
@@ -56,19 +56,8 @@ def inject(base: Base, config: QloraConfig) -> Mapping[str, Part]:
 
 
 @hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@hookimpl
 def merge(site: Site, tensors: Mapping[str, Tensor], config: QloraConfig) -> Delta:
     return Delta.low_rank(tensors["B"] * config.scale_at(site.name), tensors["A"])
-
-
-@hookimpl
-def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
 
 
 @hookimpl

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hubkit.methods.api import (
-    Adapter,
     Base,
     Delta,
     HubkitError,
@@ -24,7 +23,6 @@ from hubkit.methods.api import (
     Part,
     Site,
     additive_parts,
-    foreign_files,
     hookimpl,
     layer_rate,
     require_depth,
@@ -101,19 +99,8 @@ def inject(base: Base, config: SelectiveConfig) -> Mapping[str, Part]:
 
 
 @hookimpl
-def train_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    loss: Tensor = model(**batch).loss
-    return loss
-
-
-@hookimpl
 def merge(site: Site, tensors: Mapping[str, Tensor]) -> Delta:
     return Delta.full(tensors.get("weight"), tensors.get("bias"))
-
-
-@hookimpl
-def export(adapter: Adapter, target: str) -> Mapping[str, bytes]:
-    return foreign_files(adapter, target)
 
 
 @hookimpl

@@ -12,11 +12,13 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from canary import CANARY
 from hypothesis import settings
 from making import make_adapter
 from words import tokenizer
@@ -28,12 +30,15 @@ CACHE = Path(os.environ.get("HUBKIT_TEST_CACHE", ROOT / ".cache"))
 # the tests are neither read nor written, tokens in them are not found, and workers share the cores.
 _private = tempfile.mkdtemp(prefix="hubkit-tests-")
 os.environ["HF_HOME"] = _private
+os.environ["HUBKIT_CONFIG"] = str(Path(_private, "config.toml"))
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 for _name in (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "HUBKIT_REGISTRY",
+    "HUBKIT_TOKEN",
+    "HUBKIT_MIRRORS",
     "HUBKIT_DEBUG",
     "HUBKIT_WRAPPERS",
     "HUBKIT_ARCH",
@@ -49,6 +54,28 @@ settings.load_profile("hubkit")
 # A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that: not in tests.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """No test shows a token of the suite's servers, whatever it runs."""
+    report = yield
+    if any(CANARY in text for _, text in report.sections):
+        report.outcome, report.longrepr = "failed", "a token was printed or logged"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_token_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nor leaves one in a file."""
+    folder: Path | None = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    found = []
+    for path in folder.rglob("*") if folder else ():
+        with suppress(OSError):  # gone meanwhile, or not to be read
+            if path.is_file() and path.stat().st_size < 1 << 18 and CANARY.encode() in path.read_bytes():
+                found.append(path)
+    assert found == []
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +173,7 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _isolated(_shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the store of whoever runs it, nor reaches the real Hub by default."""
     monkeypatch.setenv("HUBKIT_HOME", str(_shared_home))
+    monkeypatch.setenv("HUBKIT_CONFIG", os.devnull)
 
 
 @pytest.fixture(autouse=True)

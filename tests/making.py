@@ -7,9 +7,20 @@ from typing import Any
 
 
 def make_adapter(
-    folder: Path, base: Path, *, seed: int = 0, version: str = "0.1.0", method: Any = None, **options: Any
+    folder: Path,
+    base: Path,
+    *,
+    seed: int = 0,
+    version: str = "0.1.0",
+    method: Any = None,
+    size: float = 0.3,
+    **options: Any,
 ) -> Path:
-    """Write an adapter of `method` (the default one) with random tensors into `folder`, bound to the base at `base`."""
+    """Write an adapter of `method` (the default one) with random tensors into `folder`, bound to the base at `base`.
+
+    Args:
+        size: standard deviation of the values.
+    """
     import torch
 
     from hubkit.artifact.card import render_card
@@ -29,7 +40,7 @@ def make_adapter(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.parameters().values():
-            parameter.normal_(0, 0.3, generator=generator)
+            parameter.normal_(0, size, generator=generator)
     adapter.to_compute_dtype()
     record = fingerprint_folder(base, source="ana/base")
     manifest = Manifest(

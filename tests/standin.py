@@ -54,7 +54,7 @@ _WAITS = {
     "histc",
 }
 """Operations whose CUDA kernel makes the host wait, `item` being the first."""
-_OURS = re.compile(r"(?:.*/)?(?<!tests/)((?:hubkit|plugins|transformers)/.*\.py)$")
+_OURS = re.compile(r"(?:.*/)?(?<!tests/)((?:hubkit|plugins|transformers)/(?!tests/)(?!.*site-packages/).*\.py)$")
 _kept: list[Any] = []  # what torch refers to without owning it
 _watchers: list[Counts] = []
 

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -119,15 +121,31 @@ def alike(line: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\d+(?:[.,]\d+)*", "<n>", line)).strip()
 
 
+@pytest.fixture
+def served() -> Iterator[Callable[[Path], str]]:
+    """Serves a directory as a Hub, and gives its address."""
+    with ExitStack() as stack:
+
+        def start(folder: Path) -> str:
+            line = [sys.executable, "-m", "hubkit", "serve", str(folder), "--port", "0"]
+            server = stack.enter_context(subprocess.Popen(line, stdout=subprocess.PIPE, text=True))
+            stack.callback(server.terminate)
+            assert server.stdout is not None
+            return server.stdout.readline().split()[-1]
+
+        yield start
+
+
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.skipif(sys.platform == "win32", reason="the documents are written for a POSIX shell")
 @pytest.mark.parametrize("document", TYPED, ids=lambda path: path.name)
-def test_documents_run_as_typed(document: Path, smol: Path, tmp_path: Path) -> None:
+def test_documents_run_as_typed(document: Path, smol: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """All console blocks in order, in one shell in an empty folder; each documented line of output is printed.
     Then the Python blocks, in the folder that those left.
 
-    The Hub is a directory that holds the base under its name there; ``...`` in a document stands for anything.
+    The Hub is a directory that holds the base under its name there, served to the README; ``...`` in a document stands
+    for anything.
     """
     place = DirectoryRegistry(tmp_path / "hub")
     place.create("HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -143,8 +161,12 @@ def test_documents_run_as_typed(document: Path, smol: Path, tmp_path: Path) -> N
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HUBKIT_HOME": str(tmp_path / "home"),
-        "HUBKIT_REGISTRY": str(tmp_path / "hub"),
+        "HUBKIT_CONFIG": str(tmp_path / "config.toml"),
     }
+    if document == README:  # says itself which registry there is, and where bases are
+        environment["HF_ENDPOINT"] = request.getfixturevalue("served")(tmp_path / "hub")
+    else:
+        environment["HUBKIT_REGISTRY"] = str(tmp_path / "hub")
     done = subprocess.run(
         ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}"],
         cwd=work,

@@ -128,6 +128,7 @@ def test_what_is_asked_about_and_never_raised_is_found(errors: ModuleType, tmp_p
     assert found == ["hubkit/some.py:11: HK-NOWHERE is asked about, but nothing raises it"]
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--list", "HK-STALE"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("HK-STALE  (exit status 1)\n  hubkit/registry/")

@@ -84,6 +84,7 @@ def seen(python: Path, work: Path) -> list[str]:
     return said[:-1]
 
 
+@pytest.mark.slow
 def test_mypy_sees_it_in_an_installed_wheel(tmp_path: Path) -> None:
     source = copied(tmp_path / "source")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
@@ -93,6 +94,7 @@ def test_mypy_sees_it_in_an_installed_wheel(tmp_path: Path) -> None:
     assert seen(python, tmp_path) == SEEN
 
 
+@pytest.mark.slow
 def test_mypy_sees_it_in_an_editable_environment_and_new_files_at_once(tmp_path: Path) -> None:
     source = copied(tmp_path / "source")
     python = environment(tmp_path / "fresh", "--editable", source)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hubkit.artifact.folder import open_adapter
+from hubkit.documents.lock import Lock
 from hubkit.methods.foreign import own_files
 from hubkit.methods.reading import read_adapter
 from hubkit.tensors.base.base import Base
@@ -56,9 +57,12 @@ def test_its_tensors_are_read_and_written_to_the_byte(name: str) -> None:
 
 
 def test_a_lock_and_a_sum_are_the_same_bytes(golden: Path) -> None:
-    (golden / "hubkit.lock").unlink()
+    """A lock of the first release stays to the byte while nothing moves; one made anew has its digest, and seals."""
     lock(golden)
     assert (golden / "hubkit.lock").read_bytes() == (GOLDEN / "hubkit.lock").read_bytes()
+    (golden / "hubkit.lock").unlink()
+    assert lock(golden).digest == Lock.read(GOLDEN).digest
+    assert (golden / "hubkit.lock").read_bytes() == (GOLDEN / "sealed.lock").read_bytes()
     done = compose(f"1.0*{golden / 'lora'} + -0.5*{golden / 'lora'}", golden / "again")
     assert done.path is not None
     file = "adapter_model.safetensors"

@@ -97,4 +97,6 @@ def convert(source: Path, made: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: get_base.py FOLDER")
     print(get_base(Path(sys.argv[1])))

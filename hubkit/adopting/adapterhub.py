@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.adapterhub import CONFIG, PICKLE, WEIGHTS
 from hubkit.errors import HubkitError
-from hubkit.named.sources import base_with_record
-from hubkit.named.where import Where
+from hubkit.named.sources import base_with_record, under_its_name
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,7 @@ def read_adapterhub_folder(
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=config_path, fix="--base BASE")
     source, record = base_with_record(named if isinstance(named, Path) else str(named), revision, where)
+    record = under_its_name(source, record)
     sites = Base.from_folder(source.path)
     values, tensors = read_adapterhub(form, data, stored, sites, str(weights))
     config = parse_config(method.info.config, values, f"{config_path}#/config")

@@ -12,6 +12,7 @@ from hubkit.adopting.carry import carry
 from hubkit.adopting.claims import found_base, require_promised
 from hubkit.adopting.folders import foreign_config, weights_of
 from hubkit.adopting.keys import plain_keys
+from hubkit.adopting.live_names import from_peft, live_names
 from hubkit.adopting.vocabulary import Folder, rows_alone
 from hubkit.artifact.adapterhub import is_adapterhub
 from hubkit.artifact.carried import types
@@ -19,7 +20,7 @@ from hubkit.artifact.folder import PEFT_CONFIG, TENSORS_NAME, tensors_bytes
 from hubkit.documents.manifest import Manifest, Plugin
 from hubkit.errors import HubkitError
 from hubkit.named.vocabulary import vocabulary_document
-from hubkit.named.where import Where
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     from hubkit.artifact.forms import PeftForm
@@ -44,8 +45,12 @@ class Adopted:
     renamed: tuple[str, ...] = ()
 
 
-CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
-"""Tasks of PEFT that need a head which language models do not have."""
+HEADS = {
+    "SEQ_CLS": ("score", "classifier"),
+    "TOKEN_CLS": ("score", "classifier"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Tasks of PEFT that need a head which language models do not have -> last names of such heads."""
 
 
 def adopt(
@@ -75,7 +80,7 @@ def adopt(
             ``HK-DTYPE``, ``HK-NAN``, ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``; what fetching and reading the
             base raise.
     """
-    from hubkit.artifact.forms import HELD, split_keys
+    from hubkit.artifact.forms import HELD, from_peft_config, split_keys
     from hubkit.artifact.identity.header import read_header
     from hubkit.methods.config import parse_config
     from hubkit.tensors.base.base import Base
@@ -85,12 +90,12 @@ def adopt(
     foreign = foreign_config(folder)
     if is_adapterhub(foreign):
         return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
-    read, weights, config_path = _method_for(foreign, folder), weights_of(folder), str(folder / PEFT_CONFIG)
+    read, weights, config_path = method_for(foreign, folder), weights_of(folder), str(folder / PEFT_CONFIG)
     if read is None:
         source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
         return Adopted(*carry(weights, foreign, name, Base.from_folder(source.path), record, used, allow_partial))
     method, form, values = read
-    saved, resized = _whole_modules(form, values)
+    saved, resized = whole_modules(form, values)
     plain = plain_keys(form, read_header(weights), str(weights))
     parts = dict(split_keys(form, plain.names.values(), str(weights), [*saved, *resized]).parts)
     if not parts:
@@ -98,6 +103,10 @@ def adopt(
     source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
     sites = Base.from_folder(source.path)
     stored = {plain.names[key]: value for key, value in read_file(weights).items()}
+    if any(sites.find(name) is None for name in parts):
+        foreign, stored = from_peft(foreign, stored, form, live_names(source.path), str(weights))
+        values = from_peft_config(form, foreign, config_path)
+        parts = dict(split_keys(form, stored, str(weights), [*saved, *resized]).parts)
     if form.rows:
         listed = {name for name in parts if any(name.endswith(end) for end in saved)}
         stored, parts, values = rows_alone(Folder(folder, source.path, stored), form, parts, listed, values, sites)
@@ -107,7 +116,9 @@ def adopt(
     if form.targets:
         chosen = [name for name in parts if name not in whole and name not in sites.rows]
         layers = record.fingerprint.config.get("layers")
-        used += require_promised(foreign, form.targets, chosen, sites, layers, config_path, allow_partial)
+        used += require_promised(
+            foreign, (form.targets, form.parameters), chosen, sites, layers, config_path, allow_partial
+        )
     values = _at_sites(form, values, parts, whole, sites)
     config = parse_config(method.info.config, values, config_path)
     adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
@@ -115,7 +126,7 @@ def adopt(
     return replace(made, manifest=replace(made.manifest, overrides=tuple(used)), renamed=plain.renamed)
 
 
-def _whole_modules(form: PeftForm, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def whole_modules(form: PeftForm, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Ends of names of modules that are trained as a whole: those listed, and those that PEFT writes unasked."""
     from hubkit.tensors.base.arch import arch_of
 
@@ -130,12 +141,12 @@ def _at_sites(
     form: PeftForm, values: Mapping[str, Any], parts: Collection[str], whole: Collection[str], base: Base
 ) -> dict[str, Any]:
     """The configuration with the modules of the file in place of whatever chose them."""
-    from hubkit.artifact.forms import short_targets
+    from hubkit.tensors.base.targets import short_names
     from hubkit.tensors.parts.tied import tied_pairs
 
     made = dict(values)
     if form.targets:
-        made["targets"] = short_targets([n for n in parts if n not in whole and n not in base.rows], base.sites)
+        made["targets"] = short_names([n for n in parts if n not in whole and n not in base.rows], base.sites)
     if form.saved:
         made[form.saved] = list(whole)
     if not any(head in parts and table in parts for head, table in tied_pairs(base).items()):
@@ -153,18 +164,17 @@ def _require_homes(parts: Collection[str], base: Base, where: str, named: str) -
             where=where,
             want=f"modules of {named}",
             have=homeless,
-            fix="--base with the base that the adapter was trained on",
+            fix="--base with the base that the adapter was trained on; where its modules are called otherwise now:"
+            " hubkit migrate",
         )
 
 
 def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
     """Refuses a head that the base does not have, and a task whose head nobody trained: ``HK-HEAD``."""
     absent = [name for name in whole if base.find(name) is None]
-    if not whole and config.get("task_type") in CLASSIFIERS:
-        known = [
-            site for site in base.sites if any(site.rpartition(".")[2] == head for head in ("score", "classifier"))
-        ]
-        absent = [] if known else [f"no head, and the task {config['task_type']}"]
+    heads = HEADS.get(str(config.get("task_type")))
+    if heads and not whole and not any(site.rpartition(".")[2] in heads for site in base.sites):
+        absent = [f"no head, and the task {config['task_type']}"]
     if absent:
         raise HubkitError(
             "HK-HEAD",
@@ -196,7 +206,7 @@ def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) ->
     return Adopted(manifest, files)
 
 
-def _method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]] | None:
+def method_for(config: Mapping[str, Any], folder: Path) -> tuple[Method, PeftForm, dict[str, Any]] | None:
     """The installed method that reads this configuration of PEFT, and its own; the default method is asked first.
 
     Methods that cannot be imported are passed over. None for a type that can only be carried.

@@ -49,7 +49,9 @@ def carry(
     _, modules = check_carried(peft_type, weights, base)
     layers, used = record.fingerprint.config.get("layers"), list(overrides)
     if modules:
-        used += require_promised(config, "target_modules", modules, base, layers, where, allow_partial)
+        used += require_promised(
+            config, ("target_modules", "target_parameters"), modules, base, layers, where, allow_partial
+        )
     manifest = Manifest(
         kind="adapter", name=name, method=MARK + peft_type, base=record.fingerprint, overrides=tuple(used)
     )

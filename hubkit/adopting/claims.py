@@ -6,7 +6,7 @@ PEFT compares neither (its loader drops what fits nowhere and makes up what is m
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hubkit.artifact.folder import PEFT_CONFIG
 from hubkit.artifact.identity.base_match import OVERRIDE
 from hubkit.errors import HubkitError
-from hubkit.named.sources import Source, base_reference, base_with_record
-from hubkit.named.where import Where
+from hubkit.named.sources import Source, base_reference, base_with_record, under_its_name
+from hubkit.registry.opening import Where
 from hubkit.registry.reference import Reference
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def found_base(
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=str(folder), fix="--base BASE")
     named = named if isinstance(named, Path) else str(named)
     asked, used = require_declared(config, named, revision, str(folder / PEFT_CONFIG), allow)
-    return *base_with_record(named, asked, where), used
+    source, record = base_with_record(named, asked, where)
+    return source, under_its_name(source, record, _declared(config)), used
 
 
 def require_declared(
@@ -108,7 +109,7 @@ def _other_commit(want: str, have: str) -> bool:
 
 def require_promised(
     config: Mapping[str, Any],
-    key: str,
+    keys: tuple[str, str],
     present: Collection[str],
     base: Base,
     layers: int | None,
@@ -119,7 +120,7 @@ def require_promised(
 
     Args:
         config: PEFT's.
-        key: of the targets in it.
+        keys: of the targets in it: modules, and weights of modules.
         present: the modules that the file has tensors for.
         layers: how many the base's configuration counts; files can hold more, for predicting several tokens.
         where: the folder, for messages.
@@ -135,17 +136,19 @@ def require_promised(
     from hubkit.tensors.base.base import natural
     from hubkit.tensors.base.layers import layer_of
 
-    targets = _targets(config, key)
-    modules = base.modules()
+    targets = _targets(config, *keys)
+    groups = {site.group for site in base.sites.values() if site.number is not None}
+    known = {end for name in (*base.modules(), *groups) for end in _endings(name)}
+    absent = [t for t in targets if isinstance(t, str) and t not in known]
     places = {name: layer_of(name) for name in base.sites}
-    absent = [t for t in targets if isinstance(t, str) and not any(_ends(name, t) for name in modules)]
     pool = [name for name, at in places.items() if layers is None or at is None or at < layers]
     pool = [n for n in pool if base.sites[n].kind in ("linear", "embedding") and not _excluded(config, n)]
-    kinds = {_kind(name) for name in present}
-    missing: set[str] = set()
+    there, kinds, missing = set(present), {_kind(name) for name in present}, set[str]()
+    by_ending = _by_ending(pool, base)
     for target in targets:
-        chosen = {name for name in pool if _chooses(config, target, name)}
-        missing |= {n for n in chosen - set(present) if _kind(n) in kinds or not chosen & set(present)}
+        near = by_ending.get(target, ()) if isinstance(target, str) else pool
+        chosen = {name for name in near if _chooses(config, target, name, base.sites[name].group)}
+        missing |= {n for n in chosen - there if _kind(n) in kinds or not chosen & there}
     if not (absent or missing):
         return []
     if not allow:
@@ -154,7 +157,7 @@ def require_promised(
             raise HubkitError(
                 "HK-TARGET",
                 "targets of the adapter match nothing in the base",
-                where=f"{where}#/{key}",
+                where=f"{where}#/{keys[0]}",
                 have=absent,
                 want="modules of the base",
                 fix=mend,
@@ -170,25 +173,49 @@ def require_promised(
     return [PARTIAL]
 
 
-def _targets(config: Mapping[str, Any], key: str) -> list[str | re.Pattern[str]]:
+def _targets(config: Mapping[str, Any], key: str, parameters: str) -> list[str | re.Pattern[str]]:
     """The targets of a configuration: names, or one expression; none where they are not to be read."""
     from hubkit.tensors.base.expressions import expression
 
-    given = config.get(key)
+    given, weights = config.get(key), config.get(parameters) or []
+    named: list[str | re.Pattern[str]] = [name.removesuffix(".weight") for name in weights if isinstance(name, str)]
     if isinstance(given, list):
-        return [name for name in given if isinstance(name, str)]
+        return named + [name for name in given if isinstance(name, str)]
     if not isinstance(given, str) or given == "all-linear":  # PEFT lists what it stands for, and saves the list
-        return []
+        return named
     try:
-        return [expression(given)]
+        return [*named, expression(given)]
     except re.error:
-        return []
+        return named
 
 
-def _chooses(config: Mapping[str, Any], target: str | re.Pattern[str], name: str) -> bool:
-    """Whether PEFT takes module `name` for `target` (``tuners_utils.check_target_module_exists`` of 0.21)."""
+def _endings(name: str) -> list[str]:
+    """All that a module's name ends in, at its points."""
+    steps = name.split(".")
+    return [".".join(steps[n:]) for n in range(len(steps))]
+
+
+def _by_ending(pool: Iterable[str], base: Base) -> dict[str, list[str]]:
+    """Target -> the modules among `pool` whose names end so; of experts in one tensor, those that it says by name."""
+    found: dict[str, list[str]] = {}
+    for name in pool:
+        group = base.sites[name].group
+        ends = [end for end in (*_endings(name), *_endings(group)) if "experts" in end] if group else _endings(name)
+        for end in ends:
+            found.setdefault(end, []).append(name)
+    return found
+
+
+def _chooses(config: Mapping[str, Any], target: str | re.Pattern[str], name: str, group: str) -> bool:
+    """Whether PEFT takes module `name` for `target` (``tuners_utils.check_target_module_exists`` of 0.21).
+
+    Args:
+        group: of an expert that the files hold in one tensor with others, whom only names mean; empty for others.
+    """
     if not isinstance(target, str):
-        return target.fullmatch(name) is not None
+        return not group and target.fullmatch(name) is not None
+    if group:
+        return True
     layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or []
     if name == target or not _ends(name, target) or layers in (None, []):
         return _ends(name, target)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from hubkit.artifact.frontmatter import merge, split
-from hubkit.documents.manifest import FileEntry, Manifest, shareable
+from hubkit.documents.manifest import BASE_TAG, METHOD_TAG, FileEntry, Manifest, shareable
 from hubkit.errors import HubkitError, escape
 
 BEGIN = "<!-- hubkit:begin -->"
@@ -45,9 +45,8 @@ def render_card(manifest: Manifest, existing: str | None, *, repository: str | N
         raise HubkitError("HK-CARD", "the model card is too large", where="README.md", want=f"{MAX_CARD} characters")
     newline = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
     head, body = split(text.removeprefix(mark))
-    front = merge(
-        head, _wanted(manifest), {"license": manifest.license} if manifest.license else {}, ["hubkit"], newline
-    )
+    terms = {"license": manifest.license} if manifest.license else {}
+    front = merge(head, _wanted(manifest), terms, _tags(manifest), newline, (BASE_TAG, METHOD_TAG))
     block = newline.join([BEGIN, *_block(manifest, repository or f"OWNER/{manifest.name}"), END])
     return mark + front + _place(body, block, manifest.name, newline)
 
@@ -67,6 +66,14 @@ def _wanted(manifest: Manifest) -> dict[str, str]:
         wanted["library_name"] = "peft"
     source = _repository(manifest)
     return {"base_model": source, **wanted} if source else wanted
+
+
+def _tags(manifest: Manifest) -> list[str]:
+    """The tags that are ours: that it is hubkit's, on which weights it was made, by which method."""
+    found = ["hubkit"]
+    if manifest.kind != "model" and manifest.base is not None and manifest.base.weights:
+        found.append(BASE_TAG + manifest.base.weights.removeprefix("sha256:")[:16])
+    return [*found, f"{METHOD_TAG}{manifest.method}"] if manifest.kind != "model" and manifest.method else found
 
 
 def _repository(manifest: Manifest) -> str | None:
@@ -94,7 +101,13 @@ def _block(manifest: Manifest, repository: str) -> Iterator[str]:
     yield "<!-- Written by hubkit: changes between these two comments are lost. -->"
     yield ""
     yield from _table(("", ""), list(_facts(manifest)))
-    documents = {"Configuration": manifest.config, "Training": manifest.training, "Composition": manifest.composition}
+    documents = {
+        "Configuration": manifest.config,
+        "Training": manifest.training,
+        "Composition": manifest.composition,
+        "Extraction": manifest.extraction,
+        "Rebase": manifest.rebase,
+    }
     for title, values in documents.items():
         if values:
             yield from ["", f"### {title}", ""]

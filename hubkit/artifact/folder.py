@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 CARD_NAME = "README.md"
 TENSORS_SCHEMA = "hubkit/tensors/1"
+Source = bytes | Path | Callable[[Path], str]
+"""The content of a file: bytes, a file to copy, or what writes the file and gives its ``sha256:...``."""
 _BLOCK = 4 << 20
 _HEAD = 512
 
@@ -123,16 +125,14 @@ def open_adapter(path: Path, *, verify: bool = True) -> AdapterFolder:
     return AdapterFolder(path, manifest)
 
 
-def write_adapter(
-    dest: Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, replace: bool = False
-) -> Manifest:
+def write_adapter(dest: Path, manifest: Manifest, files: Mapping[str, Source], *, replace: bool = False) -> Manifest:
     """Write an adapter's folder, complete or not at all; the same input gives the same bytes.
 
     Args:
         dest: the folder to make.
         manifest: what to write into ``hubkit.json``; its `files` are filled in here, and its sources are stripped of
             places on this machine.
-        files: path inside the folder -> content, or a file to copy. README.md is written, but not listed.
+        files: path inside the folder -> its content. README.md is written, but not listed.
         replace: replace an adapter that is there; any other folder with something in it is refused all the same.
 
     Returns:
@@ -151,7 +151,7 @@ def write_adapter(
     return made
 
 
-def check_adapter(dest: Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, replace: bool = False) -> None:
+def check_adapter(dest: Path, manifest: Manifest, files: Mapping[str, Source], *, replace: bool = False) -> None:
     """Every refusal of `write_adapter` that can be foreseen, for a dry run and before long work; writes nothing.
 
     Args:
@@ -222,7 +222,7 @@ def _prepared(manifest: Manifest, files: tuple[FileEntry, ...]) -> Manifest:
     return replace(manifest.shareable(), files=tuple(sorted(files, key=lambda entry: entry.path)))
 
 
-def _check_source(name: str, source: bytes | Path) -> None:
+def _check_source(name: str, source: Source) -> None:
     from hubkit.documents.names import check_allowed
 
     if isinstance(source, Path):
@@ -232,7 +232,7 @@ def _check_source(name: str, source: bytes | Path) -> None:
             with source.open("rb") as file:
                 head = file.read(_HEAD)
     else:
-        head = source[:_HEAD]
+        head = source[:_HEAD] if isinstance(source, bytes) else b""
     check_allowed(name, head, name)
 
 
@@ -247,10 +247,13 @@ def _require_replaceable(dest: Path, replace: bool) -> None:
     raise HubkitError("HK-EXISTS", f"{dest.name!r} holds files but no adapter", where=str(dest), fix=fix)
 
 
-def _put(folder: Path, name: str, source: bytes | Path) -> FileEntry:
+def _put(folder: Path, name: str, source: Source) -> FileEntry:
     """Write one file, counting and hashing the very bytes that are written."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(source, bytes | Path):
+        written = source(path)
+        return FileEntry(name, path.stat().st_size, written)
     digest, size = hashlib.sha256(), 0
     with path.open("xb") as out:
         for block in _blocks(source):
@@ -267,6 +270,15 @@ def _blocks(source: bytes | Path) -> Iterable[bytes]:
     with source.open("rb") as file:
         while block := file.read(_BLOCK):
             yield block
+
+
+def untold(manifest: Manifest) -> bool:
+    """Whether an adapter does not say if it was trained on a quantized base: one of another tool's.
+
+    What hubkit trained or composed says so, by having a codec or none.
+    """
+    told = manifest.training or manifest.parents or (manifest.base is not None and manifest.base.codec)
+    return manifest.kind == "adapter" and not told
 
 
 def quantized_for(folders: Iterable[AdapterFolder]) -> tuple[str | None, str | None]:

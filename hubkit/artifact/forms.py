@@ -53,6 +53,8 @@ class PeftForm:
         saved: the key that lists modules trained as a whole, whose tensors keep the names that the base gives them; the
             configuration has a field of that name. Empty: the method knows none.
         rows: the key that lists tokens whose rows are trained alone (``token_ids``), by module.
+        parameters: the key that lists targets by their weight instead of their module, for layers that a reader would
+            take for others by their module's name.
         tied: the key saying that an embedding table and the head tied to it change alike (``tied`` is ``keep``).
     """
 
@@ -72,6 +74,7 @@ class PeftForm:
     saved: str = ""
     tied: str = ""
     rows: str = ""
+    parameters: str = ""
 
 
 HELD = ("weight", "bias")
@@ -83,6 +86,8 @@ def to_peft_config(
     config: Mapping[str, Any],
     *,
     targets: Iterable[str],
+    excluded: str = "",
+    parameters: Iterable[str] = (),
     modules: Mapping[str, Iterable[str]] | None = None,
     saved: Iterable[str] = (),
     rows: Mapping[str, Sequence[int]] | None = None,
@@ -96,6 +101,8 @@ def to_peft_config(
     Args:
         config: the method's configuration as JSON values.
         targets: module names, resolved by the caller against the base.
+        excluded: expression for modules that a reader must pass over, whatever the targets say.
+        parameters: names of modules to list by their weight.
         modules: the same for each key of `PeftForm.modules`.
         saved: the same for `PeftForm.saved`.
         rows: module -> ids of the tokens whose rows are trained.
@@ -116,6 +123,10 @@ def to_peft_config(
     document |= {key: sorted(names) for key, names in (modules or {}).items()}
     if form.saved:
         document[form.saved] = sorted(saved) or None
+    if excluded:
+        document["exclude_modules"] = excluded
+    if form.parameters and (weights := sorted(f"{name}.weight" for name in parameters)):
+        document[form.parameters] = weights
     if form.rows and rows:
         document[form.rows] = {name: list(ids) for name, ids in sorted(rows.items())}
     if form.tied and config.get("tied") == "keep":
@@ -153,7 +164,7 @@ def from_peft_config(form: PeftForm, data: Mapping[str, Any], where: str) -> dic
     fields = {**form.options, **form.modules, **({form.saved: form.saved} if form.saved else {})}
     foreign = [f"{k}: {_json(data.get(k))}, not {_json(v)}" for k, v in form.requires.items() if data.get(k) != v]
     silent = COMMON | form.ignored | form.selection | form.requires.keys()
-    silent |= {form.targets, form.transposed or "", form.tied, form.rows}
+    silent |= {form.targets, form.transposed or "", form.tied, form.rows, form.parameters}
     if form.tied and data.get(form.tied):
         config["tied"] = "keep"
     if form.rows and data.get(form.rows):

@@ -23,7 +23,14 @@ def split(text: str) -> tuple[str, str]:
     return (match.group(), text[match.end() :]) if match else ("", text)
 
 
-def merge(head: str, wanted: Mapping[str, str], absent: Mapping[str, str], tags: Sequence[str], newline: str) -> str:
+def merge(
+    head: str,
+    wanted: Mapping[str, str],
+    absent: Mapping[str, str],
+    tags: Sequence[str],
+    newline: str,
+    ours: tuple[str, ...] = (),
+) -> str:
     """Front matter with some keys set.
 
     Args:
@@ -32,6 +39,7 @@ def merge(head: str, wanted: Mapping[str, str], absent: Mapping[str, str], tags:
         absent: key -> value, written only where the key is missing.
         tags: added to the list `tags`, those there stay.
         newline: the card's line end.
+        ours: how tags begin that stay only where they are among `tags`.
 
     Returns:
         the front matter with its fences; the same text when nothing had to change.
@@ -42,10 +50,11 @@ def merge(head: str, wanted: Mapping[str, str], absent: Mapping[str, str], tags:
     match = _FRONT.match(head)
     opening, yaml, closing = _parts(match, newline)
     before = _read(yaml)
-    known = _listed(before.get("tags"))
+    listed = _listed(before.get("tags"))
+    known = [tag for tag in listed if tag in tags or not str(tag).startswith(ours)]
     target: dict[str, Any] = {**wanted, **{key: value for key, value in absent.items() if key not in before}}
     missing = [tag for tag in tags if tag not in known]
-    if missing:
+    if missing or known != listed:
         target["tags"] = known + missing
     changes = {key: value for key, value in target.items() if before.get(key) != value}
     if not changes:
@@ -139,7 +148,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _yaml() -> Any:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     return yaml
 

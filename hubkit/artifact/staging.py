@@ -24,13 +24,13 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hubkit.documents.drafts import Draft, abandoned, claim
+from hubkit.documents.drafts import Draft, abandoned, claim, sweep_locks
 from hubkit.documents.files import refusal, refusing, sync_file, sync_folder
 from hubkit.errors import HubkitError
 
@@ -39,12 +39,14 @@ _AT_FDCWD, _EXCHANGE = -100, 2  # fcntl.h and linux/fs.h
 
 
 @contextmanager
-def staged(dest: Path, *, replace: bool = False) -> Iterator[Path]:
+def staged(dest: Path, *, replace: bool = False, rescue: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
     """Give an empty private folder to fill; on success it becomes `dest`, on any exception nothing is left of it.
 
     Args:
         dest: the folder to make; its parents are made too. A link is followed.
         replace: an existing folder is exchanged for the new one when that is complete, and then removed.
+        rescue: called with each draft that a killed writer left, before it is removed, and the new folder: may move
+            files from one to the other.
 
     Yields:
         the folder to write into, beside `dest`, on the same file system.
@@ -56,13 +58,14 @@ def staged(dest: Path, *, replace: bool = False) -> Iterator[Path]:
     dest = Path(os.path.realpath(dest))
     with refusing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-        recover(dest)
-        _require_free(dest, replace)
+        sweep_locks(dest.parent)
         draft = claim(dest.parent, _prefix(dest))
     stage = draft.path
     try:
         with refusing(dest):
             stage.mkdir()
+            recover(dest, None if rescue is None else lambda left: rescue(left, stage))
+            _require_free(dest, replace)
             yield stage
             _sync(stage)
             _publish(stage, dest, replace)
@@ -71,10 +74,13 @@ def staged(dest: Path, *, replace: bool = False) -> Iterator[Path]:
         _settle(draft, dest)
 
 
-def recover(dest: Path) -> None:
+def recover(dest: Path, rescue: Callable[[Path], None] | None = None) -> None:
     """Mend what killed writers left beside `dest`: put back a folder they had moved aside, remove their drafts.
 
     A writer that is alive is left alone.
+
+    Args:
+        rescue: called with each draft before it is removed.
 
     Raises:
         HubkitError: ``HK-IO``.
@@ -82,7 +88,19 @@ def recover(dest: Path) -> None:
     dest = Path(os.path.realpath(dest))
     with refusing(dest), suppress(FileNotFoundError, NotADirectoryError):
         for draft in abandoned(dest.parent, _prefix(dest)):
+            if rescue is not None:
+                rescue(draft.path)
             _settle(draft, dest)
+
+
+def reclaimed(dest: Path) -> int:
+    """Bytes in the drafts beside `dest` that killed writers left: the next writer takes them over or removes them."""
+    dest, size = Path(os.path.realpath(dest)), 0
+    with suppress(OSError):
+        for draft in abandoned(dest.parent, _prefix(dest)):
+            size += sum(path.stat().st_size for path in draft.path.rglob("*") if path.is_file())
+            draft.end(swept=False)
+    return size
 
 
 def wait_for(dest: Path, seconds: float = 2.0) -> None:

@@ -6,25 +6,30 @@ only, so that ``hubkit --help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from hubkit import __version__
 from hubkit.cli.group import LazyGroup
-from hubkit.cli.output import write_error
-from hubkit.errors import USAGE, HubkitError
+from hubkit.cli.output import give_up_stdout, note, write_error
+from hubkit.errors import USAGE, HubkitError, Notice, nearest
 
 INTERRUPTED = 130
 TERMINATED = 143
 PIPE_CLOSED = 141
+_UNWRITABLE = (errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
+"""Errors without a file's name that reach the boundary: whatever writes files has named them."""
 _NO_MEMORY = re.compile(r"allocate memory|out of memory", re.IGNORECASE)
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 
@@ -47,7 +52,27 @@ def hubkit(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
-    sys.exit(run(sys.argv[1:]))
+    _hold_streams()
+    status = run(sys.argv[1:])
+    if "torch" in sys.modules:
+        from hubkit.compat.python import leave
+
+        leave(status, (sys.stdout, sys.stderr))
+    sys.exit(status)
+
+
+def _hold_streams() -> None:
+    """Where the caller closed stdin, stdout or stderr, the next file that is opened would get its number, and what is
+    printed: /dev/full takes the place of a closed output, so that writing to it is an error that is told."""
+    for number, path in enumerate((os.devnull, "/dev/full", os.devnull)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(path if os.path.exists(path) else os.devnull, os.O_RDWR)  # the lowest free number
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -56,13 +81,13 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if instruction := os.environ.get("_HUBKIT_COMPLETE"):
-        from click.shell_completion import shell_complete
+    if os.environ.get("_HUBKIT_COMPLETE"):
+        from hubkit.cli.completing import complete
 
-        return shell_complete(hubkit, {}, "hubkit", "_HUBKIT_COMPLETE", instruction)
+        return complete(hubkit, os.environ.get("COMP_WORDS", ""))
     as_json = "--json" in arguments
     try:
-        with hubkit.make_context("hubkit", list(arguments)) as context:
+        with _notices(), hubkit.make_context("hubkit", list(arguments)) as context:
             hubkit.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:
@@ -72,8 +97,31 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError as error:
         return PIPE_CLOSED if _reader_left() else write_error(_refusal(error), as_json)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+            give_up_stdout()
+            error = HubkitError("HK-IO", "standard output cannot be written to", have=error.strerror or str(error))
         return write_error(_refusal(error), as_json)
     return 0
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """What the layers below want said on the way is one line on stderr, once; other warnings are as they were."""
+    before, said = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if not issubclass(category, Notice):
+            before(message, category, *rest)
+        elif str(message) not in said:
+            said.add(str(message))
+            note(f"note: {message}")
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.simplefilter("always", Notice)
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _refusal(error: Exception) -> HubkitError:
@@ -100,9 +148,22 @@ def _refusal(error: Exception) -> HubkitError:
 def _usage(error: click.UsageError) -> HubkitError:
     path = error.ctx.command_path if error.ctx else "hubkit"
     near = [f"{path} {name}" for name in getattr(error, "possibilities", None) or ()]
+    if isinstance(error, click.NoSuchOption):
+        near = _options_like(error, path)
     what = re.sub(r"\s*\(?Did you mean.*$", "", error.format_message(), flags=re.DOTALL).rstrip(".?")
     fix = "    or    ".join([*near, f"{path} --help"])
     return HubkitError("HK-USAGE", what[:1].lower() + what[1:], where=path, fix=fix, status=USAGE)
+
+
+def _options_like(error: click.NoSuchOption, path: str) -> list[str]:
+    """Options that were meant, perhaps: those that are much like it, or one of the method's, where there is --set."""
+    given = error.option_name.lstrip("-")
+    known = [
+        name[2:] for one in (error.ctx.command.params if error.ctx else ()) for name in one.opts if name[:2] == "--"
+    ]
+    like = nearest(given, known, 2, 0.7)
+    method = [f"{path} --set {given.replace('-', '_')}=VALUE"] if "set" in known else []
+    return [f"{path} --{name}" for name in like] or method
 
 
 def _internal(error: Exception) -> HubkitError:

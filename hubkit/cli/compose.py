@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,24 +36,7 @@ from hubkit.verbs.compose import Composed, compose
 @offline_option
 @registry_option
 @json_option
-def command(
-    terms: tuple[str, ...],
-    out: Path | None,
-    method: str,
-    density: float | None,
-    seed: int,
-    rank: int | None,
-    energy: float | None,
-    report: Path | None,
-    base: str | None,
-    revision: str | None,
-    name: str | None,
-    license: str | None,
-    replace: bool,
-    allow_base_mismatch: bool,
-    offline: bool,
-    registry: str | None,
-) -> None:
+def command(terms: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """Write several adapters as one: their exact weighted sum.
 
     Any methods, ranks, scales, signs and patterns; the change of each weight is the sum of the members' changes, in
@@ -61,33 +45,15 @@ def command(
     depends on the base's weights needs --base. The result is an ordinary adapter; its manifest names its parents and
     how they became one.
 
-    --report writes a page of heat maps: where the members read and write the same directions, where their signs differ,
-    and whether a sum, TIES or keeping them separate is advised. It needs no --out.
+    --report writes a page that shows, site by site, where the members read and write the same directions and where
+    their signs differ, and whether a sum, TIES or keeping them separate is advised. It needs no --out.
 
     Example:
       hubkit compose 1.0*./chat + -0.5*./terse --out ./mixed
       hubkit compose ./chat + ./sql --method ties --density 0.2 --rank 16 --report ./clash.html --out ./both
     """
     with ProgressBar("pull") as work:
-        result = compose(
-            terms,
-            out,
-            method=method,
-            density=density,
-            seed=seed,
-            rank=rank,
-            energy=energy,
-            report=report,
-            base=base,
-            revision=revision,
-            name=name,
-            license=license,
-            registry=registry,
-            offline=offline,
-            allow_base_mismatch=allow_base_mismatch,
-            replace=replace,
-            progress=work.reach,
-        )
+        result = compose(terms, out, progress=work.reach, **options)
     emit(result, _render)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from hubkit.cli.group import declare
@@ -28,48 +30,14 @@ from hubkit.verbs.generate import Generated, generate
 @offline_option
 @registry_option
 @json_option
-def command(
-    prompt: str,
-    base: str | None,
-    terms: tuple[str, ...],
-    mix: str,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    raw: bool,
-    dtype: str | None,
-    device: str,
-    revision: str | None,
-    allow_base_mismatch: bool,
-    allow_incomplete_base: bool,
-    offline: bool,
-    registry: str | None,
-) -> None:
+def command(prompt: str, **options: Any) -> None:
     """Answer a prompt with a base and its adapters.
 
     Example:
       hubkit generate "What is the capital of France?" --base ./SmolLM2-135M-Instruct --adapter ./chat
     """
     with ProgressBar("pull") as work:
-        result = generate(
-            prompt,
-            base=base,
-            terms=terms,
-            mix=mix,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            raw=raw,
-            dtype=dtype,
-            device=device,
-            report=lambda device: note(f"answering on {device}"),
-            revision=revision,
-            registry=registry,
-            offline=offline,
-            allow_base_mismatch=allow_base_mismatch,
-            allow_incomplete_base=allow_incomplete_base,
-            progress=work.reach,
-        )
+        result = generate(prompt, report=lambda device: note(f"answering on {device}"), progress=work.reach, **options)
     emit(result, _render)
 
 

@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             error = click.UsageError(f"no command {args[0]!r}", ctx)
-            error.possibilities = nearest(args[0], COMMANDS, 2)  # type: ignore[attr-defined]
+            error.possibilities = nearest(args[0], COMMANDS, 2, 0.6)  # type: ignore[attr-defined]
             raise error
         return super().resolve_command(ctx, args)
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import click
 
 from hubkit.cli.group import declare
-from hubkit.cli.output import emit, json_option, registry_option, size, table
+from hubkit.cli.output import emit, json_option, registry_option, table
+from hubkit.documents.arguments import size
 from hubkit.documents.mix import Tree
 from hubkit.verbs.inspect import Inspected, inspect
 
@@ -35,12 +36,10 @@ def _render(one: Inspected) -> str:
     if manifest.config:
         rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.config.items())]
         parts += ["", table(rows, head=("OPTION", "VALUE"))]
-    if manifest.training:
-        rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.training.items())]
-        parts += ["", table(rows, head=("TRAINING", ""))]
-    if manifest.composition:
-        rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.composition.items())]
-        parts += ["", table(rows, head=("COMPOSITION", ""))]
+    for title in ("training", "composition", "extraction", "rebase"):
+        if said := getattr(manifest, title):
+            rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(said.items())]
+            parts += ["", table(rows, head=(title.upper(), ""))]
     if manifest.kind == "mix":
         mix = manifest.mixed()
         members = [(name, member.reference, member.digest) for name, member in mix.members.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -11,8 +11,7 @@ from hubkit.cli.group import TermsCommand, declare
 from hubkit.cli.output import dry_run_option, emit, json_option, registry_option
 from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import mismatch_option, mix_option, offline_option, terms_argument
-from hubkit.verbs.mix import Mixed
-from hubkit.verbs.mix import mix as mix_verb
+from hubkit.verbs.mix import Mixed, mix
 
 
 @declare("mix", TermsCommand)
@@ -27,18 +26,7 @@ from hubkit.verbs.mix import mix as mix_verb
 @registry_option
 @dry_run_option
 @json_option
-def command(
-    terms: tuple[str, ...],
-    out: Path,
-    mix: Literal["sum", "stack"],
-    name: str | None,
-    license: str | None,
-    replace: bool,
-    allow_base_mismatch: bool,
-    offline: bool,
-    registry: str | None,
-    dry_run: bool,
-) -> None:
+def command(terms: tuple[str, ...], out: Path, **options: Any) -> None:
     """Write down how several adapters act together, to share and run.
 
     A mix holds no tensors: a tree of sums and stacks, and of each member its reference and digest. It is used like an
@@ -50,19 +38,7 @@ def command(
       hubkit mix "stack(ana/domain, 0.5*sum(ana/chat, ana/sql))" --out ./assistant
     """
     with ProgressBar("pull") as work:
-        result = mix_verb(
-            terms,
-            out,
-            mix=mix,
-            name=name,
-            license=license,
-            registry=registry,
-            offline=offline,
-            allow_base_mismatch=allow_base_mismatch,
-            replace=replace,
-            dry_run=dry_run,
-            progress=work.reach,
-        )
+        result = mix(terms, out, progress=work.reach, **options)
     emit(result, _render)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -17,6 +20,12 @@ from hubkit.errors import HubkitError, escape
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 _JSON = "hubkit.json"
+SHOWN = 10
+"""Lines of one field of an error that people are shown."""
+_NARROW = 10
+"""Characters of a column that is not made narrower."""
+_lost: list[bool] = []
+"""Not empty: standard output cannot be written to."""
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -39,7 +48,7 @@ def dry_run_option(function: Function) -> Function:
 
 def registry_option(function: Function) -> Function:
     """Decorator: ``--registry``, passed to the function as `registry` (None when not given)."""
-    text = "Where repositories live: a directory, a URL, or 'hf'. Default: $HUBKIT_REGISTRY, else the Hugging Face Hub."
+    text = "Where repositories live, this time: a directory, a URL, or 'hf'. Default: as `hubkit config` says."
     return click.option("--registry", metavar="WHERE", help=text)(function)
 
 
@@ -51,7 +60,7 @@ def emit(result: Result, render: Callable[[Result], str]) -> None:
         render: the lines for people. Foreign text is escaped here, line by line; `render` need not do it.
     """
     if click.get_current_context().meta.get(_JSON):
-        _write(json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False))
+        _write(_json(plain(result)))
         return
     text = "\n".join(escape(line) for line in render(result).split("\n"))
     if text:
@@ -65,11 +74,26 @@ def note(text: str) -> None:
 
 def write_error(error: HubkitError, as_json: bool) -> int:
     """Print one refusal (stderr; with ``--json`` one document on stdout) and return its exit status."""
-    if as_json:
-        _write(json.dumps(error.as_json(), indent=2, ensure_ascii=False))
-    else:
-        print(error.render(), file=sys.stderr, flush=True)
+    if as_json and not _lost:
+        try:
+            _write(_json(error.as_json()))
+            return error.status
+        except OSError:  # full, or closed: then people are told
+            give_up_stdout()
+    with suppress(OSError):
+        print(error.render(SHOWN, _coloured()), file=sys.stderr, flush=True)
     return error.status
+
+
+def _coloured() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def give_up_stdout() -> None:
+    """What is still held back for standard output is dropped, so that nothing fails on it a second time at the end."""
+    _lost.append(True)
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plain(value: Any) -> Any:
@@ -89,30 +113,47 @@ def plain(value: Any) -> Any:
     return value
 
 
-def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """Left-aligned columns two spaces apart; the last column is not padded, so lines end where text ends."""
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), width: int | None = None) -> str:
+    """Left-aligned columns two spaces apart; the last column is not padded, so lines end where text ends.
+
+    Args:
+        width: characters of a line: the widest columns lose the middle of their cells until it holds them.
+    """
     lines = [[escape(str(cell)) for cell in row] for row in ([head, *rows] if head else rows)]
     if not lines:
         return ""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    while width is not None and sum(widths) + 2 * len(widths) - 2 > width and max(widths) > _NARROW:
+        widths[widths.index(max(widths))] -= 1
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "  ".join(_cut(cell, room).ljust(room) for cell, room in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 
-def size(count: int) -> str:
-    """A number of bytes for people: ``831 B``, ``9.8 MB`` (powers of 1000)."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
+def terminal_width() -> int | None:
+    """Characters of a line, where standard output is a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _cut(cell: str, room: int) -> str:
+    """A cell without its middle, where it is too long: references differ at both ends."""
+    left = (room - 3) // 2
+    return cell if len(cell) <= room else f"{cell[:left]}...{cell[len(cell) - (room - 3 - left) :]}"
 
 
 def short(digest: str | None, length: int = 12) -> str:
     """The first hex digits of a digest or commit, enough to recognise it."""
     return (digest or "-").removeprefix("sha256:")[:length]
+
+
+def _json(document: Any) -> str:
+    """One JSON document in which no character can command a terminal or hide; ASCII where the stream takes no more."""
+    narrow = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8"
+    text = json.dumps(document, indent=2, ensure_ascii=narrow, allow_nan=False)
+    if narrow or all(map(str.isprintable, text.split("\n"))):
+        return text
+    return "\n".join("".join(c if escape(c) == c else json.dumps(c)[1:-1] for c in line) for line in text.split("\n"))
 
 
 def _write(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,6 +21,17 @@ from hubkit.verbs.pack import Packed, pack
 @click.option("--version", metavar="X.Y.Z", help="Version to publish it under.")
 @click.option("--name", help="The adapter's name.")
 @click.option("--license", metavar="SPDX", help="Licence, e.g. apache-2.0.")
+@click.option(
+    "--codec",
+    metavar="nf4[:DTYPE]",
+    help="Another tool trained it on a base in 4 bits, decoded to DTYPE.  [default dtype: its files']",
+)
+@click.option("--probes", is_flag=True, help="Record what base and adapter say to a few prompts; loads the base.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="Prompts for --probes, one a line.  [default: 8 in several languages, and code]",
+)
 @click.option("--revision", metavar="REV", help="Of the base.")
 @click.option("--replace", "replace_out", is_flag=True, help="Replace the adapter that is at --out.")
 @mismatch_option
@@ -28,21 +40,7 @@ from hubkit.verbs.pack import Packed, pack
 @registry_option
 @dry_run_option
 @json_option
-def command(
-    folder: Path,
-    base: str | None,
-    out: Path | None,
-    version: str | None,
-    name: str | None,
-    license: str | None,
-    revision: str | None,
-    replace_out: bool,
-    allow_base_mismatch: bool,
-    allow_partial: bool,
-    offline: bool,
-    registry: str | None,
-    dry_run: bool,
-) -> None:
+def command(folder: Path, base: str | None, **options: Any) -> None:
     """Make an adapter folder complete, checked and ready to share.
 
     A folder that PEFT wrote is adopted: every option and every tensor is accounted for, or refused by name. Packing
@@ -50,25 +48,10 @@ def command(
 
     Example:
       hubkit pack ./chat --version 1.0.0 --license apache-2.0
-      hubkit pack ./peft-adapter --base ./SmolLM2-135M-Instruct
+      hubkit pack ./peft-adapter --base ./SmolLM2-135M-Instruct --probes
     """
     with ProgressBar(f"pull {base}") as work:
-        result = pack(
-            folder,
-            base=base,
-            out=out,
-            version=version,
-            name=name,
-            license=license,
-            revision=revision,
-            registry=registry,
-            offline=offline,
-            allow_base_mismatch=allow_base_mismatch,
-            allow_partial=allow_partial,
-            replace_out=replace_out,
-            dry_run=dry_run,
-            progress=work.reach,
-        )
+        result = pack(folder, base=base, progress=work.reach, **options)
     emit(result, _render)
 
 
@@ -79,5 +62,13 @@ def _render(done: Packed) -> str:
     lines = [f"{verb}  {done.path} ({manifest.name} {manifest.version}, {manifest.method or manifest.kind}{how})"]
     lines += [f"renamed: {line}" for line in done.renamed]
     lines += [f"left out: {path}" for path in done.left_out]
-    lines += [f"override: {name}" for name in manifest.overrides]
+    if done.untold:
+        lines.append("the adapter does not say whether it was trained in 4 bits; where it was: --codec nf4[:DTYPE]")
+    if done.effect is not None:
+        lines.append(f"probes  the adapter moves the answers by {done.effect:.3f} nats")
+    if done.unseen:
+        lines.append(f"too little for servers in {', '.join(done.unseen)}: --prompts with texts of its own kind")
+    if done.stale:
+        lines.append("left out: its probes, which were of other tensors; --probes makes new ones")
+    lines += [f"override: {name}" for name in manifest.overrides] + [f"note: {line}" for line in done.notes]
     return "\n".join(lines + ([f"digest  {done.digest}"] if done.digest else []))

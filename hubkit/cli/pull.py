@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from hubkit.cli.group import declare
-from hubkit.cli.output import emit, json_option, registry_option, size
+from hubkit.cli.output import emit, json_option, registry_option
 from hubkit.cli.progress import ProgressBar
+from hubkit.documents.arguments import size
 from hubkit.verbs.pull import Pulled, pull
 
 
@@ -14,9 +15,10 @@ from hubkit.verbs.pull import Pulled, pull
 @click.argument("reference")
 @click.option("--base", is_flag=True, help="Pull a base model: REFERENCE, or the one that adapter was made on.")
 @click.option("--offline", is_flag=True, help="Use only what was pulled before; ask nobody.")
+@click.option("--allow-moved", is_flag=True, help="Take a tag that meant another commit when it was last pulled.")
 @registry_option
 @json_option
-def command(reference: str, base: bool, offline: bool, registry: str | None) -> None:
+def command(reference: str, base: bool, offline: bool, allow_moved: bool, registry: str | None) -> None:
     """Fetch an adapter, or a base, into the local store.
 
     REFERENCE is org/name, org/name@v1.2.0, org/name@^1.2, org/name@<commit>, org/name@rev:folder,
@@ -30,7 +32,8 @@ def command(reference: str, base: bool, offline: bool, registry: str | None) -> 
       hubkit pull --base HuggingFaceTB/SmolLM2-135M-Instruct
     """
     with ProgressBar(f"pull {reference}") as work:
-        result = pull(reference, base=base, registry=registry, offline=offline, progress=work.reach)
+        options = {"base": base, "offline": offline, "allow_moved": allow_moved}
+        result = pull(reference, registry=registry, progress=work.reach, **options)
     emit(result, _render)
 
 

@@ -22,6 +22,9 @@ from hubkit.verbs.push import Pushed, push
 def command(folder: Path, repo: str, private: bool, message: str | None, registry: str | None, dry_run: bool) -> None:
     """Publish an adapter folder as one commit and one version.
 
+    A folder with a whole model (config.json, safetensors, tokenizer) is published as a base, which has no version:
+    `hubkit tag` gives it one. So a directory as registry holds all that its adapters need.
+
     Everything is checked before the first byte is sent: names, kinds of files, digests, values. The version is the
     manifest's (`hubkit pack --version` sets it) and becomes the tag v<version>; a version that is published with
     other content is refused. Pushing the same bytes again changes nothing.
@@ -30,25 +33,31 @@ def command(folder: Path, repo: str, private: bool, message: str | None, registr
 
     Example:
       hubkit push ./chat ana/chat
+      hubkit push ./SmolLM2-135M-Instruct HuggingFaceTB/SmolLM2-135M-Instruct --registry ./registry
     """
     result = push(folder, repo, private=private, message=message, registry=registry, dry_run=dry_run)
     emit(result, _render)
 
 
 def _render(done: Pushed) -> str:
-    lines = []
+    lines, name = [], done.repo if done.version is None else f"{done.repo} {done.version}"
     if done.unchanged:
-        lines.append(f"{done.repo} {done.version} is already published, with the same bytes")
+        lines.append(f"{name} is already published, with the same bytes")
     else:
         verb = "would push" if done.dry_run else "pushed"
         made = f" to a new repository on {done.registry}" if done.created else f" to {done.registry}"
-        lines.append(f"{verb} {done.repo} {done.version}{made}")
+        lines.append(f"{verb} {name}{made}")
         lines += [f"  + {path}" for path in done.uploaded] + [f"  - {path}" for path in done.removed]
-    lines += [f"  not pushed, because the manifest does not list it: {path}" for path in done.left_out]
+    why = "no base consists of it" if done.version is None else "the manifest does not list it"
+    lines += [f"  not pushed, because {why}: {path}" for path in done.left_out]
+    lines += [f"note: {line}" for line in done.notes]
     if done.commit:
         lines.append(f"commit  {done.commit}")
     return "\n".join([*lines, f"digest  {done.digest}", *_next(done)])
 
 
 def _next(done: Pushed) -> list[str]:
-    return [] if done.dry_run else [f"use it: hubkit pull {done.repo}@v{done.version}   ({short(done.commit)})"]
+    if done.dry_run:
+        return []
+    what = f"--base {done.repo}" if done.version is None else f"{done.repo}@v{done.version}"
+    return [f"use it: hubkit pull {what}   ({short(done.commit)})"]

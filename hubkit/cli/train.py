@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Any
 
 import click
 
@@ -14,9 +14,6 @@ from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, incomplete_option, offline_option
 from hubkit.cli.training import Drawing
 from hubkit.verbs.train import Trained, train
-
-if TYPE_CHECKING:
-    from hubkit.training.options import TrainGiven
 
 
 @declare("train")
@@ -71,24 +68,12 @@ def command(
     base: str,
     data: Path,
     out: Path,
-    method: str | None,
     config: tuple[str, ...],
     text: str | None,
     messages: str | None,
     prompt: tuple[str, ...],
     completion: str | None,
-    raw: bool,
-    validation_data: Path | None,
-    name: str | None,
-    license: str | None,
-    revision: str | None,
-    registry: str | None,
-    offline: bool,
-    replace: bool,
-    resume: bool,
-    allow_incomplete_base: bool,
-    device: str,
-    **options: Unpack[TrainGiven],
+    **options: Any,
 ) -> None:
     """Train an adapter on a base and your rows.
 
@@ -107,22 +92,10 @@ def command(
             base,
             data,
             out,
-            method=method,
             config=settings(config),
             columns=columns,
-            raw=raw,
-            validation_data=validation_data,
-            name=name,
-            license=license,
-            revision=revision,
-            registry=registry,
-            offline=offline,
-            replace=replace,
-            resume=resume,
-            device=device,
             report=drawing,
             progress=work.reach,
-            allow_incomplete_base=allow_incomplete_base,
             **options,
         )
     if result.metrics.early:
@@ -140,4 +113,5 @@ def _render(done: Trained) -> str:
     if metrics.validation_loss is not None:
         before = f" ({metrics.untrained_loss:.4f} before)" if metrics.untrained_loss is not None else ""
         lines.append(f"held-out loss {metrics.validation_loss:.4f}{before}")
+    lines += [f"stays as it is: {line}" for line in done.untrained]
     return "\n".join([*lines, f"digest  {done.digest}", f"next: hubkit push {done.path} ORG/NAME"])

@@ -26,7 +26,7 @@ class Drawing:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._progress = ProgressBar("train", event.steps, "steps")
+            self._progress = ProgressBar("train", event.steps, "steps", estimate=False)
             self._progress.done = event.step
             rows = f"{event.rows} rows" + (f", {event.validation_rows} held out" if event.validation_rows else "")
             note(f"training {event.parameters:,} parameters on {rows}, {event.steps} steps, on {event.device}")

@@ -1,18 +1,17 @@
 """Insides of huggingface_hub, as they are from 0.36 to 2.4: on which HTTP library it is built, and what it raises.
 
-Its session, headers and progress bars are public, under names that it exports but does not say to type checkers that it
+Its session and headers are public, under names that it exports but does not say to type checkers that it
 does (`helpers`). That the session is of requests in 0.x and of httpx from 1 on is said nowhere in a form that a program
 could ask. It is imported when a function needs it.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from hubkit.compat.silence import Silence
+_PIECE = 16 << 10
 
 
 def helpers() -> Any:
@@ -23,26 +22,43 @@ def helpers() -> Any:
 
 
 @contextmanager
-def streamed(url: str, headers: Mapping[str, str], connect: float, read: float) -> Iterator[Any]:
-    """The answer to one GET by the client's session (the user's proxies and certificates), its body not read yet.
+def streamed(
+    url: str, headers: Mapping[str, str], connect: float, read: float, verb: str = "GET", content: Any = None
+) -> Iterator[Any]:
+    """The answer to one request by the client's session (the user's proxies and certificates), its body not read yet.
 
     Args:
-        connect, read: seconds to wait for a connection, and for the next bytes.
+        connect, read: seconds to wait for a connection, and for the next bytes; writing them counts as reading.
+        verb: redirects are followed for GET alone.
+        content: what is sent: bytes, or an object with ``read`` and ``__len__``.
     """
-    session = helpers().get_session()
+    session, follow = helpers().get_session(), verb == "GET"
     if callable(getattr(session, "stream", None)):  # httpx; requests has a flag of this name
         limits = (connect, read, read, connect)  # connect, read, write, free connection
-        with session.stream("GET", url, headers=headers, follow_redirects=True, timeout=limits) as response:
+        ask = {"headers": dict(headers), "content": content, "follow_redirects": follow, "timeout": limits}
+        with session.stream(verb, url, **ask) as response:
             yield response
     else:
-        with session.get(url, headers=headers, stream=True, timeout=(connect, read)) as response:
+        asked = {"headers": dict(headers), "data": content, "allow_redirects": follow, "timeout": (connect, read)}
+        with session.request(verb, url, stream=True, **asked) as response:
             yield response
 
 
-def pieces(response: Any, size: int) -> Iterator[bytes]:
-    """The body of a `streamed` answer, `size` bytes at a time."""
-    read = response.iter_bytes if hasattr(response, "iter_bytes") else response.iter_content
-    yield from read(size)
+def pieces(response: Any) -> Iterator[bytes]:
+    """The body of a `streamed` answer as it comes: requests itself would wait until a piece is full."""
+    if hasattr(response, "iter_bytes"):
+        yield from response.iter_bytes()
+    elif hasattr(response.raw, "read1") and not response.is_redirect:
+        from requests.exceptions import ConnectionError as Broken
+        from urllib3.exceptions import HTTPError
+
+        try:
+            while piece := response.raw.read1(_PIECE, decode_content=True):
+                yield piece
+        except HTTPError as error:
+            raise Broken(error) from error
+    else:  # urllib3 1; of a redirect requests has read the body
+        yield from response.iter_content(_PIECE)
 
 
 def failures() -> tuple[type[BaseException], ...]:
@@ -65,26 +81,38 @@ def is_connect_timeout(error: BaseException) -> bool:
     return type(error).__name__ == "ConnectTimeout"
 
 
-def is_commit_unread(error: ValueError) -> bool:
-    """Whether a commit was made and its answer not understood: clients of 0.x raise this after a commit to any server
-    that is not their ``HF_ENDPOINT``, and only its words tell it from others."""
-    return str(error).startswith("Unable to retrieve user and repo ID")
+def plain_session(*, direct: bool) -> Any:
+    """A session of the HTTP library below the client, without the client's hooks: no token, and offline mode is no
+    matter of it. It follows no redirects.
+
+    Args:
+        direct: use no proxy, whatever the environment says.
+    """
+    from importlib import import_module
+
+    from huggingface_hub.errors import HfHubHTTPError
+
+    names = (base.__module__.partition(".")[0] for base in HfHubHTTPError.__mro__)
+    library = import_module(next(name for name in names if name not in ("huggingface_hub", "builtins")))
+    if hasattr(library, "Client"):  # httpx
+        return library.Client(trust_env=not direct)
+    made = library.Session()
+    made.trust_env = not direct
+    return made
 
 
-def _silenced() -> Callable[[], None]:
-    utils, log = helpers(), logging.getLogger("huggingface_hub")
-    level, bars = log.level, not utils.are_progress_bars_disabled()
-    log.setLevel(logging.CRITICAL)
-    if bars:
-        utils.disable_progress_bars()
+@contextmanager
+def exchanged(session: Any, method: str, url: str, headers: Mapping[str, str], body: Any, read: float) -> Iterator[Any]:
+    """The answer to one request by a `plain_session`, its body not read yet.
 
-    def restore() -> None:
-        log.setLevel(level)
-        if bars:
-            utils.enable_progress_bars()
-
-    return restore
-
-
-quiet = Silence(_silenced)
-"""``with quiet():`` no progress bars and no log lines, which carry a server's text; the settings come back after it."""
+    Args:
+        body: sent as JSON; None: nothing is sent.
+        read: seconds to wait for a connection, and for the next bytes.
+    """
+    if callable(getattr(session, "stream", None)):
+        with session.stream(method, url, headers=headers, json=body, timeout=read) as response:
+            yield response
+    else:
+        options = {"stream": True, "timeout": read, "allow_redirects": False}
+        with session.request(method, url, headers=headers, json=body, **options) as response:
+            yield response

@@ -6,6 +6,7 @@ Overriding ``_save_to_state_dict`` and ``_load_from_state_dict`` is none: torch'
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -179,3 +180,13 @@ def counted_apart(function: Any) -> types.FunctionType:
     ``isolate_recompiles`` of torch.compile says it publicly, from 2.13 on.
     """
     return types.FunctionType(function.__code__.replace(co_name=function.__name__), function.__globals__)
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Inside, new tensors are on the CPU, whatever device a model is being made on.
+
+    ``with torch.device("cpu")`` alone costs a Python call for each operation, also where nothing else was asked for.
+    """
+    with contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield

@@ -112,6 +112,14 @@ def quantization(prepare: Callable[[Any], None]) -> Any:
     return settings(prepare)
 
 
+def has_its_values(module: Any) -> None:
+    """Tells transformers 4 that it need not draw values for `module`, which `quantization` puts in a layer's place.
+
+    ``_is_hf_initialized``: without, it initializes whatever holds the module again, and Bamba's mixer cannot be.
+    """
+    module._is_hf_initialized = True
+
+
 def checkpoint_of(module: Any) -> Checkpoint | None:
     """The function by which `module` checkpoints what is below it; None where nobody has switched that on.
 

@@ -8,7 +8,8 @@ from the class's ``_checkpoint_conversion_mapping``, as ``save_pretrained`` of 4
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +46,69 @@ def as_in_files(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, T
     return found
 
 
+def fused_rows(model: nn.Module) -> dict[str, tuple[str, int, slice]]:
+    """Which rows of which tensor of a live model are a tensor of the files: name there -> (name, number, rows).
+
+    For tensors in which the model holds many matrices of the files, (count, rows, in): found by having transformers
+    take tensors apart whose values are the numbers of their rows. Left out is what is taken apart in another way.
+    """
+    import torch
+
+    from hubkit.compat.torch import on_cpu
+
+    fused = {name: p for name, p in model.named_parameters() if p.dim() == 3}
+    naming = file_naming(model) if fused else str
+    starts: dict[int, tuple[str, int]] = {}
+    probes: dict[str, Tensor] = {}
+    start = 0
+    for name, parameter in fused.items():
+        if naming(name) is None:
+            count, size = parameter.shape[:2]
+            starts[start] = name, size
+            probes[name] = torch.arange(start, start + count * size, device="cpu").view(count, size, 1)
+            start += count * size
+    if not probes:
+        return {}
+    with on_cpu():  # wherever the model is being made
+        parts = [one for one in as_in_files(model, probes).items() if len(one[1]) and one[1].shape[1:] == (1,)]
+    found: dict[str, tuple[str, int, slice]] = {}
+    edges = sorted(starts)
+    for (own, tensor), first in zip(parts, _firsts([tensor for _, tensor in parts]), strict=True):
+        if first is None:
+            continue
+        edge = edges[bisect_right(edges, first) - 1]
+        name, size = starts[edge]
+        number, row = divmod(first - edge, size)
+        if row + len(tensor) <= size:
+            found[own] = name, number, slice(row, row + len(tensor))
+    return found
+
+
+def _firsts(tensors: Sequence[Tensor]) -> Iterator[int | None]:
+    """The first number of each tensor, (rows, 1), where the others follow it one by one; else None.
+
+    Many are looked at together: a call of torch takes ten times as long as so few numbers.
+    """
+    import numpy
+    import torch
+
+    for at in range(0, len(tensors), 1024):
+        some = tensors[at : at + 1024]
+        numbers, sizes = torch.cat(list(some)).flatten().numpy(), numpy.array([len(one) for one in some])
+        stops = sizes.cumsum()
+        jumps = numpy.append(0, (numpy.diff(numbers) != 1).cumsum())
+        in_order = jumps[stops - 1] == jumps[stops - sizes]
+        firsts = zip(numbers[stops - sizes].tolist(), in_order.tolist(), strict=True)
+        yield from (first if good else None for first, good in firsts)
+
+
+def whole_tensors(model: nn.Module) -> dict[str, str]:
+    """The tensors of three dimensions that a live model holds as its files do: name there -> name in the model."""
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
+    naming = file_naming(model) if names else str
+    return {own: name for name in names if (own := naming(name)) is not None}
+
+
 def may_be_missing(model: nn.Module) -> Sequence[str]:
     """Expressions for names of tensors that files may lack, as the class of `model` says: it makes them itself.
 
@@ -74,11 +138,17 @@ def _conversions(model: nn.Module) -> list[Any] | None:
     except ImportError:
         return None
     loaded: list[Any] | None = getattr(model, "_weight_conversions", None)
-    if loaded is not None:
-        return [one for one in loaded if not _of_a_quantizer(one)]
-    if not hasattr(model, "base_model_prefix"):
+    if loaded is None and not hasattr(model, "base_model_prefix"):
         return None
-    return [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
+    if loaded is not None and not any(map(_of_a_quantizer, loaded)):
+        return loaded
+    plain = [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
+    if loaded is None:
+        return plain
+    # a quantizer changes the class's own conversions, to decode what they fuse: those stand for them
+    own = {tuple(one.target_patterns): one for one in plain}
+    found = (own.get(tuple(one.target_patterns)) if _of_a_quantizer(one) else one for one in loaded)
+    return [one for one in found if one is not None]
 
 
 def _of_a_quantizer(conversion: Any) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
+from hubkit.errors import USAGE, HubkitError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _KINDS: Mapping[str, type] = {
@@ -74,3 +76,53 @@ def _is(word: str, value: object) -> bool:
     if word in ("Sequence", "Iterable") and isinstance(value, str | bytes | bytearray):
         return False
     return isinstance(value, _KINDS[word])
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size_of(text: int | str, option: str) -> int:
+    """A number of bytes as huggingface_hub spells it: ``5GB``, ``500MB``, ``1.5 GiB``; a number is itself.
+
+    Args:
+        option: whose value it is, for the refusal.
+
+    Raises:
+        HubkitError: ``HK-OPTIONS`` (status 2) for other text, and for nothing.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(text).strip().upper(), re.ASCII)
+    unit = _UNITS.get(found[2] or "B") if found else None
+    size = int(float(found[1]) * unit) if found and unit else 0
+    if size < 1:
+        have = repr(text)
+        raise HubkitError("HK-OPTIONS", f"{option} is no size", want="e.g. 5GB or 500MB", have=have, status=USAGE)
+    return size
+
+
+_SPANS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+
+
+def seconds_of(text: str, option: str) -> float:
+    """A span of time in seconds: ``30d``, ``2w``, ``12h``, ``90m``.
+
+    Args:
+        option: whose value it is, for the refusal.
+
+    Raises:
+        HubkitError: ``HK-OPTIONS`` (status 2) for other text.
+    """
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*([mhdw])", text.strip().lower(), re.ASCII)
+    if found is None:
+        want = "a number and m, h, d or w, e.g. 30d"
+        raise HubkitError("HK-OPTIONS", f"{option} is no span of time", want=want, have=repr(text), status=USAGE)
+    return float(found[1]) * _SPANS[found[2]]
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: ``831 B``, ``9.8 MB`` (powers of 1000)."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"

@@ -31,6 +31,8 @@ class Deployment:
         command: the command that runs it, one argument each; paths relative to the folder of ``deployment.json``.
         settings: the recipe's settings for this engine.
         overrides: the named overrides in force when it was made.
+        version: of the engine that what was written is made for; empty where it was not recorded.
+        unproven: nobody has run deployments for it, of that version, with hubkit.
     """
 
     engine: str
@@ -41,9 +43,11 @@ class Deployment:
     command: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    version: str = ""
+    unproven: bool = False
 
     def to_document(self) -> dict[str, Any]:
-        """The JSON object; empty settings and overrides are left out."""
+        """The JSON object; what is empty is left out."""
         return {
             "schema": SCHEMA,
             "engine": self.engine,
@@ -54,6 +58,8 @@ class Deployment:
             "command": list(self.command),
             **({"settings": dict(self.settings)} if self.settings else {}),
             **({"overrides": list(self.overrides)} if self.overrides else {}),
+            **({"version": self.version} if self.version else {}),
+            **({"unproven": True} if self.unproven else {}),
         }
 
     def to_bytes(self) -> bytes:
@@ -88,6 +94,8 @@ class Deployment:
             command=tuple(document["command"]),
             settings=document.get("settings", {}),
             overrides=tuple(document.get("overrides", ())),
+            version=document.get("version", ""),
+            unproven=document.get("unproven", False),
         )
 
     @classmethod

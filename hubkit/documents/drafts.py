@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 _POLL_SECONDS = 0.005
+_UMASK = os.umask(0o077)  # nobody can ask for it without setting it
+os.umask(_UMASK)
 _SCRATCH = "work."
+_LOCK = re.compile(r"(\..+\.[0-9a-f]{16})\.lock")
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems without locks answer."""
 
@@ -54,19 +57,13 @@ def held(path: Path, busy: HubkitError) -> Iterator[None]:
     Raises:
         HubkitError: `busy` when another one holds it.
     """
-    lock = _taken(path)
-    if lock is None or not path.exists():  # removed by one that ended just now: such a lock guards no name
+    lock = _taken(path, soft=True)
+    if lock is None:
         raise busy
     try:
         yield
     finally:
-        if sys.platform != "win32":
-            with suppress(OSError):
-                path.unlink()  # while it is held, or the next holder's would be removed
-        lock.release()
-        if sys.platform == "win32":  # where only a file that nobody has open can be removed
-            with suppress(OSError):
-                path.unlink()
+        _removed(lock, path)
 
 
 @dataclass(frozen=True)
@@ -86,11 +83,12 @@ class Draft:
         Args:
             swept: nothing is left of the draft; otherwise its lock file stays, so that the next sweep finds it.
         """
-        if self._lock is not None:
+        gone, name = swept and not os.path.lexists(self.path), _lock_path(self.path)
+        if gone:
+            _removed(self._lock, name)
+        elif self._lock is not None:
             self._lock.release()
-        if swept and not os.path.lexists(self.path):
-            with suppress(OSError):
-                _lock_path(self.path).unlink()
+            name.touch()  # some releases of filelock remove what they release
 
 
 def claim(folder: Path, prefix: str, suffix: str = "") -> Draft:
@@ -106,7 +104,7 @@ def claim(folder: Path, prefix: str, suffix: str = "") -> Draft:
             if error.errno not in _NO_LOCKS:
                 raise
             return Draft(path, None)
-        if lock is not None and _lock_path(path).exists():
+        if lock is not None:
             return Draft(path, lock)
 
 
@@ -128,11 +126,26 @@ def abandoned(folder: Path, prefix: str, suffix: str = "") -> Iterator[Draft]:
             yield Draft(folder / match[1], lock)
 
 
+def sweep_locks(folder: Path) -> None:
+    """Remove the lock files of writers that were killed when all but that was done: nothing of a draft is left.
+
+    Those of living writers, and of drafts that are still to be cleared away, stay.
+    """
+    for name in os.listdir(folder):
+        match = _LOCK.fullmatch(name)
+        if match is None or any(os.path.lexists(folder / f"{match[1]}{end}") for end in ("", ".old")):
+            continue
+        with suppress(OSError):
+            lock = _taken(folder / name)
+            if lock is not None:
+                Draft(folder / match[1], lock).end()
+
+
 @contextmanager
 def scratch(area: Path) -> Iterator[Path]:
     """A private folder in `area`, removed at the end; those of dead processes are removed on the way."""
     area.mkdir(parents=True, exist_ok=True)
-    for left in abandoned(area, _SCRATCH):
+    for left in leftovers(area):
         shutil.rmtree(left.path, ignore_errors=True)
         left.end()
     draft = claim(area, _SCRATCH)
@@ -144,6 +157,11 @@ def scratch(area: Path) -> Iterator[Path]:
         draft.end()
 
 
+def leftovers(area: Path) -> Iterator[Draft]:
+    """What dead processes left of `scratch` in an area: see `abandoned`."""
+    return abandoned(area, _SCRATCH)
+
+
 def _lock_path(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
@@ -151,16 +169,20 @@ def _lock_path(path: Path) -> Path:
 def _lock(path: Path) -> BaseFileLock:
     from filelock import FileLock
 
-    return FileLock(path, thread_local=False)  # a draft may end in another thread than it began in
+    # as every other file; filelock's own choice keeps the others of a shared store out
+    return FileLock(path, mode=0o666 & ~_UMASK, thread_local=False)  # a draft may end in another thread
 
 
-def _taken(path: Path) -> BaseFileLock | None:
-    """The lock of `path`, ours now; None when another one holds it.
+def _taken(path: Path, *, soft: bool = False) -> BaseFileLock | None:
+    """The lock of `path`, ours now; None when another one holds it, or removed its file just now.
+
+    Args:
+        soft: where the file system has no locks, the mere existence of the file will do: it outlives a killed holder.
 
     Raises:
         OSError: also where there are no locks.
     """
-    from filelock import Timeout
+    from filelock import SoftFileLock, Timeout
 
     lock = _lock(path)
     try:
@@ -169,4 +191,17 @@ def _taken(path: Path) -> BaseFileLock | None:
         return None
     except NotImplementedError as error:  # what older releases of filelock make of ENOSYS
         raise OSError(errno.ENOSYS, str(error), str(path)) from None
+    if isinstance(lock, SoftFileLock) and not soft:
+        lock.release()
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(path))
     return lock
+
+
+def _removed(lock: BaseFileLock | None, path: Path) -> None:
+    """Remove the file of a lock, and let go of it; None where the file system has no locks."""
+    if lock is not None and sys.platform == "win32":  # where only a file that nobody has open can be removed
+        lock.release()
+    with suppress(OSError):
+        path.unlink()  # while it is held, or the next holder's would be removed
+    if lock is not None:
+        lock.release()

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,6 +75,29 @@ def read(path: Path, limit: int) -> bytes:
     return data
 
 
+def require_unlinked(folder: Path, names: Iterable[str], *, cached: bool = False) -> None:
+    """Refuses files below `folder` that are links or lie behind one: what they mean belongs to somebody else.
+
+    Args:
+        folder: named by the user; it may be a link itself.
+        names: paths inside, ``/`` between segments; those that are not there are passed over.
+        cached: let the links through of which a snapshot in huggingface_hub's cache consists (``../../blobs/<name>``).
+
+    Raises:
+        HubkitError: ``HK-SYMLINK`` with every such file.
+    """
+    blobs = folder.resolve().parent.parent / "blobs" if cached else None
+    found = []
+    for name in names:
+        steps = [folder / Path(*name.split("/")[:end]) for end in range(1, name.count("/") + 2)]
+        link = next((step for step in steps if step.is_symlink()), None)
+        if link is not None and (blobs is None or link.resolve().parent != blobs):
+            found.append(f"{name}: {link} -> {os.readlink(link)}")
+    if found:
+        what, fix = "links are not followed: what they lead to is not in the folder", f"cp -RL {folder} NEW-DIR"
+        raise HubkitError("HK-SYMLINK", what, where=str(folder), want="plain files", have=found, fix=fix)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable, where the system lets a folder be opened and synced."""
     with suppress(PermissionError):  # Windows, where renames are journalled
@@ -97,10 +120,13 @@ def _sync(path: Path | str, flags: int) -> None:
         os.close(descriptor)
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write one file atomically: a private sibling is written, synced and renamed over `path`.
 
     A sibling left behind by a killed process is removed by the next `write` of the same path.
+
+    Args:
+        mode: of the file, less the umask.
 
     Raises:
         HubkitError: ``HK-DISK`` (full, nothing left behind) or ``HK-IO``; the old file stays as it was.
@@ -113,7 +139,7 @@ def write(path: Path, data: bytes) -> None:
             left.end()
         draft = claim(*beside)
         try:
-            write_through(draft.path, path, data)
+            write_through(draft.path, path, data, mode=mode)
         finally:
             draft.end()
 

@@ -14,11 +14,17 @@ from typing import Any, Literal, cast
 
 from hubkit.documents.files import read
 from hubkit.documents.mix import MixDocument, read_mix, require_bounded
-from hubkit.documents.schema import MAX_BYTES, canonical, check, is_canonical, parse, refuse_secrets, sha256
+from hubkit.documents.schema import canonical, check, is_canonical, parse, refuse_secrets, sha256
 from hubkit.errors import HubkitError
 
 MANIFEST_NAME = "hubkit.json"
 SCHEMA = "hubkit/manifest/1"
+MAX_MANIFEST = 8 << 20
+"""Bytes of a ``hubkit.json``, and how many files it may list: looked at before anything is read in detail."""
+MAX_FILES = 10_000
+BASE_TAG = "hubkit:base:"
+METHOD_TAG = "hubkit:method:"
+"""How tags of a model card begin by which adapters are found: of a base's digest (16 digits of it), and of a method."""
 Kind = Literal["adapter", "mix", "model"]
 Document = Mapping[str, Any]
 
@@ -76,6 +82,7 @@ class BaseFingerprint:
         template: digest of the chat template.
         codec: how the base was quantized while training, e.g. ``nf4/64/double``.
         compute_dtype: what a quantized base was decoded to while training; None: the dtype of its files.
+        declared: the repository that another tool's configuration named, where the base given was a folder: unproven.
     """
 
     source: str | None
@@ -88,6 +95,7 @@ class BaseFingerprint:
     template: str | None
     codec: str | None = None
     compute_dtype: str | None = None
+    declared: str | None = None
     extra: Document = field(default_factory=dict, hash=False)
 
     @classmethod
@@ -164,6 +172,9 @@ class Manifest:
     probes: Document | None = None
     parents: tuple[Parent, ...] = ()
     composition: Document | None = None
+    extraction: Document | None = None
+    rebase: Document | None = None
+    migration: Document | None = None
     license: str | None = None
     overrides: tuple[str, ...] = ()
     mix: Document | None = None
@@ -176,6 +187,10 @@ class Manifest:
         Raises:
             HubkitError: ``HK-SCHEMA``, ``HK-NEWER``.
         """
+        listed = document.get("files")
+        if isinstance(listed, list) and len(listed) > MAX_FILES:  # before each of them is held against the schema
+            want, have = f"at most {MAX_FILES}", f"{len(listed)} files"
+            raise HubkitError("HK-LIMIT", "the manifest lists too many files", where=where, want=want, have=have)
         if document.get("kind") == "mix":
             require_bounded(document.get("mix"), where)
         check(document, "manifest", where)
@@ -261,9 +276,11 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            data = read(path, MAX_BYTES)
+            data = read(path, MAX_MANIFEST)
         except FileNotFoundError:
-            fix = f"hubkit pack {folder}" if folder.is_dir() else "check the path"
+            base = (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+            pack = f"this is a base: --base {folder}" if base else f"hubkit pack {folder}"
+            fix = pack if folder.is_dir() else "check the path"
             what = f"there is no adapter in {str(folder)!r}"
             raise HubkitError("HK-NOT-ADAPTER", what, want=MANIFEST_NAME, have="nothing", fix=fix) from None
         return cls.from_bytes(data, str(path))

@@ -17,6 +17,10 @@
 
     [targets.vllm]                       # free: the engine reads it
     max_loras = 4
+
+    [policy]                             # what ``hubkit lock`` refuses to pin
+    licenses = ["Apache-2.0", "MIT"]
+    require-probes = true
 """
 
 from __future__ import annotations
@@ -56,6 +60,29 @@ class RecipeAdapter:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """What an adapter has to be before a lock may pin it.
+
+    Args:
+        licenses: SPDX identifiers that are allowed; empty: any licence, and none.
+        require_probes: every adapter carries behaviour probes.
+    """
+
+    licenses: tuple[str, ...] = ()
+    require_probes: bool = False
+
+    def to_document(self) -> dict[str, Any]:
+        """The table ``[policy]`` as JSON, by the names it has there; what demands nothing is left out."""
+        found = {"licenses": list(self.licenses), "require-probes": self.require_probes}
+        return {name: value for name, value in found.items() if value}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Policy:
+        """Read a checked table or JSON object."""
+        return cls(tuple(document.get("licenses", ())), document.get("require-probes", False))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe as read.
 
@@ -64,22 +91,28 @@ class Recipe:
         adapters: in the order of the mix.
         mix: ``sum``: every adapter sees the base; ``stack``: each sees the base with those before it.
         targets: engine -> its settings, free.
+        policy: what a lock refuses to pin.
     """
 
     base: RecipeBase
     adapters: tuple[RecipeAdapter, ...] = ()
     mix: MixKind = "sum"
     targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
 
     def to_document(self) -> dict[str, Any]:
-        """The recipe's content as JSON, defaults written out and adapters as a list: what ``digest`` is taken of."""
-        base = {"source": self.base.source, "revision": self.base.revision}
+        """The recipe's content as JSON, defaults written out and adapters as a list: what ``digest`` is taken of.
+
+        A policy that demands nothing is left out, so that recipes without one keep their digest.
+        """
+        base, policy = {"source": self.base.source, "revision": self.base.revision}, self.policy.to_document()
         return {
             "schema": SCHEMA,
             "base": {key: value for key, value in base.items() if value is not None},
             "adapters": [{"name": a.name, "source": a.source, "weight": a.weight} for a in self.adapters],
             "mix": self.mix,
             "targets": self.targets,
+            **({"policy": policy} if policy else {}),
         }
 
     @property
@@ -99,16 +132,27 @@ def read_recipe(path: Path) -> Recipe:
             the nearest names, and wrong value; ``HK-NEWER``; ``HK-SECRET`` for a token in it.
     """
     path = path / RECIPE_NAME if path.is_dir() else path
+    return parse_recipe(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of the recipe at `path`, whatever they are.
+
+    Raises:
+        HubkitError: ``HK-MISSING``, ``HK-IO``.
+    """
     try:
-        data = read(path, MAX_BYTES)
+        return read(path, MAX_BYTES)
     except FileNotFoundError:
         what, fix = "there is no recipe", f"write a {RECIPE_NAME} with a table [base]"
         raise HubkitError("HK-MISSING", what, where=str(path), want=RECIPE_NAME, fix=fix) from None
-    return parse_recipe(data, str(path))
 
 
 def parse_recipe(data: bytes, where: str) -> Recipe:
     """Read the bytes of a recipe; see ``read_recipe``."""
+    if has_conflicts(data):
+        fix = "choose between the lines that git left there, then: hubkit lock"
+        raise HubkitError("HK-RECIPE", "the recipe holds unresolved merge conflicts", where=where, fix=fix)
     document = _load(data, where)
     found = [*_foreign(document, ()), *_unknown(document)]
     if found:
@@ -131,7 +175,13 @@ def parse_recipe(data: bytes, where: str) -> Recipe:
         ),
         mix=document.get("mix", "sum"),
         targets=document.get("targets", {}),
+        policy=Policy.from_document(document.get("policy", {})),
     )
+
+
+def has_conflicts(data: bytes) -> bool:
+    """Whether git left a merge conflict in the bytes of a document."""
+    return re.search(rb"^<{7} ", data, re.MULTILINE) is not None
 
 
 def _load(data: bytes, where: str) -> dict[str, Any]:
@@ -171,7 +221,8 @@ def _foreign(value: Any, at: tuple[str, ...]) -> Iterator[str]:
 def _unknown(document: dict[str, Any]) -> Iterator[str]:
     schema = load_schema("recipe")["properties"]
     yield from _unknown_in(document, ["schema", *schema], "")
-    yield from _unknown_in(document.get("base"), schema["base"]["properties"], "base.")
+    for table in ("base", "policy"):
+        yield from _unknown_in(document.get(table), schema[table]["properties"], f"{table}.")
     adapters = document.get("adapters")
     for name, table in adapters.items() if isinstance(adapters, dict) else ():
         yield from _unknown_in(table, schema["adapters"]["additionalProperties"]["properties"], f"adapters.{name}.")

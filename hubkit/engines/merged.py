@@ -12,6 +12,9 @@ class MergedEngine:
 
     name = "merged"
     summary = "one checkpoint with the adapters folded in"
+    version = "5.23.0"
+    proven = True
+    keys: frozenset[str] = frozenset()
 
     def refusals(self, plan: Plan) -> list[str]:
         from hubkit.methods.reading import method_of
@@ -23,19 +26,15 @@ class MergedEngine:
         return reasons
 
     def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
-        from hubkit.tensors.base.base import Base
-        from hubkit.tensors.files.shards import open_shards
-        from hubkit.tensors.weights.decoding import decoded
+        from hubkit.tensors.weights.decoding import without_codes
         from hubkit.tensors.weights.merging import plan_merge, write_merged
 
         model = out / "model"
         copy_base(plan, model, weights=not plan.members)
         if plan.members:
-            shards = open_shards(plan.base)
-            if plan.codec is not None:  # the weights that the adapters were trained beside
-                shards = decoded(shards, plan.codec, plan.compute_dtype)
-            base = Base.from_headers(shards.headers, shards.config, str(plan.base), shards.read)
-            write_merged(plan_merge(base, plan.whole(), plan.adapters()), shards, model)
+            shards, base = plan.trained_on()
+            merge = plan_merge(base, plan.whole(), plan.adapters())
+            write_merged(merge, without_codes(shards, base, merge.sites), model)
         return write_runner(out)
 
 

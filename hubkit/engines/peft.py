@@ -1,4 +1,13 @@
-"""Engine ``peft``: the base beside its adapters, run by transformers and PEFT alone; hubkit is not needed there."""
+"""Engine ``peft``: the base beside its adapters, run by transformers and PEFT alone; hubkit is not needed there.
+
+| | |
+|---|---|
+| accepts | every method of PEFT's, one at a time; sums and stacks of low-rank ones, each at its weight |
+| refuses | keys that it cannot place, types that it does not know |
+| silently wrong | single experts of a mixture on some architectures; a weight at an embedding by ``scale_layer`` |
+
+PEFT has no tree of adapters, so a lock with a mix in it is lowered to one.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +15,23 @@ from pathlib import Path
 
 from hubkit.artifact.folder import PEFT_CONFIG
 from hubkit.documents.manifest import MANIFEST_NAME
-from hubkit.engines.plan import Plan, copy, copy_base, not_adapters, unknown_codec, write_runner
+from hubkit.engines.beside import peft_files, write_beside
+from hubkit.engines.plan import Plan, copy, not_adapters, unknown_codec, write_base, write_runner
+from hubkit.engines.served import unservable
 
 
 class PeftEngine:
-    """Adapters stay separate. Several, or a weight other than 1, need low-rank parts: those PEFT adds exactly."""
+    """Adapters stay separate, but for trees of them. Several, or a weight other than 1, need low-rank parts."""
 
     name = "peft"
     summary = "base and adapters side by side, run by transformers and PEFT"
+    version = "0.21.2"
+    proven = True
+    keys: frozenset[str] = frozenset()
 
     def refusals(self, plan: Plan) -> list[str]:
+        if _trees(plan):
+            return unservable(plan) or _experts(plan)
         reasons = not_adapters(plan)
         reasons += [
             f"{m.name}: PEFT does not know the method {m.folder.manifest.method!r}"
@@ -23,6 +39,7 @@ class PeftEngine:
             if m.tree is None and PEFT_CONFIG not in {entry.path for entry in m.folder.manifest.files}
         ]
         reasons += unknown_codec(plan)
+        reasons += _experts(plan) if not reasons else []
         if reasons or [m.weight for m in plan.members] in ([], [1.0]):
             return reasons
         from hubkit.tensors.parts.part import LowRank
@@ -35,16 +52,29 @@ class PeftEngine:
         ]
 
     def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
-        copy_base(plan, out / "base", weights=plan.codec is None)
-        if plan.codec is not None:
-            # adapters of a quantized base saw its decoded weights; these are written, so that PEFT computes with them
-            from hubkit.tensors.weights.decoding import write_decoded
-
-            write_decoded(plan.base, out / "base", plan.codec, plan.compute_dtype)
+        if _trees(plan):
+            write_beside(plan, out, lambda one, base, settings: peft_files(one.lowered.adapter, settings))
+            return write_runner(out)
+        write_base(plan, out / "base")
         for member in plan.members:
             for name in (MANIFEST_NAME, *(entry.path for entry in member.folder.manifest.files)):
                 copy(member.folder.path / name, out / "adapters" / member.name / name)
         return write_runner(out)
+
+
+def _trees(plan: Plan) -> bool:
+    return any(member.tree is not None for member in plan.members)
+
+
+def _experts(plan: Plan) -> list[str]:
+    """Adapters at single experts of a mixture: which of them PEFT reads from their folders differs by architecture."""
+    from hubkit.tensors.experts.expert import is_expert
+
+    return [
+        f"{name}: it acts at single experts, which PEFT passes over without a word on some architectures"
+        for name, folder in plan.folders().items()
+        if any(map(is_expert, folder.header()))
+    ]
 
 
 ENGINE = PeftEngine()

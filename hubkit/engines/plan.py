@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hubkit.artifact.folder import AdapterFolder, quantized_for
 from hubkit.documents.mix import Tree
+from hubkit.errors import nearest
 
 if TYPE_CHECKING:
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.files.shards import Shards
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.mix import Mix
 
@@ -44,12 +47,20 @@ class Plan:
         base_files: the files of it that the lock names.
         members: in the order of the mix.
         mix: ``sum`` or ``stack``.
+        settings: what the recipe says of this engine, ``[targets.NAME]``.
+        base_digest: of the list of those files.
+        made: what was worked out to see whether an engine can run the plan, for when it writes it.
+        folder: of the lock: paths in its settings are relative to it.
     """
 
     base: Path
     base_files: Sequence[str]
     members: Sequence[Member]
     mix: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    base_digest: str = ""
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    folder: Path = Path()
 
     @property
     def codec(self) -> str | None:
@@ -74,8 +85,12 @@ class Plan:
 
         return make_mix(self.mix, [(from_tree(m.tree or m.name), m.weight) for m in self.members])
 
-    def adapters(self) -> Mapping[str, Adapter]:
-        """The adapters in memory, as stored, at the sites of the base (headers only).
+    def adapters(self, base: Base | None = None, dtype: str | None = None) -> Mapping[str, Adapter]:
+        """The adapters in memory at the sites of the base.
+
+        Args:
+            base: its sites; read from its headers when None.
+            dtype: see `hubkit.methods.reading.read_adapter`; None: as stored.
 
         Raises:
             HubkitError: ``HK-METHOD-UNKNOWN``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
@@ -83,15 +98,32 @@ class Plan:
         from hubkit.methods.reading import read_adapter
         from hubkit.tensors.base.base import Base
 
-        base = Base.from_folder(self.base)
-        return {name: read_adapter(folder, base, name=name) for name, folder in self.folders().items()}
+        base = base or Base.from_folder(self.base)
+        return {name: read_adapter(folder, base, name=name, dtype=dtype) for name, folder in self.folders().items()}
+
+    def trained_on(self) -> tuple[Shards, Base]:
+        """The weights that the adapters were trained beside, decoded where these were quantized, and their sites."""
+        from hubkit.tensors.weights.decoding import trained_on
+
+        return trained_on(self.base, self.codec, self.compute_dtype)
 
 
 class Engine(Protocol):
-    """One runtime."""
+    """One runtime.
+
+    Args:
+        name: as people call it.
+        summary: what a deployment for it is, in a few words.
+        version: of the runtime, from which this was read.
+        proven: whether deployments for it were run here, by that version; else they say that they were not.
+        keys: what a recipe's ``[targets.NAME]`` may set.
+    """
 
     name: str
     summary: str
+    version: str
+    proven: bool
+    keys: frozenset[str]
 
     def refusals(self, plan: Plan) -> list[str]:
         """Why this engine cannot run the plan exactly, one reason a line; empty when it can. Writes nothing."""
@@ -100,6 +132,20 @@ class Engine(Protocol):
     def write(self, plan: Plan, out: Path) -> tuple[str, ...]:
         """Write the engine's files into the empty folder `out`; the command that runs it, relative to `out`."""
         ...
+
+
+def unknown_settings(engine: Engine, settings: Mapping[str, Any]) -> list[str]:
+    """What a recipe sets that the engine does not know, with the nearest name; a line each."""
+    strange = [key for key in settings if key not in engine.keys]
+    return [
+        f"targets.{engine.name}.{key}: unknown; "
+        + (f"did you mean {near[0]!r}?" if (near := nearest(key, engine.keys, 1)) else _known(engine))
+        for key in strange
+    ]
+
+
+def _known(engine: Engine) -> str:
+    return f"known: {', '.join(sorted(engine.keys)) or 'nothing'}"
 
 
 def not_adapters(plan: Plan, mixes: bool = False) -> list[str]:
@@ -124,6 +170,16 @@ def unknown_codec(plan: Plan) -> list[str]:
 
     known = plan.codec in (None, CODEC)
     return [] if known else [f"the base has to be quantized as {plan.codec}, which is not known here"]
+
+
+def write_base(plan: Plan, out: Path) -> None:
+    """The base that the adapters were trained beside, in folder `out`: its own files, or its decoded weights."""
+    copy_base(plan, out, weights=plan.codec is None)
+    if plan.codec is not None:
+        # adapters of a quantized base saw its decoded weights; these are written, so that the engine computes with them
+        from hubkit.tensors.weights.decoding import write_decoded
+
+        write_decoded(plan.base, out, plan.codec, plan.compute_dtype)
 
 
 def copy_base(plan: Plan, out: Path, *, weights: bool = True) -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+RENDER = "--render-template"
+SECONDS, MEMORY = 5, 512 << 20
 HERE = Path(__file__).parent
 OWN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # only what is here, and no code of it
 
@@ -40,10 +44,18 @@ def load(device: str = "auto") -> tuple[Any, Any]:
     if found["missing_keys"]:  # transformers goes on with random values
         sys.exit(f"{folder}: the files lack {', '.join(sorted(found['missing_keys']))}")
     model = model.to(place)
-    members = [] if whole else json.loads((HERE / "hubkit.lock").read_text("utf-8"))["adapters"]
-    if members:
-        model = attach(model, {member["name"]: member["weight"] for member in members})
+    if not whole and (adapters := weights()):
+        model = attach(model, adapters)
     return model.eval(), AutoTokenizer.from_pretrained(folder, **OWN)
+
+
+def weights() -> dict[str, float]:
+    """The adapters beside the base, with their weights; one into which a tree was written has 1."""
+    if not (HERE / "adapters").is_dir():
+        return {}
+    here = sorted(path.name for path in (HERE / "adapters").iterdir())
+    locked = {one["name"]: one["weight"] for one in json.loads((HERE / "hubkit.lock").read_text("utf-8"))["adapters"]}
+    return {name: locked[name] for name in locked if name in here} or dict.fromkeys(here, 1.0)
 
 
 def attach(model: Any, weights: dict[str, float]) -> Any:
@@ -66,18 +78,58 @@ def attach(model: Any, weights: dict[str, float]) -> Any:
     return model
 
 
+def templated(tokenizer: Any, prompt: str) -> str:
+    """The prompt through the base's chat template, a program that came with it: in a process that can be killed."""
+    from transformers import PreTrainedTokenizerBase
+
+    messages = [{"role": "user", "content": prompt}]
+    if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    request = json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map, messages])
+    child = [sys.executable, __file__, RENDER]
+    try:
+        done = subprocess.run(child, input=request, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    except subprocess.TimeoutExpired:
+        sys.exit("HK-TEMPLATE: the chat template does not come to an end")
+    if done.returncode or not done.stdout.startswith('"'):
+        said = done.stderr.strip().splitlines()[-1:] or [f"killed after {SECONDS} s or {MEMORY >> 20} MB"]
+        sys.exit(f"HK-TEMPLATE: the chat template fails: {said[0]}")
+    return str(json.loads(done.stdout))
+
+
+def render() -> None:
+    """Answer one request of `templated`."""
+    from transformers import PreTrainedTokenizerBase as Base
+
+    template, tokens, messages = json.load(sys.stdin)
+    try:
+        import resource
+
+        now = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    except (ImportError, OSError):
+        pass  # a system that limits no memory
+    if hasattr(signal, "alarm"):
+        signal.alarm(SECONDS)
+    stub = type("Stub", (), {"get_chat_template": Base.get_chat_template})()
+    stub.chat_template, stub.special_tokens_map = template, tokens
+    json.dump(Base.apply_chat_template(stub, messages, add_generation_prompt=True, tokenize=False), sys.stdout)
+
+
 def answer(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
     """The model's greedy answer, through the chat template where there is one."""
     text = prompt
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = templated(tokenizer, prompt)
     inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt").to(model.device)
     made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def main() -> None:
+    if sys.argv[1:] == [RENDER]:
+        render()
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--max-new-tokens", type=int, default=64)

@@ -24,9 +24,11 @@ from hubkit.tensors.base.site import Site
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.additive import additive_parts
 from hubkit.tensors.parts.part import KV, Edit, LowRank, Part, Tokens
+from hubkit.tensors.parts.whole import whole_parts
 
 __all__ = [
     "KV", "Adapter", "AdapterHubForm", "Base", "Block", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig",
     "MethodInfo", "NotMergeable", "Part", "PeftForm", "Site", "Tokens", "additive_parts", "choose_blocks",
     "foreign_files", "hookimpl", "layer_rate", "pattern_value", "require_depth", "version_of",
+    "whole_parts",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The adapter that `compose` writes: low-rank factors where they say everything, whole tensors where they do not.
+"""The adapters that `compose` and `extract` write: low-rank factors where they say everything, else whole tensors.
 
 Sites of lower rank than the largest are padded with zeros: one rank and one scale, which every engine reads alike.
 """
@@ -62,9 +62,48 @@ def adapter_of(name: str, made: Composition, adapters: Mapping[str, Adapter], ba
     Raises:
         HubkitError: ``HK-COMPOSE`` where no installed method can; ``HK-NAN``.
     """
-    result = _whole(name, made, adapters, base) if made.whole else _low_rank(name, made, adapters, base)
+    if made.whole:
+        result = _whole(name, made, adapters, base)
+    else:
+        result = low_rank_adapter(name, made.factors, made.rank, adapters, base)
     result.require_finite(name)
     return result
+
+
+def extracted(
+    name: str,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    whole: Mapping[str, Mapping[str, Tensor]],
+    tied: Tied,
+    base: Base,
+) -> Adapter:
+    """The adapter that adds `factors` and holds some modules whole.
+
+    Args:
+        factors: site -> (left (out, k), right (k, in)), k up to the adapter's rank.
+        whole: site -> role -> all that the module holds, laid out as it stores it; on the meta device where only the
+            names of the adapter's tensors are wanted.
+        tied: whether a tied head follows its table.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE`` where no installed method can hold it.
+    """
+    from hubkit.methods.reading import planned
+    from hubkit.tensors.base.targets import short_names
+    from hubkit.tensors.parts.adapter import Adapter
+
+    rank = max((int(right.shape[0]) for _, right in factors.values()), default=0)
+    values = {**whole, **{site: _factors(left, right, rank) for site, (left, right) in factors.items()}}
+    targets, saved = (tuple(short_names(chosen, base.sites)) for chosen in (factors, whole))
+    tensors = tuple(sorted(f"{site}.{role}" for site, roles in whole.items() for role in roles))
+
+    def configured(method: Method) -> Any | None:
+        config = method.low_rank(targets, rank, saved, tied) if rank else method.whole(tensors, tied, "values")
+        fits = config is not None and values.keys() <= planned(method, config, base).sites.keys()
+        return config if fits else None  # one that leaves `saved` out does not
+
+    method, config = _holder({}, configured, "the difference")
+    return Adapter.of_factors(name, method, config, base, values)
 
 
 def plugin_of(adapter: Adapter) -> Plugin:
@@ -73,13 +112,23 @@ def plugin_of(adapter: Adapter) -> Plugin:
     return Plugin(offer.distribution, offer.version)
 
 
-def _low_rank(name: str, made: Composition, adapters: Mapping[str, Adapter], base: Base) -> Adapter:
-    from hubkit.artifact.forms import short_targets
+def low_rank_adapter(
+    name: str, factors: Mapping[str, tuple[Tensor, Tensor]], rank: int, adapters: Mapping[str, Adapter], base: Base
+) -> Adapter:
+    """The adapter that adds `factors`: one rank, scale 1, of a method of `adapters` or any that can hold it.
+
+    Args:
+        factors: site -> (left (out, k), right (k, in)), k up to `rank`.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE`` where no installed method can.
+    """
+    from hubkit.tensors.base.targets import short_names
     from hubkit.tensors.parts.adapter import Adapter
 
-    targets = tuple(short_targets(made.factors, base.sites))
-    method, config = _holder(adapters, lambda method: method.low_rank(targets, made.rank), "a low-rank change")
-    values = {site: _factors(left, right, made.rank) for site, (left, right) in made.factors.items()}
+    targets = tuple(short_names(factors, base.sites))
+    method, config = _holder(adapters, lambda method: method.low_rank(targets, rank), "a low-rank change")
+    values = {site: _factors(left, right, rank) for site, (left, right) in factors.items()}
     return Adapter.of_factors(name, method, config, base, values)
 
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.part import Edit
 
-TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
 """Ends of class names of transformers -> PEFT's ``task_type``; every other base is a language model."""
 
 
@@ -52,20 +56,43 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     modules = {key: _named(adapter, field) for key, field in form.modules.items()}
     whole = {site for site, part in adapter.edits().items() if is_whole(part)}
     rest = [s for s in adapter.edits() if s not in whole and not any(s in chosen for chosen in modules.values())]
-    lists = {k: short_targets(c, adapter.base.sites, set(adapter.parts) - c) for k, c in modules.items()}
+    sites = adapter.base.sites
+    lists = {k: short_targets(c, sites, set(adapter.parts) - c) for k, c in modules.items()}
+    alike = adapter.base.beside_experts() & set(rest) if form.parameters else set()
+    targets, excluded = _targets(set(rest) - alike, adapter.base)
     config = to_peft_config(
         form,
         config_document(adapter.config),
-        targets={*short_targets(rest, adapter.base.sites), *(name for names in lists.values() for name in names)},
+        targets={*targets, *(name for names in lists.values() for name in names)},
+        excluded=excluded,
+        parameters=short_targets(alike, sites),
         modules=lists,
         rows=_rows(adapter),
-        saved=short_targets(whole, adapter.base.sites, set(adapter.base.sites) - whole),
-        transposed=any(s.transposed and s.kind == "linear" for s in adapter.sites.values()),
+        saved=short_targets(whole, sites, set(sites) - whole),
+        transposed=any(s.transposed and s.kind == "linear" and s.number is None for s in adapter.sites.values()),
         base_source=adapter.source,
         revision=adapter.revision,
         task_type=_task(adapter.base),
     )
     return {PEFT_CONFIG: config, WEIGHTS_NAME: weights_file(adapter)}
+
+
+def _targets(chosen: set[str], base: Base) -> tuple[list[str], str]:
+    """The names of `chosen` modules for PEFT, and an expression for modules that it must pass over.
+
+    A model of several parts is named one way in its files and another in memory, so that only last names fit both: what
+    sees is told from what speaks by its own name, which stays.
+    """
+    from hubkit.tensors.base.targets import short_names
+
+    names = short_names(chosen, base.sites)
+    towers = {site: tower for site in base.sites if (tower := base.arch.tower(site))}
+    if not towers or not any("." in name for name in names):
+        return names, ""
+    seeing = rf"(.*\.)?({'|'.join(sorted(set(towers.values())))})(\..*)?"
+    if chosen.isdisjoint(towers):
+        return short_names(chosen, {name: site for name, site in base.sites.items() if name not in towers}), seeing
+    return (short_targets(chosen, towers), rf"(?!{seeing}$).*") if chosen <= towers.keys() else (names, "")
 
 
 def is_whole(part: Edit) -> bool:
@@ -87,7 +114,7 @@ def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 def _task(base: Base) -> str:
     """What PEFT calls the base's task."""
-    default = "FEATURE_EXTRACTION" if base.arch.encoder else "CAUSAL_LM"
+    default = "FEATURE_EXTRACTION" if base.arch.encoder else "SEQ_2_SEQ_LM" if base.encodes else "CAUSAL_LM"
     return next((task for ending, task in TASKS.items() if any(ending in name for name in base.classes)), default)
 
 

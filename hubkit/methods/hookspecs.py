@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.part import Part
     from hubkit.tensors.parts.tied import Tied
+    from hubkit.tensors.parts.whole import Holds
 
 PROJECT = "hubkit"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -92,24 +93,28 @@ def narrow(config: Any, changed: frozenset[str]) -> Any:
 
 
 @hookspec(firstresult=True)
-def low_rank(targets: tuple[str, ...], rank: int) -> Any:
+def low_rank(targets: tuple[str, ...], rank: int, saved: tuple[str, ...], tied: Tied) -> Any:
     """The configuration under which the part at a site is exactly B·A, scale 1: what `hubkit compose` writes sums with.
 
     Args:
         targets: names of modules.
         rank: of A (rank, in) and B (out, rank).
+        saved: names of modules that are held whole beside them, as PEFT's ``modules_to_save``; none in a sum.
+        tied: whether a tied output head follows its table: ``break``, or ``keep``.
 
     Default: parts of this method cannot hold just any low-rank change.
     """
 
 
 @hookspec(firstresult=True)
-def whole(tensors: tuple[str, ...], tied: Tied) -> Any:
-    """The configuration under which parts hold changes of whole tensors: what `hubkit compose` writes all else with.
+def whole(tensors: tuple[str, ...], tied: Tied, holds: Holds) -> Any:
+    """The configuration under which parts hold whole tensors: what `hubkit compose` writes all else with.
 
     Args:
         tensors: names ``<site>.weight`` and ``<site>.bias``; parts have roles ``weight`` and ``bias``.
         tied: whether a tied output head follows its table: ``keep`` or ``break``.
+        holds: ``change``: parts hold what is added, (out, in); ``values``: all that the module holds then, laid out as
+            it stores it.
 
     Default: parts of this method cannot hold that.
     """

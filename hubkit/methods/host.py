@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.part import Part
     from hubkit.tensors.parts.tied import Tied
+    from hubkit.tensors.parts.whole import Holds
 
 GROUP = "hubkit.methods"
 DEFAULT_GROUP = "hubkit.default_method"
@@ -152,13 +153,16 @@ class Method:
         """See `hookspecs.narrow`."""
         return self._call("narrow", self.info.config, config=config, changed=changed)
 
-    def low_rank(self, targets: tuple[str, ...], rank: int) -> Any | None:
+    def low_rank(
+        self, targets: tuple[str, ...], rank: int, saved: tuple[str, ...] = (), tied: Tied = "break"
+    ) -> Any | None:
         """See `hookspecs.low_rank`; None where the method cannot."""
-        return self._call("low_rank", self.info.config | None, targets=targets, rank=rank)
+        given = {"targets": targets, "rank": rank, "saved": saved, "tied": tied}
+        return self._call("low_rank", self.info.config | None, **given)
 
-    def whole(self, tensors: tuple[str, ...], tied: Tied) -> Any | None:
+    def whole(self, tensors: tuple[str, ...], tied: Tied, holds: Holds = "change") -> Any | None:
         """See `hookspecs.whole`; None where the method cannot."""
-        return self._call("whole", self.info.config | None, tensors=tensors, tied=tied)
+        return self._call("whole", self.info.config | None, tensors=tensors, tied=tied, holds=holds)
 
     def export(self, adapter: Adapter, target: str) -> Mapping[str, bytes]:
         """See `hookspecs.export`."""

@@ -51,18 +51,23 @@ def method_of(folder: AdapterFolder) -> tuple[Method, Any]:
     return method, parse_config(method.info.config, manifest.config, f"{where}#/config")
 
 
-def read_adapter(folder: AdapterFolder, base: Base, *, name: str = "", dtype: str | None = None) -> Adapter:
+def read_adapter(
+    folder: AdapterFolder, base: Base, *, name: str = "", dtype: str | None = None, mapped: bool = False
+) -> Adapter:
     """The adapter of an opened folder, at the sites of `base`.
 
     Args:
         name: for messages; the manifest's by default.
         dtype: ``"base"`` to compute, ``"master"`` to train, None as stored; see `Adapter.read`.
+        mapped: leave the values in the file, where nobody may write to it meanwhile.
 
     Raises:
         HubkitError: as `method_of`; ``HK-TARGET``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
     """
     method, config = method_of(folder)
-    adapter = Adapter.read(name or folder.manifest.name, method, config, base, folder.weights_path, dtype)
+    adapter = Adapter.read(
+        name or folder.manifest.name, method, config, base, folder.weights_path, dtype, mapped=mapped
+    )
     origin = folder.manifest.base
     adapter.source, adapter.revision = (origin.source, origin.revision) if origin else (None, None)
     return adapter

@@ -1,7 +1,8 @@
 """The adapters of a mix: found by their references, proven by their digests, named for one tree.
 
-A member that is in the store already is taken from there by its digest, wherever it came from. A repository that names
-no registry is looked for in the registry that the mix came from, so that a mix and its members move together.
+A member that is in the store already is taken from there by its digest, wherever it came from, and so is a folder
+that is not on this machine. A repository that names no registry is looked for in the registry that the mix came from,
+so that a mix and its members move together.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 
 from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter
 from hubkit.artifact.identity.base_match import OVERRIDE, require_same_base
+from hubkit.documents.manifest import Manifest
 from hubkit.documents.mix import DEEPEST, MixMember, Tree, replaced, require_small, too_large
 from hubkit.errors import HubkitError
 from hubkit.named.sources import adapter_source, read_manifest
-from hubkit.named.where import Where
+from hubkit.registry.opening import Where
 from hubkit.registry.reference import Reference, parse_reference
 
 
@@ -50,10 +52,12 @@ class OpenedMix:
     Args:
         tree: of adapters alone; mixes inside the mix are resolved.
         adapters: those the tree names, each once.
+        mixes: the mixes inside the mix, each once.
     """
 
     tree: Tree
     adapters: tuple[MixAdapter, ...]
+    mixes: tuple[AdapterFolder, ...] = ()
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Opener:
     where: Where
     taken: Collection[str] = ()
     adapters: list[MixAdapter] = field(default_factory=list)
+    mixes: list[AdapterFolder] = field(default_factory=list)
     _known: dict[str, Tree | str] = field(default_factory=dict)
 
     def open(self, folder: AdapterFolder, origin: Reference, level: int = 1) -> Tree:
@@ -102,6 +107,7 @@ class Opener:
         if have is not None:
             require_same_base(name, str(reference), have, wanted, None, None, OVERRIDE in mix.manifest.overrides)
         if folder.manifest.kind == "mix":
+            self.mixes.append(folder)
             return self.open(folder, reference, level + 1)
         if folder.manifest.kind != "adapter":
             what, fix = "is neither an adapter nor a mix", "mix again, of adapters"
@@ -115,9 +121,10 @@ class Opener:
     ) -> tuple[Reference, AdapterFolder, int]:
         try:
             reference = member_reference(origin, member.reference)
-            stored = None if reference.path else _stored(member.digest)
-            if stored is not None:
-                return reference, stored, 0
+            here = reference.path is not None and (reference.path / MANIFEST_NAME).is_file()
+            known = None if here else stored(member.digest)
+            if known is not None:
+                return reference, known, 0
             source = adapter_source(str(reference), self.where)
             folder = open_adapter(source.path)
         except HubkitError as error:
@@ -133,7 +140,7 @@ def open_mix(folder: AdapterFolder, origin: Reference, where: Where, *, taken: I
     """A mix with all its adapters, pulled where needed; see `Opener`."""
     opener = Opener(where, tuple(taken))
     tree = opener.open(folder, origin)
-    return OpenedMix(tree, tuple(opener.adapters))
+    return OpenedMix(tree, tuple(opener.adapters), tuple(opener.mixes))
 
 
 def member_reference(origin: Reference, text: str) -> Reference:
@@ -217,11 +224,11 @@ def relative(folder: Path, start: Path) -> str:
     return str(Reference("folder", path=Path(path.as_posix())))
 
 
-def _stored(digest: str) -> AdapterFolder | None:
+def stored(digest: str) -> AdapterFolder | None:
     """The artifact of this digest, where it is in the store, whole."""
     from hubkit.registry.store.store import Store
 
-    path = Store().path(digest)
+    path = Store().use(digest)
     if not (path / MANIFEST_NAME).is_file():
         return None
     try:
@@ -229,6 +236,18 @@ def _stored(digest: str) -> AdapterFolder | None:
     except HubkitError:
         return None  # damaged: it is pulled again
     return folder if folder.manifest.digest == digest else None
+
+
+def stored_manifest(digest: str) -> Manifest | None:
+    """The manifest of this digest, where it is in the store; its files are not looked at."""
+    from hubkit.registry.store.store import Store
+
+    path = Store().path(digest)
+    try:
+        manifest = Manifest.read(path) if (path / MANIFEST_NAME).is_file() else None
+    except HubkitError:
+        return None  # damaged
+    return manifest if manifest is not None and manifest.digest == digest else None
 
 
 def _refused(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint, Manifest
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.where import Where
+from hubkit.registry.opening import Where
 from hubkit.registry.reference import Reference, parse_reference
 from hubkit.registry.versions import resolve_revision
 
 if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord
+    from hubkit.named.outline import Outline
     from hubkit.registry.store.store import Stored
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -29,16 +32,41 @@ class Source:
         path: the folder.
         reference: what names it for people: the folder as given, or the repository at its commit.
         stored: how it came into the store; None for a folder that was there.
+        outline: that its weights were not pulled: the folder holds their headers.
     """
 
     path: Path
     reference: str
     stored: Stored | None = None
+    outline: Outline | None = None
 
     @property
     def commit(self) -> str | None:
         """The 40-hex commit, None for a folder."""
-        return self.stored.commit if self.stored else None
+        found = self.stored or self.outline
+        return found.commit if found else None
+
+
+@contextmanager
+def doubted(source: Source) -> Iterator[None]:
+    """Where something is refused inside, the bytes that came out of the store are read again: was it those?
+
+    Raises:
+        HubkitError: ``HK-FILES`` in place of the refusal where they are damaged; the next pull fetches them anew.
+    """
+    try:
+        yield
+    except HubkitError as fault:
+        if source.stored is None:
+            raise
+        from hubkit.registry.store.store import Store
+
+        found = [path for one in Store().verify(source.stored.digest) for path in one.damaged]
+        if not found:
+            raise
+        have = [f"{path}: missing or damaged" for path in found]
+        what, fix = "files in the store are not what was pulled", f"hubkit pull {source.reference}"
+        raise HubkitError("HK-FILES", what, where=str(source.path), have=have, fix=fix) from fault
 
 
 def adapter_source(text: Path | str, where: Where) -> Source:
@@ -63,17 +91,83 @@ def base_source(text: Path | str, revision: str | None, where: Where) -> Source:
     return _source(base_reference(text, revision), True, where)
 
 
-def base_with_record(text: Path | str, revision: str | None, where: Where) -> tuple[Source, BaseRecord]:
+def base_with_record(
+    text: Path | str, revision: str | None, where: Where, at_most: int | None = None
+) -> tuple[Source, BaseRecord]:
     """The folder of the base that `text` names, and its identity under the name that people know it by.
+
+    Args:
+        at_most: bytes of the base to read for digests, see `fingerprint_folder`; one that is not here yet is not pulled
+            then, but outlined.
 
     Raises:
         HubkitError: as `base_source`; what is wrong with the base's files.
     """
     from hubkit.artifact.identity.digest import fingerprint_folder
+    from hubkit.named.outline import outline
 
-    source = base_source(text, revision, where)
+    reference = base_reference(text, revision)
+    made = None if at_most is None or reference.path is not None or where.offline else outline(reference, where)
+    if made is not None:
+        source, at_most = Source(made.path, str(replace(reference, revision=made.commit)), outline=made), 0
+    else:
+        source = base_source(text, revision, where)
     named = base_reference(text, revision).repo or source.reference
-    return source, fingerprint_folder(source.path, source=named, revision=source.commit)
+    return source, fingerprint_folder(source.path, source=named, revision=source.commit, at_most=at_most)
+
+
+def under_its_name(source: Source, record: BaseRecord, declared: Reference | None = None) -> BaseRecord:
+    """The identity of a base that lies in a folder of this machine, under a name by which others can get it.
+
+    That is the repository and commit from which the store has the same weights; else nothing is proven, and what
+    another tool's configuration says of it is kept as its word.
+
+    Args:
+        source: where the base is.
+        declared: the repository that the adapter's own configuration names.
+    """
+    if source.stored is not None:
+        return record
+    from hubkit.registry.store.store import Store
+
+    found = Store().base_of(record.fingerprint.files)
+    if found is not None:
+        return replace(record, fingerprint=replace(record.fingerprint, source=found[0], revision=found[1]))
+    said = str(declared) if declared is not None and declared.repo else None
+    return replace(record, fingerprint=replace(record.fingerprint, declared=said))
+
+
+def named_base(
+    base: Path | str | None, revision: str | None, origin: BaseFingerprint | None
+) -> tuple[Path | str, str | None]:
+    """The base that is named, or the one that a manifest names, and its revision.
+
+    Raises:
+        HubkitError: ``HK-BASE-NEEDED`` (status 2) where neither says where one is.
+    """
+    if base:
+        return base, revision
+    if origin is None or not origin.source or (origin.revision is None and not Path(origin.source).is_dir()):
+        have = f"the adapter's manifest says {origin.source!r}" if origin and origin.source else ""
+        raise HubkitError("HK-BASE-NEEDED", "no base is named", have=have, fix="--base DIR-OR-ORG/NAME", status=USAGE)
+    return origin.source, revision or origin.revision
+
+
+@contextmanager
+def naming_digest(origin: BaseFingerprint | None) -> Iterator[None]:
+    """Adds to the refusal of a base that is not here, and cannot be fetched, by which digest anybody may know it.
+
+    Args:
+        origin: the base as an adapter's manifest has it.
+    """
+    try:
+        yield
+    except HubkitError as error:
+        if error.code == "HK-OFFLINE" and origin is not None and not error.want:
+            named = f"  ({origin.source} @ {origin.revision})" if origin.source and origin.revision else ""
+            error.want = [f"{origin.weights or origin.layout}{named}"]
+            error.want += [f"{name}: {digest}" for name, digest in sorted(origin.files.items())]
+        raise
 
 
 def chosen_name(name: str | None, folder: Path) -> str:
@@ -149,7 +243,15 @@ def _source(reference: Reference, base: bool, where: Where) -> Source:
         return Source(reference.path, str(reference))
     place, repo, store = where.open(reference), _repo(reference), Store()
     pull, folder = store.pull_base if base else store.pull, reference.folder
-    stored = pull(place, repo, reference.revision, folder=folder, offline=where.offline, progress=where.progress)
+    stored = pull(
+        place,
+        repo,
+        reference.revision,
+        folder=folder,
+        offline=where.offline,
+        progress=where.progress,
+        allow_moved=where.allow_moved,
+    )
     return Source(stored.path, str(replace(reference, revision=stored.commit)), stored)
 
 

@@ -14,12 +14,15 @@ from hubkit.artifact.folder import MANIFEST_NAME, AdapterFolder, open_adapter, q
 from hubkit.documents.mix import Tree, weights
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import open_mix, unused
-from hubkit.named.sources import adapter_source
-from hubkit.named.where import Where
+from hubkit.named.sources import Source, adapter_source
+from hubkit.registry.opening import Where
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hubkit.artifact.identity.digest import BaseRecord
+    from hubkit.tensors.live.attached import Attached
     from hubkit.tensors.parts.mix import Mix
 
 _WEIGHT = re.compile(r"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?")
@@ -134,10 +137,15 @@ def open_terms(terms: Terms, where: Where, *, taken: Iterable[str] = ()) -> list
         HubkitError: ``HK-TERMS``, ``HK-REFERENCE``, ``HK-NOT-ADAPTER`` for a merged checkpoint, ``HK-MIX-MEMBER``; what
             pulling and opening raise.
     """
+    found = ((adapter_source(reference, where), weight) for reference, weight in parse_terms(terms))
+    return open_sources(found, where, taken=taken)
+
+
+def open_sources(sources: Iterable[tuple[Source, float]], where: Where, *, taken: Iterable[str] = ()) -> list[Term]:
+    """`open_terms` of adapters and mixes that lie in folders by now, each with its weight."""
     made: list[Term] = []
     used = set(taken)
-    for reference, weight in parse_terms(terms):
-        source = adapter_source(reference, where)
+    for source, weight in sources:
         folder = open_adapter(source.path)
         if folder.manifest.kind == "mix":
             origin = parse_reference(source.reference)
@@ -224,6 +232,22 @@ def mix_of(terms: Iterable[Term], kind: str) -> Mix:
     found = [(term.name if term.tree is None else from_tree(term.tree), term.weight) for term in terms]
     alone = found[0] if len(found) == 1 else None
     return make_mix(kind, found) if alone is None or isinstance(alone[0], str) or alone[1] != 1.0 else alone[0]
+
+
+def attached(model: nn.Module, terms: Iterable[Term], kind: str) -> Attached:
+    """`model`, a live base, with the adapters of `terms` attached and their mix active.
+
+    Raises:
+        HubkitError: as `mix_of`; what reading and attaching adapters raises.
+    """
+    from hubkit.methods.reading import read_adapter
+    from hubkit.tensors.live.attached import Attached
+
+    terms, made = list(terms), Attached(model)
+    for term in adapters(terms):
+        made.add(term.name, read_adapter(term.folder, made.sites, name=term.name, dtype="base"))
+    made.set_mix(mix_of(terms, kind))
+    return made
 
 
 def codec_of_terms(terms: Iterable[Term]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
-from hubkit.documents.files import refusing
+from hubkit.documents.files import refusing, require_unlinked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest, Plugin
 from hubkit.errors import USAGE, HubkitError
 
@@ -55,6 +55,7 @@ def card_of(out: Path, manifest: Manifest, files: Iterable[str]) -> bytes:
     from hubkit.artifact.card import card_file
 
     card = out / CARD_NAME
+    require_unlinked(out, [CARD_NAME])
     with refusing(card):
         ours = (out / MANIFEST_NAME).is_file() and card.is_file()
         existing = card.read_bytes().decode(errors="replace") if ours else None
@@ -102,3 +103,19 @@ def document_of(config: Any) -> dict[str, Any]:
     from hubkit.methods.config import config_document
 
     return config_document(config)
+
+
+def codec_named(text: str) -> tuple[str, str | None]:
+    """``nf4:bfloat16`` as codec and compute dtype.
+
+    Raises:
+        HubkitError: ``HK-CODEC``, ``HK-DTYPE``.
+    """
+    from hubkit.tensors.files.dtypes import dtype_named
+    from hubkit.tensors.fourbit.nf4 import CODEC
+
+    name, _, dtype = text.partition(":")
+    if name not in (CODEC, CODEC.partition("/")[0]):
+        raise HubkitError("HK-CODEC", f"unknown codec {name!r}", want=f"nf4 or {CODEC}, :DTYPE after it", have=text)
+    dtype_named(dtype or None)
+    return CODEC, dtype or None

@@ -41,21 +41,29 @@ class Refs:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Registry(Protocol):
-    """Where repositories live. `repo` is ``org/name``; `commit` a full 40-hex commit id; paths use ``/``.
+@dataclass(frozen=True)
+class CommitInfo:
+    """What a registry tells of one commit.
 
-    Every method raises `HubkitError`: ``HK-NOT-FOUND`` (no such repository, revision or file),
-    ``HK-AUTH`` (who are you), ``HK-FORBIDDEN`` (you may not), ``HK-OFFLINE`` (the registry does not answer).
+    Args:
+        commit: 40 hexadecimal digits.
+        title: first line of its message.
+        date: when it was made, as ISO 8601 in UTC; "" where the registry does not say.
+        author: "" where the registry does not say.
     """
+
+    commit: str
+    title: str
+    date: str
+    author: str
+
+
+class Readable(Protocol):
+    """What files can be fetched from: a registry, or a bundle of some of its repositories."""
 
     @property
     def name(self) -> str:
         """What messages and the store call this registry: an address without credentials."""
-        ...
-
-    def resolve(self, repo: str, revision: str | None) -> str:
-        """The 40-hex commit that a branch, tag or (abbreviated) commit means; None is the default branch."""
         ...
 
     def files(self, repo: str, commit: str) -> tuple[RemoteFile, ...]:
@@ -66,8 +74,35 @@ class Registry(Protocol):
         """Bytes ``[start, stop)`` of a file, clipped at its end; the whole file by default."""
         ...
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
-        """Write a whole file to `dest`, streamed; on any error no file is left at `dest`."""
+    def download(
+        self,
+        repo: str,
+        commit: str,
+        path: str,
+        dest: Path,
+        progress: Arrived | None = None,
+        *,
+        resume: bool = False,
+    ) -> str:
+        """Write a whole file to `dest`, streamed; ``sha256:...`` of its bytes. On any error no file is left at `dest`.
+
+        Args:
+            progress: called with the bytes of the file as they come, and with a negative number when it begins anew.
+            resume: what is at `dest` is the file's beginning; after an error it stays there, with what arrived.
+        """
+        ...
+
+
+@runtime_checkable
+class Registry(Readable, Protocol):
+    """Where repositories live. `repo` is ``org/name``; `commit` a full 40-hex commit id; paths use ``/``.
+
+    Every method raises `HubkitError`: ``HK-NOT-FOUND`` (no such repository, revision or file),
+    ``HK-AUTH`` (who are you), ``HK-FORBIDDEN`` (you may not), ``HK-OFFLINE`` (the registry does not answer).
+    """
+
+    def resolve(self, repo: str, revision: str | None) -> str:
+        """The 40-hex commit that a branch, tag or (abbreviated) commit means; None is the default branch."""
         ...
 
     def create(self, repo: str, *, private: bool = False) -> bool:
@@ -102,6 +137,10 @@ class Registry(Protocol):
 
     def refs(self, repo: str) -> Refs:
         """Branches and tags of a repository."""
+        ...
+
+    def log(self, repo: str, commit: str) -> tuple[CommitInfo, ...]:
+        """A commit and those before it, newest first, along the first parents."""
         ...
 
     def tag(self, repo: str, name: str, commit: str) -> None:

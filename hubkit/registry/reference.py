@@ -77,9 +77,18 @@ def parse_reference(text: Path | str) -> Reference:
     if text in (".", "..") or text.startswith(("./", "../", "/")) or _is_adapter(text):
         return Reference("folder", path=Path(text))
     repo, revision, folder = _split_tail(text, text)
+    if repo.count("/") != 1 and _is_folder(text):
+        raise refused("a folder is named with ./ before it", text, fix=f"./{text}")
     if repo.count("/") == 0:
         raise refused("a repository has an owner", text, fix=f"./{text} for a folder, org/{text} for a repository")
     return Reference("repo", repo=check_repo(repo, text), revision=revision, folder=folder)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except OSError:
+        return False
 
 
 def _is_adapter(text: str) -> bool:

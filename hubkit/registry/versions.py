@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from warnings import warn
 
-from hubkit.errors import USAGE, HubkitError, nearest
-from hubkit.registry.api import Registry
+from hubkit.errors import USAGE, HubkitError, Notice, nearest
+from hubkit.registry.api import Refs, Registry
+from hubkit.registry.yanked import UNREADABLE, read_yanked
 
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _LABEL = rf"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
@@ -25,6 +27,7 @@ _PARTIAL = re.compile(
 )
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
 _MAX_LENGTH = 256
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 RANGES = "^1.2   ~1.2   >=1,<2   1.2.x   1.2.0   *"
 
 
@@ -157,53 +160,108 @@ def sorted_versions(tags: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a revision means now: the commit, and the branch or tag that led to it (None: a commit, or the default)."""
+    """What a revision means now.
+
+    Args:
+        commit: 40 hex digits.
+        name: the branch or tag that led to it; None: a commit, or the default branch.
+        tag: whether `name` is a tag.
+    """
 
     commit: str
     name: str | None
+    tag: bool = False
 
 
 def resolve_revision(registry: Registry, repo: str, revision: str | None) -> Resolved:
-    """The commit that a revision means in a registry, now.
+    """The commit that a revision means in a registry, now: a tag before a branch of the same name, as in git.
+
+    A registry of another make may see it the other way round, so its lists are read here and not its answer.
 
     Args:
-        revision: None (default branch), a branch, tag, commit, version (``1.2.0`` also finds tag ``v1.2.0``) or range.
+        revision: None (default branch), a branch, tag, commit, version (``1.2.0`` and ``v1.2.0`` are the tag
+            ``v1.2.0``, never a branch of that name: branches move) or range.
+
+    A range passes over what was yanked; whoever names a version exactly gets it, and the reason as a `Notice`.
 
     Raises:
-        HubkitError: ``HK-NO-REVISION`` when nothing fits, with the names nearest to it; what the registry raises.
+        HubkitError: ``HK-NO-REVISION`` when nothing fits, with the names nearest to it; ``HK-YANKED`` when all that
+            fits a range was yanked; what `read_yanked` and the registry raise.
     """
-    if revision is not None and (is_range(revision) or parse_version(revision)):
-        tags = registry.refs(repo).tags
-        tag = pick_version(revision, tags)
-        if tag is not None:
-            return Resolved(tags[tag], tag)
+    if revision is None:
+        return Resolved(registry.resolve(repo, None), None)
+    if _COMMIT.fullmatch(revision):
+        try:
+            return Resolved(registry.resolve(repo, revision), None)
+        except HubkitError as fault:
+            if fault.code != "HK-NOT-FOUND":
+                raise
+    refs = registry.refs(repo)  # refuses when it is the repository that is not there
+    version = is_range(revision) or parse_version(revision.removeprefix("v")) is not None
+    tag = revision if revision in refs.tags else pick_version(revision, refs.tags) if version else None
+    if tag is not None:
         if is_range(revision):
-            raise no_revision(registry.name, repo, revision, tags)
+            yanked = read_yanked(registry, repo, refs)
+            tag = _not_yanked(registry, repo, revision, refs, yanked) if tag in yanked else tag
+        elif tag_version(tag) is not None:
+            _notice_yanked(registry, repo, tag, refs)
+        return Resolved(refs.tags[tag], tag, True)
+    if revision in refs.branches:
+        if version:
+            raise no_revision(registry.name, repo, revision, refs.tags, branch=refs.branches[revision])
+        return Resolved(refs.branches[revision], revision)
     try:
-        commit = registry.resolve(repo, revision)
+        if not is_range(revision):
+            commit = registry.resolve(repo, revision)  # the beginning of a commit's id, or refs/heads/name
+            return Resolved(commit, None if commit.startswith(revision) else revision)
     except HubkitError as fault:
-        if fault.code != "HK-NOT-FOUND" or revision is None:
+        if fault.code not in ("HK-NOT-FOUND", "HK-NO-REVISION"):
             raise
-        refs = registry.refs(repo)  # refuses when it is the repository that is not there
-        raise no_revision(registry.name, repo, revision, [*refs.branches, *refs.tags]) from None
-    return Resolved(commit, None if revision is not None and commit.startswith(revision) else revision)
+    known = refs.tags if is_range(revision) else [*refs.branches, *refs.tags]
+    raise no_revision(registry.name, repo, revision, known)
 
 
-def no_revision(where: str, repo: str, revision: str, names: Iterable[str]) -> HubkitError:
+def _notice_yanked(registry: Registry, repo: str, tag: str, refs: Refs) -> None:
+    """Says of a version that was named exactly when it was yanked; a list that cannot be read keeps nobody from it."""
+    try:
+        yanked = read_yanked(registry, repo, refs)
+    except HubkitError as fault:
+        if fault.code not in UNREADABLE:
+            raise
+        warn(f"whether {repo}@{tag} was yanked cannot be read: {fault.where}", Notice, stacklevel=3)
+        return
+    if tag in yanked:
+        warn(f"{repo}@{tag} was yanked: {yanked[tag]}", Notice, stacklevel=3)
+
+
+def _not_yanked(registry: Registry, repo: str, revision: str, refs: Refs, yanked: Mapping[str, str]) -> str:
+    """The tag of the highest version in a range that was not yanked."""
+    tag = pick_version(revision, (one for one in refs.tags if one not in yanked))
+    if tag is None:
+        fitting = [one for one in sorted_versions(yanked)[::-1] if one in refs.tags and pick_version(revision, [one])]
+        have = [f"{one.removeprefix('v')}: {yanked[one]}" for one in fitting]
+        what, where = f"every version of {repo} in {revision} was yanked", f"{registry.name}/{repo}"
+        fix = f"another range; to have one all the same: {repo}@{fitting[0].removeprefix('v')}"
+        raise HubkitError("HK-YANKED", what, where=where, want=revision, have=have, fix=fix)
+    return tag
+
+
+def no_revision(
+    where: str, repo: str, revision: str, names: Iterable[str], *, branch: str | None = None
+) -> HubkitError:
     """The refusal of a revision that a repository does not have, with what it has instead.
 
     Args:
         where: the registry's name.
         names: branch and tag names to choose from.
+        branch: the commit of a branch that is named like the version asked for.
     """
     known = sorted(names)
     versions = sorted_versions(known)[::-1]
     have = versions[:5] if is_range(revision) else nearest(revision, known) or versions[:5]
-    return HubkitError(
-        "HK-NO-REVISION",
-        f"{repo} has no revision {revision}",
-        where=where,
-        want=revision,
-        have=", ".join(have) or "no versions",
-        fix=f"{repo}@{have[0]}" if have else "",
-    )
+    what, said = f"{repo} has no revision {revision}", ", ".join(have) or "no versions"
+    fix = f"{repo}@{have[0]}" if have else ""
+    if branch is not None:
+        what, said = f"{repo} has no version {revision}", f"a branch of that name, which moves; {said}"
+        fix = " or ".join(filter(None, [fix, f"{repo}@{branch}"]))
+    return HubkitError("HK-NO-REVISION", what, where=where, want=revision, have=said, fix=fix)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -215,3 +217,21 @@ def _size(amount: int | str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def arithmetic() -> dict[str, str]:
+    """What the last bits of a product on the CPU depend on: ``torch``, its version, and ``processor``.
+
+    The processor by its kind, the instructions that torch uses of it, and its model; MKL's compatibility mode, which
+    makes it compute like another, belongs to it.
+    """
+    facts = [platform.machine(), torch.backends.cpu.get_cpu_capability(), _processor_model()]
+    facts += [f"MKL_CBWR={mode}"] if (mode := os.environ.get("MKL_CBWR")) else []
+    return {"torch": str(torch.__version__), "processor": ", ".join(fact for fact in facts if fact)}
+
+
+def _processor_model() -> str:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return platform.processor()

@@ -14,13 +14,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from hubkit.artifact.identity.digest_cache import home
 from hubkit.documents.drafts import scratch
 
+Library = TypeVar("Library")
 SWITCH = "HUBKIT_COMPILE"
 """Environment variable: ``0`` leaves everything to torch."""
 _FLAGS = ("-O3", "-fPIC", "-ffp-contract=off")
@@ -32,15 +35,21 @@ def wanted() -> bool:
     return os.environ.get(SWITCH) != "0"
 
 
-def built(source: Path) -> ctypes.CDLL | None:
-    """The library of a C file, compiled if need be; None where that fails, for whatever reason."""
+def built(source: Path, make: Callable[[ctypes.CDLL], Library], agrees: Callable[[Library], bool]) -> Library | None:
+    """The library of a C file, compiled if need be; None where torch has to do, for whatever reason.
+
+    Args:
+        make: from what is loaded; an AttributeError says that it lacks a function.
+        agrees: whether a sample is what torch makes of it.
+    """
     folder = home()
-    if folder is None or os.name != "posix" or sys.byteorder != "little":
+    if not wanted() or folder is None or os.name != "posix" or sys.byteorder != "little":
         return None
     try:
-        return ctypes.CDLL(str(_compiled(source, folder / "compiled")))
-    except (OSError, subprocess.SubprocessError):
+        made = make(ctypes.CDLL(str(_compiled(source, folder / "compiled"))))
+    except (AttributeError, OSError, subprocess.SubprocessError):
         return None
+    return made if agrees(made) else None
 
 
 def _compiled(source: Path, folder: Path) -> Path:

@@ -58,6 +58,10 @@ def read_rows(path: Path) -> list[Record]:
             file:line; HK-NO-ROWS for a file without rows.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        base = (path / "config.json").is_file()
+        fix = f"hubkit train {path} ROWS: the base comes first" if base else f"hubkit train BASE {path}/ROWS.jsonl"
+        raise _fault(str(path), f"a file ending in {' '.join(SUFFIXES)}", "a base" if base else "a folder", fix)
     if suffix not in SUFFIXES:
         raise _fault(path.name, f"a file ending in {' '.join(SUFFIXES)}", suffix or "no suffix")
     try:

@@ -87,6 +87,7 @@ def encode(
         raise HubkitError("HK-NO-ROWS", "there are no rows to train on", want="at least one row")
     encode_one = _encoder(tokenizer, columns, raw)
     rows = [encode_one(record) for record in records]
+    _require_words(records, columns)
     if truncate:
         rows = [Row(row.ids[:max_length], row.labels[:max_length], row.where) for row in rows]
     long = [f"{row.where}: {len(row.ids)} tokens" for row in rows if len(row.ids) > max_length]
@@ -100,6 +101,27 @@ def encode(
         )
     require_targets(rows)
     return rows
+
+
+def _require_words(records: Sequence[Record], columns: Columns) -> None:
+    """Refuse rows that say nothing at all: what a template adds is no text to learn from."""
+    names = (columns.text, columns.messages, columns.completion, *columns.prompt)
+    empty = [record.where for record in records if not any(_says(record.values.get(name)) for name in names if name)]
+    if empty:
+        raise HubkitError(
+            "HK-NO-TARGETS",
+            f"{len(empty)} of {len(records)} rows are empty",
+            want="text in a prompt or an answer",
+            have=shorten(empty),
+            fix="remove these rows",
+        )
+
+
+def _says(value: object) -> bool:
+    if isinstance(value, list):
+        texts = [item.get("content", item.get("value")) for item in value if isinstance(item, Mapping)]
+        return len(texts) < len(value) or any(_says(text) for text in texts)
+    return not isinstance(value, str | None) or bool(value and value.strip())
 
 
 def require_targets(rows: Sequence[Row]) -> None:
@@ -262,17 +284,14 @@ def render(
     Raises:
         HubkitError: ``HK-TEMPLATE``.
     """
-    from jinja2 import TemplateError
+    from hubkit.tensors.rendering import TemplateFailed, rendered
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    # a template is a program of the base's author: on rows it does not expect it may fail in any of these ways
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        return rendered(tokenizer, messages, prompt)
+    except TemplateFailed as error:
         roles = ", ".join(str(message["role"]) for message in messages) or "no message"
-        have = [f"{type(error).__name__}: {error}", f"messages: {roles}"]
-        what = "the chat template refuses a conversation"
+        what, have = "the chat template refuses a conversation", [str(error), f"messages: {roles}"]
         raise HubkitError("HK-TEMPLATE", what, where=where, have=have, fix=fix) from None
-    return str(text)
 
 
 def _require_prefix(before: str, after: str, whole: str, index: int, where: str) -> None:

@@ -11,8 +11,8 @@ from hubkit.errors import HubkitError
 from hubkit.named.sources import base_record
 from hubkit.named.terms import Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary
-from hubkit.named.where import Where
 from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     from torch import nn

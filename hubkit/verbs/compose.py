@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, tensors_bytes, write_adapter
+from hubkit.artifact.folder import CARD_NAME, TENSORS_NAME, quantized_for, tensors_bytes, write_adapter
 from hubkit.documents.arguments import checked
+from hubkit.documents.licenses import require_license
 from hubkit.documents.manifest import Manifest, Parent
 from hubkit.documents.schema import canonical, sha256
 from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import chosen_name
-from hubkit.named.terms import Term, Terms, as_sum, codec_of_terms, open_terms
-from hubkit.named.where import Where
+from hubkit.named.terms import Term, Terms, as_sum, open_terms
 from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
@@ -111,6 +112,7 @@ def compose(
     from hubkit.tensors.weights.composing import compose_options
     from hubkit.verbs.interference import require_page, write_page
 
+    require_license(license)
     how = compose_options(method, density, seed, rank, energy)
     if out is None and report is None:
         raise HubkitError("HK-USAGE", "nothing is to be written", want="--out, --report or both", status=USAGE)
@@ -154,13 +156,14 @@ def _write(
     result = adapter_of(name, made, adapters, base)
     first = members[0].folder
     assert first.manifest.base is not None
+    codec, compute_dtype = quantized_for(member.folder for member in members)
     manifest = Manifest(
         kind="adapter",
         name=result.name,
         method=result.method.name,
         plugin=plugin_of(result),
         config=config_document(result.config),
-        base=changed(first.manifest.base, codec=codec_of_terms(members)),
+        base=changed(first.manifest.base, codec=codec, compute_dtype=compute_dtype),
         parents=plan.parents,
         composition=record(how, made),
         license=license,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from hubkit.documents.arguments import checked
 from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.sources import base_source, base_with_record
-from hubkit.named.terms import Term, Terms, adapters, codec_of_terms, mix_of, open_terms, require_base, require_mix
+from hubkit.named.sources import base_source, base_with_record, named_base, naming_digest
+from hubkit.named.terms import Terms, attached, codec_of_terms, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
-from hubkit.named.where import Where
 from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,47 +86,39 @@ def generate(
     import torch
 
     from hubkit.compat.transformers import quiet
-    from hubkit.methods.reading import read_adapter
     from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import computing, described, device_named, forked_rng
-    from hubkit.tensors.live.attached import Attached
     from hubkit.tensors.live.loading import load_base
     from hubkit.tensors.parts.part import front_length
+    from hubkit.tensors.rendering import begin
 
-    if max_new_tokens < 1 or temperature < 0:
-        raise HubkitError(
-            "HK-OPTIONS",
-            "out of range",
-            want="max_new_tokens >= 1, temperature >= 0",
-            have=f"{max_new_tokens}, {temperature}",
-            status=USAGE,
-        )
+    require_ranges(max_new_tokens, temperature)
     require_mix(mix)
     place = device_named(device)
     where = Where(registry, offline, progress)
     members = open_terms(terms, where) if terms else []
-    named, revision = _base(base, revision, members)
+    named, revision = named_base(base, revision, members[0].folder.manifest.base if members else None)
     overrides: tuple[str, ...] = ()
     if members:
-        source, record = base_with_record(named, revision, where)
+        with naming_digest(members[0].folder.manifest.base):
+            source, record = base_with_record(named, revision, where)
         overrides = require_base(members, record, allow_base_mismatch)
     else:
         source = base_source(named, revision, where)
     overrides += (INCOMPLETE,) if allow_incomplete_base else ()
     tokens = one_vocabulary(members)
     report(described(place))
+    if not raw:
+        begin(source.path)
     model: nn.Module = load_base(
         source.path, dtype, codec_of_terms(members), place, allow_incomplete_base=allow_incomplete_base
     )
     tokenizer = tokenizer_with(source.path, tokens, " + ".join(member.name for member in members))
     front = 0
     if members:
-        attached = Attached(model)
-        for member in adapters(members):
-            attached.add(member.name, read_adapter(member.folder, attached.sites, name=member.name, dtype="base"))
-        attached.set_mix(mix_of(members, mix))
-        front = front_length(part for adapter in attached.adapters.values() for part in adapter.parts.values())
-        model = attached
+        live = attached(model, members, mix)
+        front = front_length(part for adapter in live.adapters.values() for part in adapter.parts.values())
+        model = live
     smaller = "--max-new-tokens, a shorter prompt, or fewer adapters"
     with quiet(), forked_rng(place), computing(place, "the answer", smaller):
         torch.manual_seed(seed)
@@ -135,14 +127,14 @@ def generate(
     return Generated(text, count, source.reference, shown, overrides, described(place))
 
 
-def _base(base: Path | str | None, revision: str | None, members: list[Term]) -> tuple[Path | str, str | None]:
-    if base:
-        return base, revision
-    origin = members[0].folder.manifest.base if members else None
-    if origin is None or not origin.source or (origin.revision is None and not Path(origin.source).is_dir()):
-        have = f"the adapter's manifest says {origin.source!r}" if origin and origin.source else ""
-        raise HubkitError("HK-BASE-NEEDED", "no base is named", have=have, fix="--base DIR-OR-ORG/NAME", status=USAGE)
-    return origin.source, revision or origin.revision
+def require_ranges(max_new_tokens: int, temperature: float) -> None:
+    """Refuses a number that cannot be: ``HK-OPTIONS``, naming that one alone."""
+    bad: list[tuple[str, str, float]] = [("max_new_tokens", ">= 1", max_new_tokens)] if max_new_tokens < 1 else []
+    bad += [] if 0 <= temperature < float("inf") else [("temperature", ">= 0", temperature)]
+    if bad:
+        fix = "    and    ".join(f"--{name.replace('_', '-')} {want}" for name, want, _ in bad)
+        want, have = [f"{n} {w}" for n, w, _ in bad], [f"{n} = {value}" for n, _, value in bad]
+        raise HubkitError("HK-OPTIONS", "out of range", want=want, have=have, fix=fix, status=USAGE)
 
 
 def _answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,13 @@ from hubkit.artifact.folder import WEIGHTS_NAME
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import MANIFEST_NAME, Manifest
 from hubkit.documents.shown import Shown, Table
-from hubkit.errors import HubkitError
+from hubkit.errors import USAGE, HubkitError
 from hubkit.registry.address import is_repo
 from hubkit.registry.opening import open_registry
 from hubkit.registry.versions import sorted_versions
 
 if TYPE_CHECKING:
+    from hubkit.documents.manifest import BaseFingerprint
     from hubkit.registry.store.store import StoredEntry
 
 FEW = 20
@@ -33,6 +35,9 @@ class Listed(Shown):
         digest: of what is stored.
         size: bytes of what is stored.
         path: where it is stored.
+        pulled: the day on which it came into the store, ``2026-11-30``.
+        fits: whether it was made on the base that was asked about, of a mix all its adapters; None where nobody asked,
+            where it is no adapter, and where that is not known.
     """
 
     reference: str
@@ -41,31 +46,78 @@ class Listed(Shown):
     digest: str | None = None
     size: int | None = None
     path: Path | None = None
+    pulled: str | None = None
+    fits: bool | None = None
 
 
 @checked
-def list(prefix: str = "", *, remote: bool = False, registry: str | None = None) -> tuple[Listed, ...]:
+def list(
+    prefix: str = "", *, remote: bool = False, registry: str | None = None, base: Path | str | None = None
+) -> tuple[Listed, ...]:
     """What there is.
 
     Args:
         prefix: only repositories that begin with it: ``ana``, ``ana/ch``.
         remote: look into the registry instead of the store.
         registry: which registry; implies `remote`.
+        base: say of each stored adapter whether it fits this base: a folder, or a repository whose files are looked at
+            where it lives, or, where that does not answer, in the store.
 
     Raises:
-        HubkitError: what the registry raises.
+        HubkitError: ``HK-OPTIONS`` for a base beside a registry, which `search` asks by base; what that raises.
     """
-    return _remote(prefix, registry) if remote or registry else _stored(prefix)
+    if not remote and not registry:
+        return _stored(prefix, base)
+    if base is not None:
+        what, fix = "what fits a base is said of the store alone", f"hubkit search --base {base}"
+        raise HubkitError("HK-OPTIONS", what, have="base, with a registry", fix=fix, status=USAGE)
+    return _remote(prefix, registry)
 
 
-def _stored(prefix: str) -> tuple[Listed, ...]:
+def _stored(prefix: str, base: Path | str | None) -> tuple[Listed, ...]:
     from hubkit.registry.store.store import Store
 
+    wanted = None if base is None else _fingerprint(base)
     return Table(
-        Listed(entry.reference, _kind(entry), entry.names, entry.digest, entry.size, entry.path)
+        Listed(
+            *(entry.reference, _kind(entry), entry.names, entry.digest, entry.size, entry.path, _day(entry.path)),
+            fits=None if wanted is None or entry.kind == "base" else _fits(entry.path, wanted),
+        )
         for entry in Store().list()
         if entry.repo.startswith(prefix)
     )
+
+
+def _fingerprint(base: Path | str) -> BaseFingerprint:
+    from hubkit.artifact.identity.digest import fingerprint_folder
+    from hubkit.named.sources import base_record, base_source
+    from hubkit.registry.opening import Where
+
+    try:
+        return base_record(base, None, Where()).fingerprint
+    except HubkitError as fault:
+        if fault.code != "HK-OFFLINE":
+            raise
+        return fingerprint_folder(base_source(base, None, Where(offline=True)).path).fingerprint
+
+
+def _fits(folder: Path, base: BaseFingerprint) -> bool | None:
+    """Whether an adapter was made on a base; of a mix, whether all its members were."""
+    from hubkit.artifact.identity.base_match import proven
+
+    try:
+        manifest = Manifest.read(folder)
+    except HubkitError:
+        return None  # another tool's, which names no digest; or damaged
+    found = [None if manifest.base is None else proven(manifest.base, base)]
+    if manifest.kind == "mix":
+        inside = [folder.with_name(one.digest.removeprefix("sha256:")) for one in manifest.mixed().members.values()]
+        found += [_fits(one, base) for one in inside]
+    return None if None in found and False not in found else all(found)
+
+
+def _day(path: Path) -> str:
+    return date.fromtimestamp(path.stat().st_mtime).isoformat()
 
 
 def _kind(entry: StoredEntry) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import CARD_NAME, check_adapter, write_adapter
 from hubkit.documents.arguments import checked
+from hubkit.documents.licenses import require_license
 from hubkit.documents.manifest import BaseFingerprint, Manifest, Parent
 from hubkit.documents.mix import MixDocument, MixMember, NodeKind, Tree, leaves, replaced, require_small, weights
 from hubkit.documents.shown import Shown
@@ -21,8 +22,8 @@ from hubkit.named.members import relative, unused
 from hubkit.named.sources import chosen_name
 from hubkit.named.terms import Term, Terms, adapters, open_terms, require_base, require_mix
 from hubkit.named.trees import parse_tree
-from hubkit.named.where import Where
 from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
 from hubkit.registry.reference import parse_reference
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def mix(
     """
     from hubkit.methods.mixable import require_mixable
 
+    require_license(license)
     out, name = Path(out), chosen_name(name, Path(out))
     require_mix(mix)
     wanted = parse_tree(terms, mix)

@@ -11,8 +11,8 @@ from hubkit.documents.arguments import checked_but
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_record
 from hubkit.named.terms import as_text, open_terms, require_adapter, require_base
-from hubkit.named.where import Where
 from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,9 +12,9 @@ from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import MixAdapter, open_mix
 from hubkit.named.sources import Source, adapter_source, base_reference, base_source, read_manifest
-from hubkit.named.where import Where
 from hubkit.registry.address import is_repo
 from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
 from hubkit.registry.reference import parse_reference
 
 
@@ -51,6 +51,7 @@ def pull(
     registry: str | None = None,
     offline: bool = False,
     progress: Progress | None = None,
+    allow_moved: bool = False,
 ) -> Pulled:
     """Bring what `reference` names into the store.
 
@@ -60,12 +61,14 @@ def pull(
         registry: where, if not the default registry.
         offline: only what was pulled before.
         progress: called with (bytes so far, bytes in all).
+        allow_moved: take a tag although it meant another commit when it was last pulled here.
 
     Raises:
         HubkitError: ``HK-REFERENCE``; every refusal of `hubkit.registry.store.store.Store.pull`; nothing is left then.
             ``HK-MIX-MEMBER`` for a member of a mix that cannot be had or is another than the one that was mixed.
+            ``HK-MOVED`` for a tag that meant another commit when it was last pulled.
     """
-    where = Where(registry, offline, progress)
+    where = Where(registry, offline, progress, allow_moved)
     if base and not offline:
         reference = _base_of(reference, where)
     found = base_source(reference, None, where) if base else adapter_source(reference, where)

@@ -1,4 +1,4 @@
-"""`push`: publish an adapter folder as ONE commit and one version tag, or nothing.
+"""`push`: publish an adapter folder as ONE commit and one version tag, or nothing; or a base, which has no version.
 
 Everything that can be refused is refused before the first byte is sent. A kill leaves the old tip, or the new commit
 without its tag, which the next push of the same folder adds.
@@ -6,31 +6,28 @@ without its tag, which the next push of the same folder adds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hubkit.artifact.card import render_card
-from hubkit.artifact.folder import CARD_NAME, AdapterFolder, open_adapter
-from hubkit.artifact.identity.digest import hash_file
+from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, AdapterFolder, open_adapter
 from hubkit.documents.arguments import checked
-from hubkit.documents.files import read, refusing
-from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.files import read, refusing, require_unlinked
+from hubkit.documents.manifest import MANIFEST_NAME
 from hubkit.documents.names import check_allowed, check_names
 from hubkit.documents.schema import sha256
 from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import require_published
-from hubkit.named.where import Where
-from hubkit.registry.api import Refs, Registry, RemoteFile
-from hubkit.registry.opening import open_registry
+from hubkit.named.publishing import BaseContent, Publication, base_content, is_base, retrying
+from hubkit.named.sound import remarks, require_sound
+from hubkit.registry.address import is_repo
+from hubkit.registry.api import Registry
+from hubkit.registry.opening import Where, open_registry
 from hubkit.registry.reference import parse_reference
 from hubkit.registry.versions import sorted_versions, tag_version
-from hubkit.verbs.verify import require_finite
 
-ATTEMPTS = 3
-"""How often the changes are computed anew after somebody else's commit came first."""
 MAX_TEXT = 4 << 20
 
 
@@ -41,19 +38,20 @@ class Pushed(Shown):
     Args:
         repo: ``org/name``.
         registry: its name, without credentials.
-        version: of the manifest; the tag is ``v<version>``.
-        digest: the adapter's identity: the sha256 of its ``hubkit.json``.
+        version: of the manifest; the tag is ``v<version>``. None for a base: `tag` gives it one.
+        digest: the adapter's identity, the sha256 of its ``hubkit.json``; of a base that of the list of its files.
         commit: the 40-hex commit that holds it; None in a dry run that would make one.
         created: the repository was (would be) made.
         uploaded: files that were (would be) sent.
         removed: files of the version before that were (would be) taken out.
-        left_out: files in the folder that the manifest does not list: they stay here.
+        left_out: files in the folder that the manifest does not list, or of which no base consists: they stay here.
         dry_run: nothing was sent.
+        notes: what is odd about it although it may be published.
     """
 
     repo: str
     registry: str
-    version: str
+    version: str | None
     digest: str
     commit: str | None
     created: bool
@@ -61,6 +59,7 @@ class Pushed(Shown):
     removed: tuple[str, ...]
     left_out: tuple[str, ...]
     dry_run: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def unchanged(self) -> bool:
@@ -78,10 +77,11 @@ def push(
     registry: str | None = None,
     dry_run: bool = False,
 ) -> Pushed:
-    """Publish an adapter.
+    """Publish an adapter, or a base.
 
     Args:
-        folder: the adapter's folder, as ``hubkit pack`` leaves it.
+        folder: the adapter's folder, as ``hubkit pack`` leaves it; or a model's, with ``config.json``, safetensors and
+            tokenizer.
         repo: ``org/name``; made if it is not there.
         private: make it private, if it is made.
         message: of the commit; name and version by default.
@@ -89,65 +89,48 @@ def push(
         dry_run: check everything, send nothing.
 
     Raises:
-        HubkitError: what opening the folder raises; ``HK-NAME``, ``HK-PICKLE``, ``HK-FORBIDDEN-FILE``, ``HK-NAN``;
+        HubkitError: what opening the folder raises; ``HK-NAME``, ``HK-PICKLE``, ``HK-FORBIDDEN-FILE``, ``HK-SYMLINK``;
+            what `verify` would refuse of its tensors: ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``, ``HK-METHOD-UNKNOWN``;
             ``HK-MIX-MEMBER`` for a mix with a member that others could not get;
             ``HK-VERSION-EXISTS`` when the version is published with other content; ``HK-STALE`` when others keep
-            committing; ``HK-FILES`` when the registry holds other bytes than were sent; what the registry raises.
+            committing; ``HK-FILES`` when the registry holds other bytes than were sent; what the registry raises. Of
+            a base ``HK-NOT-MODEL``, ``HK-BASE-FILES``, ``HK-SAFETENSORS``; ``HK-EXISTS`` for the repository of an
+            adapter.
     """
-    adapter = open_adapter(Path(folder))
-    target = parse_reference(repo)
+    folder, target = Path(folder), parse_reference(repo)
     if target.repo is None or target.revision or target.folder:
         raise HubkitError("HK-REFERENCE", "push needs a repository", want="org/name", have=repo, status=USAGE)
+    if is_base(folder):
+        base, place, name = base_content(folder), open_registry(target, registry), target.repo
+        return retrying(lambda: _push_base(Publication(place, name), base, private, message, dry_run))
+    adapter = open_adapter(folder)
     content = _content(adapter)
     if adapter.manifest.kind == "mix":
         require_published(adapter, target, Where(registry))
-    place = open_registry(target, registry)
-    for _ in range(ATTEMPTS - 1):
-        with suppress(_Stale):
-            return _Publication(place, target.repo, adapter, content).run(private, message, dry_run)
-    return _Publication(place, target.repo, adapter, content).run(private, message, dry_run, last=True)
+    place, name = open_registry(target, registry), target.repo
+    return retrying(lambda: _Publication(place, name, adapter, content).run(private, message, dry_run))
 
 
-class _Stale(Exception):
-    """Somebody committed between our look and our commit."""
-
-
-class _Publication:
+class _Publication(Publication):
     """One attempt: what the repository holds, what must change, the commit, the tag."""
 
     def __init__(self, place: Registry, repo: str, adapter: AdapterFolder, content: Mapping[str, Path]) -> None:
-        self.place, self.repo, self.adapter, self.content = place, repo, adapter, content
-        self.where = f"{place.name}/{repo}"
-        self._look()
+        super().__init__(place, repo)
+        self.adapter, self.content = adapter, content
 
-    def _look(self) -> None:
-        self.exists, self.tip, self.refs = True, None, Refs()
-        try:
-            self.refs = self.place.refs(self.repo)
-        except HubkitError as error:
-            if error.code != "HK-NOT-FOUND":
-                raise
-            self.exists = False
-        self.tip = self.refs.branches.get("main")
-        self.files = {f.path: f for f in self.place.files(self.repo, self.tip)} if self.tip else {}
-
-    def run(self, private: bool, message: str | None, dry_run: bool, last: bool = False) -> Pushed:
+    def run(self, private: bool, message: str | None, dry_run: bool) -> Pushed:
         manifest, created = self.adapter.manifest, not self.exists
         tagged = self._tagged()
-        add: dict[str, Path | bytes] = {
-            path: source for path, source in self.content.items() if not self._holds(path, source)
-        }
+        add = self.lacking(self.content)
         card = self._card()
         if card is not None:
             add[CARD_NAME] = card
-        removed = self._leftovers()
+        removed = self.leftovers(self.content)
         commit = None if add or removed else tagged or self.tip
         if not dry_run:
-            if created:
-                self.place.create(self.repo, private=private)
-                self._look()
+            self.create(private)
             if commit is None:
-                commit = self._commit(add, removed, message or f"{manifest.name} {manifest.version}", last)
+                commit = self.commit(add, removed, message or f"{manifest.name} {manifest.version}", self.content)
             if tagged is None:
                 self.place.tag(self.repo, f"v{manifest.version}", commit)
         return Pushed(
@@ -161,6 +144,7 @@ class _Publication:
             removed=removed,
             left_out=self.adapter.unlisted(),
             dry_run=dry_run,
+            notes=_notes(self.adapter),
         )
 
     def _tagged(self) -> str | None:
@@ -195,17 +179,6 @@ class _Publication:
                 raise
             return f"no {MANIFEST_NAME}"
 
-    def _holds(self, path: str, source: Path) -> bool:
-        """Whether the tip already has these bytes at `path`."""
-        there = self.files.get(path)
-        if there is None or there.size != source.stat().st_size:
-            return False
-        return self._digest_of(there, self.tip or "") == hash_file(source)
-
-    def _digest_of(self, file: RemoteFile, commit: str) -> str:
-        """As listed; a Hub lists no sha256 for small files, which are then read."""
-        return file.sha256 or sha256(self.place.read(self.repo, commit, file.path))
-
     def _card(self) -> bytes | None:
         """The model card to send, None when the tip has it. Text that people wrote on the registry since the last
         version stays; otherwise the folder's text is published. Only our block is rewritten."""
@@ -226,54 +199,37 @@ class _Publication:
                 raise
             return None
 
-    def _leftovers(self) -> tuple[str, ...]:
-        """Files of the version before that this one no longer has; what others put beside them stays."""
-        if self.tip is None or MANIFEST_NAME not in self.files:
-            return ()
-        try:
-            before = Manifest.from_bytes(self.place.read(self.repo, self.tip, MANIFEST_NAME), self.where)
-        except HubkitError as error:
-            if error.code not in ("HK-JSON", "HK-SCHEMA", "HK-NOT-CANONICAL"):
-                raise
-            return ()
-        ours = {entry.path for entry in before.files} - self.content.keys()
-        return tuple(sorted(ours & self.files.keys() - {CARD_NAME}))
 
-    def _commit(self, add: Mapping[str, Path | bytes], removed: Iterable[str], message: str, last: bool) -> str:
-        try:
-            commit = self.place.commit(self.repo, add, removed, message=message, parent=self.tip)
-        except HubkitError as error:
-            if error.code == "HK-STALE" and not last:
-                raise _Stale from error
-            raise
-        self._reread(commit)
-        return commit
+def _push_base(there: Publication, base: BaseContent, private: bool, message: str | None, dry_run: bool) -> Pushed:
+    """One attempt for a base: its files, and none of those that a state of it before had beside them."""
+    if adapter := sorted({MANIFEST_NAME, PEFT_CONFIG} & there.files.keys()):
+        what, fix = "there is an adapter in this repository, and a base goes beside none", "hubkit push DIR ORG/NAME"
+        raise HubkitError("HK-EXISTS", what, where=there.where, have=adapter, fix=fix)
+    created, add = not there.exists, there.lacking(base.files)
+    removed = there.leftovers(base.files, weights=True)
+    commit = None if add or removed else there.tip
+    if not dry_run:
+        there.create(private)
+        commit = commit or there.commit(add, removed, message or base.folder.resolve().name, base.files)
+    digest, sent = base.digest, tuple(sorted(add))
+    return Pushed(there.repo, there.place.name, None, digest, commit, created, sent, removed, base.left_out, dry_run)
 
-    def _reread(self, commit: str) -> None:
-        """What the registry now has is what was sent: a server may lose or change bytes, or take half a commit."""
-        there = {file.path: file for file in self.place.files(self.repo, commit)}
-        wrong = [
-            f"{path}: {'missing' if path not in there else 'other bytes'}"
-            for path, source in self.content.items()
-            if path not in there or self._digest_of(there[path], commit) != hash_file(source)
-        ]
-        if wrong:
-            raise HubkitError(
-                "HK-FILES",
-                "the registry does not hold what was sent",
-                where=f"{self.where}@{commit[:12]}",
-                have=wrong,
-                fix="push again; the version is not tagged",
-            )
+
+def _notes(adapter: AdapterFolder) -> tuple[str, ...]:
+    base = adapter.manifest.base
+    local = base is not None and not (base.source and is_repo(base.source))
+    what = "others cannot get its base, of which no repository is recorded; where it has one: hubkit pack DIR --base"
+    return (*remarks(adapter), *((f"{what} ORG/NAME",) if local else ()))
 
 
 def _content(adapter: AdapterFolder) -> dict[str, Path]:
     """Path -> file of everything the manifest vouches for, and the manifest; judged by name, kind and values."""
     paths = [MANIFEST_NAME, *(entry.path for entry in adapter.manifest.files)]
     check_names(paths, str(adapter.path))
+    require_unlinked(adapter.path, [*paths, CARD_NAME])
     content = {path: adapter.path / path for path in paths}
     for path, source in content.items():
         with refusing(source), source.open("rb") as file:
             check_allowed(path, file.read(512), str(adapter.path))
-    require_finite(adapter)
+    require_sound(adapter)
     return content

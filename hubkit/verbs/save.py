@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.folder import CARD_NAME, check_adapter
 from hubkit.documents.arguments import checked_but
+from hubkit.documents.licenses import require_license
 from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_record, base_source, chosen_name
-from hubkit.named.where import Where
 from hubkit.named.writing import card_of, document_of, drafted, require_version, write_live
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord
@@ -76,6 +77,7 @@ def save(
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.mix import require_known
 
+    require_license(license)
     if not isinstance(model, Attached):
         raise HubkitError(
             "HK-NOT-LIVE",

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 from hubkit.artifact.folder import CARD_NAME, check_adapter
 from hubkit.documents.arguments import checked
 from hubkit.documents.files import refusing
+from hubkit.documents.licenses import require_license
 from hubkit.documents.schema import canonical
 from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
-from hubkit.named.where import Where
 from hubkit.named.writing import card_of, document_of, drafted, write_live
 from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,8 @@ class Trained(Shown):
         method: what was trained.
         parameters: numbers in the adapter.
         metrics: of the run; `seconds` is this process's share.
+        untrained: parameters of the base that no method trains, where all modules of their kind are trained: routers,
+            convolutions, the state of Mamba.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class Trained(Shown):
     method: str
     parameters: int
     metrics: Metrics
+    untrained: tuple[str, ...] = ()
 
 
 @checked
@@ -118,6 +122,7 @@ def train(
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
 
+    require_license(license)
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
     replace = _may_replace(out, replace, resume and (run_dir / checkpoint.CHECKPOINT).exists(), resume)
@@ -130,7 +135,7 @@ def train(
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
-    plan = _planned(chosen, settings, source.path, record, allow_incomplete_base)
+    plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
@@ -155,32 +160,40 @@ def train(
     manifest = dataclasses.replace(
         draft,
         config=document_of(adapter.config),
-        training=_training(wanted, rows, metrics),
+        training=_training(wanted, rows, metrics) | ({"untrained": left} if left else {}),
         overrides=(INCOMPLETE,) if allow_incomplete_base else (),
     )
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
     digest = write_live(out, adapter, manifest, record, replace, beside).digest
     checkpoint.discard(run_dir)
     count = sum(p.numel() for p in adapter.parameters().values())
-    return Trained(out, digest, chosen.name, count, metrics)
+    return Trained(out, digest, chosen.name, count, metrics, tuple(left))
 
 
-def _planned(method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool) -> Planned:
-    """What will be made, by the base's files; the model that transformers will make of them must be the same there.
+def _planned(
+    method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool
+) -> tuple[Planned, list[str]]:
+    """What will be made, by the base's files, and what nothing trains; see `left_alone`.
+
+    The model that transformers will make of the files must be the same there.
 
     Raises:
         HubkitError: ``HK-BASE-INCOMPLETE``, ``HK-BASE-MODULES``, ``HK-BASE-LOAD``; what the method's `inject` raises.
     """
     from hubkit.methods.reading import planned
-    from hubkit.tensors.base.agreement import outline, require_agreement, require_weights
+    from hubkit.tensors.base.agreement import left_alone, outline, require_agreement, require_weights
     from hubkit.tensors.base.base import Base
+    from hubkit.tensors.files.coded import in_mxfp4
 
     files, model = Base.from_folder(base), outline(base)
     if not allow_incomplete and not any(site.packed for site in files.sites.values()):
-        require_weights(model, base, {tensor.name: tensor.shape for tensor in record.tensors}, files.arch.prefix)
+        stored = {tensor.name: tensor.shape for tensor in record.tensors}
+        # what is packed has other names and shapes
+        stored |= in_mxfp4(stored) | {site.tensor: site.shape for site in files.linear() if site.coded}
+        require_weights(model, base, stored, files.arch.prefix)
     plan, live = planned(method, settings, files), Base.from_model(model)
     require_agreement(plan.sites, planned(method, settings, live).sites, files, live)
-    return plan
+    return plan, left_alone(plan.sites, live)
 
 
 def _may_replace(out: Path, replace: bool, unfinished: bool, resume: bool) -> bool:

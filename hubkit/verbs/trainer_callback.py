@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.documents.arguments import checked
+from hubkit.documents.licenses import require_license
 from hubkit.verbs.save import save
 
 
@@ -28,6 +29,8 @@ def trainer_callback(
         a `transformers.TrainerCallback`.
     """
     from hubkit.tensors.base.tokenizer import transformers_module
+
+    require_license(license)
 
     class Saving(transformers_module().TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:

@@ -1,12 +1,13 @@
 """`verify`: prove that an adapter is whole, that its tensors are what its method makes, and which base it belongs to.
 
-Every byte is hashed again, whatever was hashed before. Where the base cannot be looked at, the answer is "undecided"
-(exit status 3), never "yes".
+Of a merged checkpoint the whole merge is made again, tensor by tensor, from base and adapters. Every byte is hashed
+again, whatever was hashed before. Where the base cannot be looked at, the answer is "undecided" (exit status 3), never
+"yes".
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,16 +15,28 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.carried import carried_type
 from hubkit.artifact.folder import WEIGHTS_NAME, AdapterFolder, open_adapter
 from hubkit.documents.arguments import checked
-from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, BaseFingerprint
-from hubkit.documents.names import check_allowed, check_names
+from hubkit.documents.mix import KINDS
 from hubkit.documents.shown import Shown
+from hubkit.engines.runtimes.wire import TIMEOUT
 from hubkit.errors import UNDECIDED, HubkitError
 from hubkit.named.members import OpenedMix, open_mix
-from hubkit.named.sources import adapter_source, base_record, base_reference
-from hubkit.named.where import Where
+from hubkit.named.merging import prepared, require_into
+from hubkit.named.parents import open_parents
+from hubkit.named.replaying import F32, replayed_here, said, served_by
+from hubkit.named.sound import remarks, require_files
+from hubkit.named.sources import (
+    Source,
+    adapter_source,
+    base_record,
+    base_reference,
+    base_with_record,
+    doubted,
+)
+from hubkit.named.terms import Term, mix_of
 from hubkit.registry.api import Progress
-from hubkit.registry.reference import parse_reference
+from hubkit.registry.opening import Where
+from hubkit.registry.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
     from hubkit.artifact.identity.digest import BaseRecord
@@ -51,6 +64,7 @@ class Verified(Shown):
         checks: what was proven, in order.
         unlisted: files beside it that the manifest does not vouch for.
         overrides: named overrides used: here, or when it was made.
+        notes: what is odd about its values, none of which is wrong.
     """
 
     reference: str
@@ -60,6 +74,7 @@ class Verified(Shown):
     checks: tuple[Check, ...]
     unlisted: tuple[str, ...]
     overrides: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @checked
@@ -67,6 +82,12 @@ def verify(
     reference: Path | str,
     *,
     base: Path | str | None = None,
+    parents: Sequence[Path | str] = (),
+    probes: bool = False,
+    runtime: str | None = None,
+    model: str | None = None,
+    dtype: str | None = None,
+    timeout: float = TIMEOUT,
     registry: str | None = None,
     offline: bool = False,
     allow_base_mismatch: bool = False,
@@ -76,77 +97,81 @@ def verify(
 
     Args:
         reference: a folder, or a repository that is pulled.
-        base: folder or repository of the base; by default the one its manifest names.
+        base: folder or repository of the base; by default the one its manifest names. That of a merged checkpoint is
+            pulled, any other compared by what the registry lists.
+        parents: of a merged checkpoint: where adapters are that it was made from, if not where its manifest says.
+        probes: load the base and compute the adapter's probes again, at every scale.
+        runtime: address of a running server that is asked for the probes; the base is then compared by its answers
+            alone, unless `base` or `probes` is given, too.
+        model: what that server calls the adapter; found by name and digest without it.
+        dtype: in which the probes are computed, here or there: ``f32`` (the default), ``f16``, ``bf16``, ``q8_0``.
+        timeout: seconds that one answer of the server may take.
         registry: where, if not the default registry.
-        offline: use only what was pulled before; the base must then be a folder.
+        offline: use only what was pulled before.
         allow_base_mismatch: go on with another base; recorded in the result.
         progress: of the pull.
 
     Raises:
         HubkitError: what opening raises; ``HK-FILES`` with every difference; ``HK-NAME``, ``HK-PICKLE``,
             ``HK-FORBIDDEN-FILE``, ``HK-SAFETENSORS``; ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``; ``HK-BASE-MISMATCH``;
-            ``HK-MIX-MEMBER`` for a member of a mix; with status 3 ``HK-BASE-UNPROVEN`` where the base cannot be looked
-            at, ``HK-METHOD-UNKNOWN``, and ``HK-MIX-MEMBER`` where a member cannot.
+            ``HK-MIX-MEMBER`` for a member of a mix, ``HK-MERGE-DIFFERS`` for a merged checkpoint that is another; with
+            status 3 ``HK-BASE-UNPROVEN`` where the base cannot be looked at, ``HK-METHOD-UNKNOWN``,
+            ``HK-MERGE-UNPROVEN`` where a parent cannot be had, and ``HK-MIX-MEMBER`` where a member cannot. Of probes:
+            ``HK-NOOP``, ``HK-SCALE``, ``HK-PROBE-*``, ``HK-PROBES-MISSING``, and ``HK-RUNTIME-*`` of a server.
     """
     where = Where(registry, offline, progress)
     source = adapter_source(reference, where)
-    adapter = open_adapter(source.path, verify=False)
-    checks = [_files(adapter)]
+    with doubted(source):
+        adapter = open_adapter(source.path, verify=False)
+        checks = [Check("files", require_files(adapter))]
+        if runtime is not None:
+            shown, found = served_by(runtime, adapter, model, dtype or F32, timeout)
+            checks.append(Check("runtime", said(found, shown)))
+            if base is None and not probes:
+                return _verified(source, adapter, shown, checks, [])
+        shown, used = _proven(checks, adapter, source, base, parents, where, allow_base_mismatch)
+        if probes:
+            checks.append(Check("probes", replayed_here(adapter, source, base, dtype or F32, where)))
+        return _verified(source, adapter, shown, checks, used)
+
+
+def _proven(
+    checks: list[Check],
+    adapter: AdapterFolder,
+    source: Source,
+    base: Path | str | None,
+    parents: Sequence[Path | str],
+    where: Where,
+    allow: bool,
+) -> tuple[str, list[str]]:
+    """Adds to `checks` what is proven with the base; the base as it was named, and the overrides that this needed."""
+    used: list[str] = []
     mix = _opened(adapter, source.reference, where) if adapter.manifest.kind == "mix" else None
     if mix is not None:
         checks.append(_members(mix))
-    record, shown = _base(adapter, base, where)
-    used = _same_base(adapter, source.reference, record, allow_base_mismatch)
-    for one in mix.adapters if mix is not None else ():
-        used += _same_base(one.folder, one.reference, record, allow_base_mismatch)
-    checks.append(Check("base", _proof(adapter, record, used)))
+    try:
+        record, shown, folder = _base(adapter, base, where, source.stored is None)
+        used += _same_base(adapter, source.reference, record, allow)
+        for one in mix.adapters if mix is not None else ():
+            used += _same_base(one.folder, one.reference, record, allow)
+        checks.append(Check("base", _proof(adapter, record, used)))
+        if adapter.manifest.kind == "model":
+            checks.append(_made_again(adapter, folder, open_parents(adapter, parents, where)))
+    except HubkitError as error:
+        if error.status == UNDECIDED and adapter.manifest.kind == "model":
+            error.have += [f"proven: {check.name}: {check.detail}" for check in checks]
+        raise
     checks += [_tensors(one.folder, record, shown, one.name) for one in (mix.adapters if mix is not None else ())]
     if WEIGHTS_NAME in {entry.path for entry in adapter.manifest.files} and adapter.manifest.method:
         checks.append(_tensors(adapter, record, shown))
-    return Verified(
-        reference=source.reference,
-        path=source.path,
-        digest=adapter.manifest.digest,
-        base=shown,
-        checks=tuple(checks),
-        unlisted=adapter.unlisted(),
-        overrides=tuple(dict.fromkeys([*adapter.manifest.overrides, *used])),
-    )
+    return shown, used
 
 
-def require_finite(adapter: AdapterFolder) -> None:
-    """Raises ``HK-NAN`` naming every tensor of an adapter that holds a NaN or an infinity."""
-    if WEIGHTS_NAME not in {entry.path for entry in adapter.manifest.files}:
-        return
-    from safetensors import safe_open
-
-    from hubkit.tensors.parts.values import require_finite as refuse_others
-
-    with safe_open(adapter.weights_path, framework="pt") as file:
-        refuse_others(((name, file.get_tensor(name)) for name in file.keys()), str(adapter.weights_path))  # noqa: SIM118
-
-
-def _files(adapter: AdapterFolder) -> Check:
-    """Names, kinds, sizes and digests of all files, from their bytes as they are now."""
-    manifest, folder = adapter.manifest, adapter.path
-    check_names([MANIFEST_NAME, *(entry.path for entry in manifest.files)], str(folder))
-    wrong: list[str] = []
-    for entry in manifest.files:
-        path = folder / entry.path
-        with refusing(path), path.open("rb") as file:
-            check_allowed(entry.path, file.read(512), str(folder))
-            file.seek(0)
-            have = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        if have != entry.sha256:
-            wrong.append(f"{entry.path}: {have}, not {entry.sha256}")
-    if wrong:
-        what = f"the files of {manifest.name!r} are not those of its manifest"
-        fix = "pull it again; after a wanted change: hubkit pack"
-        raise HubkitError("HK-FILES", what, where=f"{folder / MANIFEST_NAME}#/files", have=wrong, fix=fix)
-    if manifest.kind == "mix" and not manifest.files:
-        return Check("files", "the manifest is whole; a mix has no other files")
-    size = sum(entry.size for entry in manifest.files)
-    return Check("files", f"{len(manifest.files)} files, {size} bytes: every one is what the manifest says")
+def _verified(source: Source, adapter: AdapterFolder, base: str, checks: list[Check], used: list[str]) -> Verified:
+    overrides = tuple(dict.fromkeys([*adapter.manifest.overrides, *used]))
+    digest, unlisted = adapter.manifest.digest, adapter.unlisted()
+    notes = remarks(adapter)
+    return Verified(source.reference, source.path, digest, base, tuple(checks), unlisted, overrides, notes)
 
 
 def _opened(adapter: AdapterFolder, reference: str, where: Where) -> OpenedMix:
@@ -162,13 +187,18 @@ def _opened(adapter: AdapterFolder, reference: str, where: Where) -> OpenedMix:
 def _members(mix: OpenedMix) -> Check:
     """Each adapter has the digest it was mixed with (`open_mix`), and its bytes are those of its manifest."""
     for one in mix.adapters:
-        _files(one.folder)
+        require_files(one.folder)
     count = f"{len(mix.adapters)} adapter{'s' if len(mix.adapters) > 1 else ''}"
     return Check("members", f"{count} in {mix.tree}: every one, to the byte, is the one that was mixed")
 
 
-def _base(adapter: AdapterFolder, base: Path | str | None, where: Where) -> tuple[BaseRecord, str]:
-    """The identity of the base to compare with, and what to call it."""
+def _base(adapter: AdapterFolder, base: Path | str | None, where: Where, own: bool) -> tuple[BaseRecord, str, Path]:
+    """The identity of the base to compare with, what to call it, and its folder, which a merged checkpoint needs.
+
+    Args:
+        own: the adapter is a folder here, not one that was pulled.
+    """
+    whole = adapter.manifest.kind == "model"
     want = adapter.manifest.base
     if want is None:
         what = "the manifest names no base, so nothing can be compared"
@@ -180,26 +210,36 @@ def _base(adapter: AdapterFolder, base: Path | str | None, where: Where) -> tupl
         if base:
             raise
         reference = None  # the manifest's source is informative: a name that means nothing here
-    if reference is None or (base is None and reference.path is not None):
+    if reference is None or (base is None and not _is_known(reference, own)):
         raise _undecided(adapter, "where the base is, is not known here", have=str(named) or "no source")
-    if where.offline and reference.path is None:
-        raise _undecided(adapter, "offline the base can only be a folder", have=str(reference))
+    revision = None if base else want.revision
     try:
-        return base_record(named, None if base else want.revision, where), str(reference)
+        if whole or (where.offline and reference.path is None):
+            source, record = base_with_record(named, revision, where)
+            return record, source.reference, source.path
+        return base_record(named, revision, where), str(reference), Path(str(reference))
     except HubkitError as error:
-        if base or error.code not in UNREACHABLE:
+        if (base and not where.offline) or error.code not in UNREACHABLE:
             raise
-        raise _undecided(adapter, "the base cannot be looked at", have=f"{error.code}: {error.what}") from error
+        raise _undecided(adapter, "the base cannot be looked at", f"{error.code}: {error.what}", error.fix) from error
 
 
-def _undecided(adapter: AdapterFolder, what: str, have: str) -> HubkitError:
+def _is_known(reference: Reference, own: bool) -> bool:
+    """Whether a base that only a manifest names is to be looked for: a folder where the adapter is the user's own."""
+    return reference.path is None or (own and (reference.path / "config.json").is_file())
+
+
+def _undecided(adapter: AdapterFolder, what: str, have: str, fix: str = "") -> HubkitError:
+    base = adapter.manifest.base
+    named = f"  ({base.source} @ {base.revision})" if base and base.source and base.revision else ""
+    given = f"hubkit verify {adapter.path} --base DIR-OR-ORG/NAME"
     return HubkitError(
         "HK-BASE-UNPROVEN",
         what,
         where=f"{adapter.path / MANIFEST_NAME}#/base",
-        want="a base to compare with",
+        want=f"{base.weights or base.layout}{named}" if base else "a base to compare with",
         have=have,
-        fix=f"hubkit verify {adapter.path} --base DIR-OR-ORG/NAME",
+        fix=f"{fix}    or    {given}" if fix else given,
         status=UNDECIDED,
     )
 
@@ -222,6 +262,39 @@ def _proof(adapter: AdapterFolder, record: BaseRecord, used: list[str]) -> str:
     if want is not None and want.weights and want.weights == have.weights:
         return f"the values of all {len(record.tensors)} tensors are those it was trained on"
     return f"its {len(have.files)} weight files are those it was trained on"
+
+
+def _made_again(merged: AdapterFolder, base: Path, parents: list[Term]) -> Check:
+    """Every tensor of a merged checkpoint, made again from base and adapters as its manifest says, is the same."""
+    from hubkit.tensors.device import arithmetic
+    from hubkit.tensors.files.dtypes import dtype_named
+    from hubkit.tensors.parts.mix import to_document
+    from hubkit.tensors.weights.proof import differs, replay
+
+    how, here = merged.manifest.composition or {}, arithmetic()
+    kinds = [kind for kind in KINDS if to_document(mix_of(parents, kind)) == merged.manifest.mix]
+    if not kinds:
+        fault = f"{MANIFEST_NAME}#/mix: neither the sum nor the stack of {', '.join(one.name for one in parents)}"
+        raise differs(merged.path, [fault], "the manifest that belongs to it")
+    into = str(how.get("into", "trained"))
+    require_into(into)
+    dtype = dtype_named(str(how["dtype"]) if "dtype" in how else None)
+    ready = prepared(base, parents, mix_of(parents, kinds[0]), into, dtype, measured=False)
+    exact = {name: how.get(name) for name in here} == here
+    try:
+        off = replay(merged.path, ready.plan, ready.shards, dtype, exact=exact, packed=into == "4bit")
+    except HubkitError as error:
+        if exact or into != "4bit" or error.code != "HK-MERGE-DIFFERS":
+            raise
+        error.code, error.status = "HK-MERGE-UNPROVEN", UNDECIDED
+        error.have.insert(0, "packed into 4 bits on another processor or torch, where a rounding may turn a code")
+        raise
+    said = "each the same, bit for bit"
+    if off:
+        said = f"{len(off)} differ in {sum(off.values())} values, by one unit in the last place at most"
+        said += f"; merged on {how.get('processor', 'an unknown processor')}, torch {how.get('torch', 'unknown')}"
+    count = f"{len(parents)} adapter{'s' if len(parents) > 1 else ''}"
+    return Check("merge", f"all tensors made again from the base and {count}: {said}")
 
 
 def _tensors(adapter: AdapterFolder, record: BaseRecord, shown: str, name: str = "tensors") -> Check:

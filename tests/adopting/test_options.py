@@ -148,6 +148,8 @@ def test_an_active_field_is_read_or_named(
         assert pack(folder, base=str(tiny_llama), dry_run=True).adopted
     elif field == "peft_type":
         assert refused("HK-METHOD-UNKNOWN", pack, folder, base=str(tiny_llama)).have == [value]
+    elif field == "target_parameters":  # read where the base has experts: tests/peft/test_experts.py
+        assert refused("HK-TARGET", pack, folder, base=str(tiny_llama)).have == value
     else:
         error = refused("HK-OPTION", pack, folder, base=str(tiny_llama))
         assert any(line.startswith(f"{field}: ") for line in error.have)

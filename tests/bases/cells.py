@@ -89,7 +89,7 @@ KINDS = {
 """Kinds of faults, worst first. A table that is as it should be has none."""
 
 
-def run_cell(kind: str, method: str, base: Path, work: Path) -> Cell:
+def run_cell(kind: str, method: str, base: Path, work: Path, **config: Any) -> Cell:
     """Runs one cell.
 
     Args:
@@ -97,11 +97,12 @@ def run_cell(kind: str, method: str, base: Path, work: Path) -> Cell:
         method: a column.
         base: the row's base, as `architectures.save` writes it.
         work: a folder that does not exist; it is gone afterwards.
+        config: options of the method beside those of its column.
     """
     cell = Cell(kind, method)
     work.mkdir()
     try:
-        if _trained(cell, base, work):
+        if _trained(cell, base, work, config):
             _packed(cell, base, work)
             _compared(cell, base, work)
     finally:
@@ -133,7 +134,7 @@ def logits(model: Any) -> Any:
         return model(input_ids=ids).logits[:, -LENGTH:]  # PEFT's prompts stand in the logits, too
 
 
-def _trained(cell: Cell, base: Path, work: Path) -> bool:
+def _trained(cell: Cell, base: Path, work: Path, config: Mapping[str, Any]) -> bool:
     """Trains two steps; whether there is an adapter."""
     from variants import rows_file
 
@@ -149,7 +150,7 @@ def _trained(cell: Cell, base: Path, work: Path) -> bool:
             rows,
             out,
             method=cell.method,
-            config=dict(method.config),
+            config={**method.config, **config},
             steps=2,
             batch_size=4,
             warmup=0.0,
@@ -170,7 +171,17 @@ def _trained(cell: Cell, base: Path, work: Path) -> bool:
     except Exception as error:
         cell.blame("crash", f"train: {_line(error)}")
         return False
+    if still := _still(out):
+        cell.blame("wrong", f"{len(still)} factors were not trained: {', '.join(still[:3])}")
     return True
+
+
+def _still(folder: Path) -> list[str]:
+    """Factors that two steps left as they were, zero: of modules that the model does not call. Experts may be idle."""
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / "adapter_model.safetensors")
+    return [key for key, value in stored.items() if ".lora_B." in key and not value.any() and ".experts." not in key]
 
 
 def _packed(cell: Cell, base: Path, work: Path) -> None:
@@ -215,7 +226,8 @@ def _compared(cell: Cell, base: Path, work: Path) -> None:
     plainly = loaded(base)
     if cell.method == "qlora" and attached is not None:  # acts beside what 4 bits hold, live and merged
         plainly = _rounded(plainly, attached)
-    theirs = _by_peft(cell, base, plainly, out)
+    folder = _for_peft(cell, base, out)
+    theirs = None if folder is None else _by_peft(cell, base, plainly, folder)
     pairs = {"live and merged": (live, merged), "live and PEFT": (live, theirs), "merged and PEFT": (merged, theirs)}
     for name, (one, other) in pairs.items():
         if one is not None and other is not None and not _differ(one, other) <= TOLERANCE:
@@ -225,6 +237,26 @@ def _compared(cell: Cell, base: Path, work: Path) -> None:
 def _differ(one: Any, other: Any) -> float:
     """The largest difference relative to the largest value."""
     return float((one - other).abs().max() / other.abs().max())
+
+
+def _for_peft(cell: Cell, base: Path, out: Path) -> Path | None:
+    """The folder that PEFT gets: the adapter's own; exported where the model names modules as its files do not."""
+    import hubkit
+    from hubkit.errors import HubkitError
+    from hubkit.tensors.base.base import Base
+    from hubkit.tensors.experts.expert import is_expert
+
+    sites = Base.from_folder(base)
+    if METHODS[cell.method].peft is None or not any(is_expert(n) or sites.arch.tower(n) for n in sites.sites):
+        return out
+    try:
+        return hubkit.export(out, out.parent / "peft", base=base).path
+    except HubkitError as error:
+        if "use_dora: true" in error.have:
+            cell.note = f"PEFT cannot: {_line(error)}"
+        else:
+            cell.blame("dead", f"export: {_line(error)}")
+        return None
 
 
 def _by_peft(cell: Cell, base: Path, model: Any, folder: Path) -> Any:
@@ -275,12 +307,18 @@ def _rounded(model: Any, attached: Any) -> Any:
     """`model` with the weights that the linear layers of `attached` compute with: those that 4 bits hold."""
     import torch
 
+    from hubkit.tensors.experts.expert import Expert
+
     names = {id(module): name for name, module in attached.model.named_modules()}
     with torch.no_grad():
         for site in attached.sites.sites.values():
             if site.kind == "linear" and not site.tied:
                 weight = site.weight()
-                model.get_submodule(names[id(site.module)]).weight.copy_(weight.t() if site.transposed else weight)
+                if isinstance(site.module, Expert):
+                    fused = model.get_submodule(names[id(site.module.holder)]).get_parameter(site.module.tensor)
+                    site.module.within(fused).copy_(weight.t() if site.transposed else weight)
+                else:
+                    model.get_submodule(names[id(site.module)]).weight.copy_(weight.t() if site.transposed else weight)
     return model
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from bases.architectures import save
 from bases.cells import METHODS, Cell, run_cell
@@ -76,10 +77,24 @@ def _child(kind: str, methods: Sequence[str], out: Connection) -> None:
 
 def expected() -> Mapping[tuple[str, str], str]:
     """(architecture, method) -> the code that `train` is to refuse it with; every other cell is to be ok."""
-    found: dict[tuple[str, str], str] = {}
-    for group in json.loads(REFUSALS.read_text()):
-        found |= {(kind, method): group["code"] for kind in group["architectures"] for method in group["methods"]}
-    return found
+    return {
+        (kind, method): group["code"]
+        for group in groups(release())
+        for kind in group["architectures"]
+        for method in group["methods"]
+    }
+
+
+def groups(of: int) -> list[dict[str, Any]]:
+    """The known refusals on a major release of transformers: those of every release, and those of that one alone."""
+    return [group for group in json.loads(REFUSALS.read_text()) if group.get("transformers", of) == of]
+
+
+def release() -> int:
+    """The major release of transformers at hand."""
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0])
 
 
 def markdown(cells: Iterable[Cell]) -> str:
@@ -111,10 +126,7 @@ def written(document: str, table: str) -> str:
 
 def marks() -> tuple[str, str]:
     """What stands before and behind the table of the transformers at hand."""
-    import transformers
-
-    major = transformers.__version__.partition(".")[0]
-    return f"<!-- transformers {major}: scripts/bases --write -->", f"<!-- transformers {major}: end -->"
+    return f"<!-- transformers {release()}: scripts/bases --write -->", f"<!-- transformers {release()}: end -->"
 
 
 def faults(cells: Iterable[Cell]) -> str:

@@ -163,9 +163,9 @@ def test_bare_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_completion_lists_commands() -> None:
-    environment = {**os.environ, "_HUBKIT_COMPLETE": "bash_complete", "COMP_WORDS": "hubkit pu", "COMP_CWORD": "1"}
+    environment = {**os.environ, "_HUBKIT_COMPLETE": "bash_complete", "COMP_WORDS": "hubkit pu"}
     done = subprocess.run(HUBKIT, env=environment, capture_output=True, text=True, check=False)
-    assert sorted(done.stdout.split()) == ["plain,pull", "plain,push"]
+    assert sorted(line.split("\t")[:2] for line in done.stdout.splitlines()) == [["plain", "pull"], ["plain", "push"]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

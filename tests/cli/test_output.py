@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubkit.cli.output import plain, short, size, table
+from hubkit.cli.output import plain, short, table
+from hubkit.documents.arguments import size
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +43,24 @@ def test_arguments_hold_what_is_inside() -> None:
     ]
     with pytest.raises(re.error):
         parsed_expression("(")
+
+
+ENDS = """
+import atexit, sys, threading, time
+from hubkit.compat.python import leave
+class Last:
+    def __del__(self): print("taken apart")
+last = Last()
+atexit.register(lambda: print("registered"))
+if len(sys.argv) > 1: threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+sys.stdout.write("held ")
+leave(3, (sys.stdout, sys.stderr))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [([], "held registered\n"), (["x"], "held thread\nregistered\ntaken apart\n")]
+)
+def test_a_process_ends_with_all_but_taking_modules_apart(more: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS, *more], text=True, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (3, said)

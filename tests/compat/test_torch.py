@@ -45,6 +45,15 @@ def test_parameters_are_those_that_were_registered() -> None:
     assert insides.parameters_of(module)["weight"] is module.weight
 
 
+def test_on_the_cpu_whatever_device_is_asked_for() -> None:
+    with torch.device("meta"):
+        with insides.on_cpu():
+            assert torch.zeros(1).device.type == "cpu"
+        assert torch.zeros(1).device.type == "meta"
+    with insides.on_cpu():
+        assert torch.zeros(1).device.type == "cpu"
+
+
 def test_many_tensors_are_scaled() -> None:
     tensors = [torch.ones(2), torch.full((3,), 2.0)]
     insides.scale_(tensors, 0.5)

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from zoo import model_of
 
-from hubkit.compat.transformers_names import as_in_files, file_naming, may_be_missing
+from hubkit.compat.transformers_names import as_in_files, file_naming, fused_rows, may_be_missing, whole_tensors
 
 OLD = transformers.__version__.startswith("4.")
 
@@ -41,6 +41,20 @@ def test_what_was_done_is_on_the_model_that_was_loaded(tmp_path: Path) -> None:
     conversions = loaded(made, tmp_path)._weight_conversions
     assert any("experts" in target for one in conversions for target in one.target_patterns)
     assert not hasattr(made, "_weight_conversions")
+
+
+@pytest.mark.skipif(OLD, reason="there experts are modules")
+def test_a_tensor_of_all_experts_is_one_of_the_files_or_made_of_theirs() -> None:
+    stem = "model.layers.0.block_sparse_moe"
+    with torch.device("meta"):  # where nothing has values
+        mixtral, granite = model_of("mixtral", num_local_experts=2), model_of("granitemoe", num_local_experts=2)
+    whole = whole_tensors(granite)
+    assert whole[f"{stem}.input_linear.weight"] == f"{stem}.experts.gate_up_proj"
+    assert fused_rows(granite) == {}
+    assert whole_tensors(mixtral) == {}
+    size = mixtral.config.intermediate_size
+    name, number, rows = fused_rows(mixtral)[f"{stem}.experts.1.w3.weight"]
+    assert (name.rpartition(".")[2], number, rows) == ("gate_up_proj", 1, slice(size, 2 * size))
 
 
 @pytest.mark.skipif(not OLD, reason="transformers 5 has another table")

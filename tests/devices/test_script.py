@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow
 def test_every_row_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a tiny model and the CPU: the same code as on a GPU."""
     out = tmp_path / "figures.md"

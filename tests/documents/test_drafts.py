@@ -52,7 +52,8 @@ def test_a_lock_is_waited_for_by_threads(tmp_path: Path) -> None:
 
 def _die_holding(folder: Path) -> None:
     with held(folder / "a", BUSY):
-        claim(folder, ".x.").path.mkdir()
+        draft = claim(folder, ".x.")
+        draft.path.mkdir()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -87,7 +88,7 @@ def test_where_the_file_system_has_no_locks_nothing_is_swept(tmp_path: Path, mon
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_file_system_that_knows_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ENOSYS: older releases of filelock raise a NotImplementedError of it, newer ones lock in another way."""
+    """ENOSYS: nothing is swept there."""
 
     def unknown(handle: int, how: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -98,3 +99,42 @@ def test_a_file_system_that_knows_no_locks(tmp_path: Path, monkeypatch: pytest.M
             assert mine != other
             assert {mine.is_dir(), other.is_dir()} == {True}
     assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_of_a_removed_file_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last holder removes the file after this one opened it: another may make and lock a file of that name."""
+    flock, late = fcntl.flock, tmp_path / "a"
+
+    def replaced(handle: int, how: int) -> None:
+        late.unlink()
+        late.touch()
+        flock(handle, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", replaced)
+        with pytest.raises(HubkitError, match="HK-BUSY"), held(late, BUSY):
+            pass
+    with held(late, BUSY):
+        assert late.exists()
+
+
+def test_one_holds_while_others_come_and_go(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        for _ in range(300):
+            try:
+                with held(tmp_path / "a", BUSY):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+            except HubkitError:
+                continue
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1

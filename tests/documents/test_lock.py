@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubkit.documents.lock import Lock, LockedAdapter, LockedBase, LockedFile
+from hubkit.documents.lock import Lock, LockedAdapter, LockedBase, LockedFile, pretty
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
@@ -50,6 +50,7 @@ LOCKS = st.builds(
     st.lists(ADAPTERS, max_size=4, unique_by=lambda one: one.name).map(tuple),
     st.sampled_from(["sum", "stack"]),
     DIGESTS,
+    targets=st.dictionaries(NAMES, st.dictionaries(NAMES, st.booleans() | st.integers(-9, 9) | TEXT), max_size=2),
 )
 
 
@@ -68,6 +69,15 @@ def test_the_bytes_are_sorted_indented_and_end_with_a_newline() -> None:
     assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
     assert "\r" not in text
     assert [one["name"] for one in json.loads(text)["adapters"]] == ["sql", "chat"]
+
+
+def test_targets_are_kept_and_none_leave_no_key() -> None:
+    """So the digests of locks without targets stay what they were."""
+    targets = {"vllm": {"max_loras": 4, "serve": "each"}}
+    again = Lock.from_bytes(dataclasses.replace(LOCK, targets=targets).to_bytes())
+    assert again.targets == targets
+    assert again.digest != LOCK.digest
+    assert "targets" not in LOCK.to_document()
 
 
 def test_the_order_of_files_does_not_matter_that_of_adapters_does() -> None:
@@ -150,4 +160,73 @@ def test_a_file_outside_its_folder_is_refused(path: str) -> None:
             Lock.from_bytes(json.dumps(document).encode())
         assert caught.value.code == "HK-NAME"
         part["files"] = sound
-    Lock.from_bytes(json.dumps(document).encode())
+    Lock.from_bytes(json.dumps(document).encode(), any_layout=True)
+
+
+def edited(data: bytes) -> HubkitError:
+    with pytest.raises(HubkitError) as caught:
+        Lock.from_bytes(data)
+    return caught.value
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_one_changed_byte_anywhere_is_seen(data: st.DataObject) -> None:
+    """Whoever reads a lock refuses it; its layout is part of it, for the bytes of a deployment are compared."""
+    sound = LOCK.to_bytes()
+    at = data.draw(st.integers(0, len(sound) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda value: value != sound[at]))
+    assert edited(sound[:at] + bytes([byte]) + sound[at + 1 :]).code in (
+        "HK-LOCK-EDITED", "HK-SCHEMA", "HK-JSON", "HK-NEWER", "HK-NAME")  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(LOCKS, st.data())
+def test_an_edited_value_is_seen_in_any_layout(lock: Lock, data: st.DataObject) -> None:
+    """The seals are of the content: sorting and indenting it anew does not hide an edit."""
+    document = json.loads(lock.to_bytes())
+    places = [document, document["base"], *document["adapters"]]
+    place = data.draw(st.sampled_from(places))
+    name = data.draw(st.sampled_from(sorted({"source", "weight", "revision", "mix", "recipe", "seal"} & place.keys())))
+    old = place[name]
+    place[name] = old + 0.25 if isinstance(old, float | int) else "".join(reversed(old))
+    if place[name] == old:
+        return
+    text = json.dumps(document).encode()
+    with pytest.raises(HubkitError) as caught:
+        Lock.from_bytes(text, any_layout=True)
+    assert caught.value.code in ("HK-LOCK-EDITED", "HK-SCHEMA")
+
+
+def test_an_entry_without_its_seal_is_seen() -> None:
+    document = json.loads(LOCK.to_bytes())
+    del document["adapters"][1]["seal"]
+    document["adapters"][1]["weight"] = 7
+    assert edited(json.dumps(document).encode()).have == ["adapters/chat: no seal"]
+
+
+def test_locks_of_the_first_release_have_no_seals_and_are_read() -> None:
+    old = pretty(LOCK.to_document(), "lock")
+    assert b"seal" not in old
+    assert Lock.from_bytes(old) == LOCK
+    assert Lock.from_bytes(old).digest == LOCK.digest
+
+
+def test_another_layout_is_refused_with_what_mends_it() -> None:
+    sound = LOCK.to_bytes()
+    error = edited(sound.replace(b"\n", b"\r\n"))
+    assert (error.code, error.have) == ("HK-LOCK-EDITED", ["lines that end in CRLF"])
+    assert ".gitattributes" in error.fix
+    assert edited(json.dumps(json.loads(sound)).encode()).fix == "hubkit lock writes it anew"
+    assert Lock.from_bytes(sound.replace(b"\n", b"\r\n"), any_layout=True) == LOCK
+
+
+def test_a_lock_that_contradicts_itself_is_refused() -> None:
+    """Also one without seals, which somebody may have put together by hand."""
+    chat = LOCK.adapters[1]
+    files = (*chat.files, LockedFile("hubkit.json", 1, sha256(b"another")))
+    wrong = dataclasses.replace(LOCK, adapters=(dataclasses.replace(chat, files=files),))
+    base = dataclasses.replace(LOCK.base, files=(LockedFile("model.safetensors", 1, sha256(b"x")),))
+    for lock, word in ((wrong, "adapters/chat"), (dataclasses.replace(LOCK, base=base), "base: its fingerprint")):
+        assert edited(pretty(lock.to_document(), "lock")).have[0].startswith(word)
+        assert edited(lock.to_bytes()).have[0].startswith(word)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubkit.documents.recipe import Recipe, RecipeAdapter, RecipeBase, parse_recipe, read_recipe
+from hubkit.documents.recipe import Policy, Recipe, RecipeAdapter, RecipeBase, parse_recipe, read_recipe
 from hubkit.errors import HubkitError
 
 FULL = """
@@ -115,6 +115,24 @@ def test_wrong_recipes_are_refused(text: str, say: str) -> None:
     error = _refusal(text)
     assert error.code == "HK-RECIPE"
     assert say in str(error)
+
+
+def test_a_policy_is_part_of_the_recipe_and_none_changes_no_digest() -> None:
+    made = parse_recipe(FULL.encode(), "x")
+    text = FULL + '[policy]\nlicenses = ["MIT", "Apache-2.0"]\nrequire-probes = true\n'
+    assert parse_recipe(text.encode(), "x").policy == Policy(("MIT", "Apache-2.0"), True)
+    assert parse_recipe(text.encode(), "x").digest != made.digest
+    for nothing in ("[policy]\n", "[policy]\nrequire-probes = false\n"):
+        assert parse_recipe((FULL + nothing).encode(), "x").digest == made.digest
+    assert _refusal(FULL + "[policy]\nlicences = []\n").have == [
+        "policy.licences: unknown key; did you mean 'licenses'?"
+    ]
+    assert _refusal(FULL + '[policy]\nrequire-probes = "yes"\n').code == "HK-RECIPE"
+
+
+def test_a_merge_that_was_left_is_named_as_such() -> None:
+    text = FULL.replace("weight = -0.5", "<<<<<<< HEAD\nweight = -0.5\n=======\nweight = 0.5\n>>>>>>> other")
+    assert "merge conflicts" in _refusal(text).what
 
 
 def test_a_newer_recipe_is_refused() -> None:

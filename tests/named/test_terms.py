@@ -10,7 +10,7 @@ from making import make_adapter
 from variants import refused, say
 
 from hubkit.named.terms import open_terms, parse_terms
-from hubkit.named.where import Where
+from hubkit.registry.opening import Where
 from hubkit.verbs.merge import merge
 
 

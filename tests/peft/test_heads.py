@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from making import make_adapter
 from safetensors.torch import load_file, save_file
 from variants import logits, refused
@@ -144,6 +145,53 @@ def test_a_classifier_is_adopted_merged_and_given_back(tiny_llama: Path, tmp_pat
     save_file({**tensors, "base_model.model.score.gain": torch.ones(3)}, tmp_path / "theirs" / WEIGHTS)
     refused("HK-KEYS", pack, tmp_path / "theirs", base=str(tmp_path / "base"), out=tmp_path / "lost")
     assert not (tmp_path / "lost").exists()
+
+
+TASKS: dict[str, tuple[str, str]] = {
+    "SEQ_CLS": ("AutoModelForSequenceClassification", "score"),
+    "TOKEN_CLS": ("AutoModelForTokenClassification", "score"),
+    "QUESTION_ANS": ("AutoModelForQuestionAnswering", "qa_outputs"),
+    "CAUSAL_LM": ("AutoModelForCausalLM", ""),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_adapter_of_a_task_stays_one(task: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """PEFT makes another class of another task; a head is stored with the adapter, or was not trained."""
+    loader, head = TASKS[task]
+    getattr(transformers, loader).from_pretrained(tiny_llama).save_pretrained(tmp_path / "base")
+    shutil.copy(tiny_llama / "tokenizer.json", tmp_path / "base")
+
+    def fresh() -> Any:
+        return getattr(transformers, loader).from_pretrained(tmp_path / "base").eval()
+
+    made = peft.get_peft_model(fresh(), peft.LoraConfig(task_type=task, target_modules=["q_proj"]))
+    made.save_pretrained(tmp_path / "theirs")
+    pack(tmp_path / "theirs", base=str(tmp_path / "base"), out=tmp_path / "mine")
+    export(str(tmp_path / "mine"), tmp_path / "again")
+    for name in ("mine", "again"):
+        assert json.loads((tmp_path / name / "adapter_config.json").read_text())["task_type"] == task
+    again = peft.PeftModel.from_pretrained(fresh(), tmp_path / "again")
+    assert type(again) is type(made)
+    have, want = (model.state_dict() for model in (again, made))
+    assert have.keys() == want.keys()
+    assert all(torch.equal(have[key], want[key]) for key in want)
+    tensors = load_file(tmp_path / "theirs" / WEIGHTS)
+    save_file({n: t for n, t in tensors.items() if not head or head not in n}, tmp_path / "theirs" / WEIGHTS)
+    if head:
+        refused("HK-HEAD", pack, tmp_path / "theirs", base=str(tiny_llama), out=tmp_path / "lost")
+    else:
+        pack(tmp_path / "theirs", base=str(tiny_llama), out=tmp_path / "lost")
+
+
+def test_an_adapter_of_t5_is_of_its_task(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "vocab_size": 64}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    model.save_pretrained(tmp_path / "base")
+    made = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"]))
+    made.save_pretrained(tmp_path / "theirs")
+    pack(tmp_path / "theirs", base=str(tmp_path / "base"), out=tmp_path / "mine")
+    assert json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
 
 
 def test_in_half_precision_the_merged_module_is_the_stored_one(tiny_llama: Path, tmp_path: Path) -> None:

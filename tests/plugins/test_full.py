@@ -8,11 +8,12 @@ from hubkit.methods.suite import MethodSuite
 class TestFull(MethodSuite):
     method = "full"
     configs = {  # noqa: RUF012
-        "llama": ({}, {"targets": ["norm", "lm_head"]}),
+        "llama": ({}, {"targets": ["norm", "lm_head"]}, {"holds": "values"}),
         "gpt2": (
             {},
             {"targets": ["lm_head", "wte"]},
             {"targets": ["lm_head", "wte"], "tied": "break"},
             {"biases": False},
+            {"holds": "values"},
         ),
     }

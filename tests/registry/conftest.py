@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from canary import CANARY
 
 START = """
 import sys, json
@@ -19,7 +20,7 @@ from hubkit.registry.server import run_server
 root, tokens = sys.argv[1:]
 run_server(Path(root), "127.0.0.1", 0, tokens=json.loads(tokens), ready=lambda url: print(url, flush=True))
 """
-TOKENS = {"token-ana": "ana", "token-bob": "bob", "token-ana-reads": "ana:read", "token-root": "root:admin"}
+TOKENS = {f"{CANARY}-{user.replace(':', '-')}": user for user in ("ana", "bob", "ana:read", "root:admin")}
 
 
 @dataclass(frozen=True)

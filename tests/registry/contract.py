@@ -331,6 +331,19 @@ class RegistryContract:
         assert refusal(registry.download, repo, commit, "w.safetensors", out / "f").code == "HK-EXISTS"
         assert (out / "f").read_bytes() == b"mine"
 
+    # history
+
+    def test_the_log_leads_from_a_commit_to_the_first(self, registry: Registry, repo: str) -> None:
+        first = registry.resolve(repo, None)
+        one = registry.commit(repo, {"a.json": b"1"}, [], message="one\n\nwith more", parent=None)
+        two = registry.commit(repo, {"a.json": b"2"}, [], message="two", parent=one)
+        found = registry.log(repo, two)
+        assert [entry.commit for entry in found] == [two, one, first]
+        assert [entry.title for entry in found[:2]] == ["two", "one"]
+        assert all(re.match(r"\d{4}-\d\d-\d\dT", entry.date) for entry in found)
+        assert registry.log(repo, one) == found[1:]
+        assert refusal(registry.log, repo, ABSENT).code in ("HK-NOT-FOUND", "HK-NO-REVISION")
+
     # tags
 
     def test_a_tag_stays_where_it_is(self, registry: Registry, repo: str) -> None:

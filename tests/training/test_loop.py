@@ -175,6 +175,7 @@ def until(process: subprocess.Popen[str], step: int) -> None:
             return
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_steps_is_resumed_to_the_same_bytes(tmp_path: Path, one_thread: None) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     killed_run.main(whole)
@@ -388,6 +389,7 @@ def test_a_machine_that_computes_otherwise_is_told(tmp_path: Path) -> None:
     assert events[0].machine_changes == (f"threads: then {threads}, now {threads + 1}",)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     process = start(tmp_path, pause=0.5)
     try:

@@ -82,6 +82,62 @@ def test_a_deployment_carries_the_codec(
     assert {n: (t.shape, t.dtype) for n, t in stored.items()} == {n: (t.shape, t.dtype) for n, t in decoded.items()}
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_base_in_4_bits_is_deployed_merged(method: str, packed: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "model").symlink_to(packed)
+    trained(packed, project / "chat", method)
+    (project / "hubkit.toml").write_text(RECIPE.format(weight=1.0))
+    lock(project)
+    deploy(tmp_path / "out", engine="merged", lock=project)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    want = logits(attach(load_base(packed), str(project / "chat"), base=str(packed)))
+    torch.testing.assert_close(logits(runs(tmp_path / "out")), want, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_of_another_tool_is_told_its_codec(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT records none: unknown is said, and what is said of it is used as if it had been recorded."""
+    rows = rows_file(tmp_path / "rows.jsonl", 8)
+    train(str(tiny_llama), rows, tmp_path / "chat", method="qlora", steps=2, learning_rate=0.05, dtype="bfloat16")
+    export(str(tmp_path / "chat"), tmp_path / "peft")
+    line = ("pack", tmp_path / "peft", "--base", tiny_llama, "--out", tmp_path / "silent")
+    said = say(capsys, *line)
+    assert "does not say whether it was trained in 4 bits" in said.out
+    said = say(capsys, "merge", tmp_path / "silent", "-b", tiny_llama, "-o", tmp_path / "m")
+    assert "not known whether trained in 4 bits" in said.out
+    said = say(capsys, *line[:-1], tmp_path / "told", "--codec", "nf4:bfloat16")
+    assert (said.status, "does not say" in said.out) == (0, False)
+    for name in ("chat", "told"):
+        base = open_adapter(tmp_path / name).manifest.base
+        assert base is not None
+        assert (base.codec, base.compute_dtype) == (CODEC, "bfloat16")
+        done = merge(str(tiny_llama), str(tmp_path / name), tmp_path / f"merged-{name}")
+        assert (done.codec, done.untold) == (CODEC, ())
+    one, two = (load_file(tmp_path / f"merged-{name}" / "model.safetensors") for name in ("chat", "told"))
+    assert all(one[name].equal(two[name]) for name in one)
+    for code, codec in (("HK-CODEC", "nf4/64/single"), ("HK-CODEC", "int8"), ("HK-DTYPE", "nf4:float7")):
+        error = refused(code, pack, tmp_path / "peft", base=str(tiny_llama), out=tmp_path / "no", codec=codec)
+        assert error.want
+    plain = trained(tiny_llama, tmp_path / "plain", "lora")
+    assert refused("HK-CODEC", pack, plain, codec="nf4").have == ["adapter, trained on a base as it is"]
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_it_is_decoded_to_stays_on_record(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = rows_file(tmp_path / "rows.jsonl", 8)
+    train(str(tiny_llama), rows, tmp_path / "chat", method="qlora", steps=1, dtype="bfloat16")
+    plain = trained(tiny_llama, tmp_path / "plain", "lora")
+    compose({str(plain): 1.0, str(tmp_path / "chat"): 1.0}, tmp_path / "both")
+    pack(tmp_path / "chat", base=str(tiny_llama), out=tmp_path / "packed")
+    for name in ("both", "packed"):
+        base = open_adapter(tmp_path / name).manifest.base
+        assert base is not None
+        assert (base.codec, base.compute_dtype) == (CODEC, "bfloat16")
+
+
 def test_an_unknown_codec_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
@@ -159,7 +215,7 @@ def test_a_base_with_a_missing_statistic(packed: Path, tmp_path: Path, capsys: p
         assert "missing: " in said.err
         assert "model.layers.1.mlp.up_proj.weight.absmax" in said.err
         assert tree(tmp_path) == before
-    refused("HK-NOT-MERGEABLE", merge, str(packed), str(chat), tmp_path / "x", allow_base_mismatch=True)
+    refused("HK-QUANT-STATE", merge, str(packed), str(chat), tmp_path / "x", allow_base_mismatch=True)
     assert tree(tmp_path) == before
 
 

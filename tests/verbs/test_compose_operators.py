@@ -219,7 +219,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         assert tag not in ("script", "link", "img", "iframe", "object", "use", "image", "a", "base", "form")
-        assert not {name for name, _ in attrs} & {"src", "href", "xlink:href", "onload", "style", "action"}
+        assert not {name for name, _ in attrs} & {"src", "href", "xlink:href", "onload", "action"}
+        given = [value or "" for name, value in attrs if name == "style"]
+        assert all(re.fullmatch(r"background: rgb\([0-9 ]+ / [0-9.]+\)", value) for value in given)
 
 
 def test_a_report(three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +235,7 @@ def test_a_report(three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(at["columns"] == pytest.approx(1, abs=1e-6) for at in same["sites"])
     assert len(same["sites"]) == 14
     text = page.read_text("utf-8")
-    assert Page(text).tags.count("rect") == 5 * (14 + 4 + 4)
+    assert text.count("<td style=") == 5 * (14 + 4 + 4) + 3 * 9, "every site of every pair, means and chance"
     assert not re.search(r"https?:|//|@import|url[(]", text)
     assert say(capsys, "compose", three[0], "+", three[1], "--report", page).refusal() == "HK-EXISTS"
     assert page.read_text("utf-8") == text
@@ -243,17 +245,19 @@ def test_a_report(three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (tmp_path / "o").is_dir()
 
 
-def test_text_of_strangers_in_a_page() -> None:
-    from hubkit.artifact.heatmap import HeatMap, Section, page, place
+def test_text_of_strangers_in_a_page(tmp_path: Path) -> None:
+    from hubkit.tensors.weights.interference import Interference, Pair, PairAt
+    from hubkit.verbs.interference import write_page
 
     evil = '</title><script>alert("x")</script>\u202e&"'
-    one = HeatMap(evil, evil, {f"model.layers.0.{evil}": 0.5, evil: None, "layers.99999999999999.x": 1e300})
-    text = page(evil, [Section(evil, [evil], [(evil, evil)], [one])]).decode()
+    figures: dict[str, Any] = {"columns": 1e300, "rows": None, "chance": None, "cosine": 0.5, "conflict": None}
+    at = PairAt(site=evil, norms=(0.0, 1e300), **figures)
+    pair = Pair(members=(evil, evil), ratio=None, advice=evil, reason=evil, sites=(at, at), **figures)
+    write_page(tmp_path / "r.html", Interference(((evil, 0.5),), evil, evil, (pair,)))
+    text = (tmp_path / "r.html").read_text("utf-8")
     assert "script" not in Page(text).tags
     assert "\u202e" not in text
-    assert Page(text).tags.count("rect") == 3
-    assert place("model.layers.12.mlp.up_proj") == (12, "model.layers.*.mlp.up_proj")
-    assert place("lm_head") == (-1, "lm_head")
+    assert Page(text).tags.count("tr") == 1 + 5 + 3
 
 
 def test_refusals_write_nothing(three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,3 +215,87 @@ def test_replace_exchanges_a_deployment(project: Path, tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:
     assert deploy(tmp_path / "out", engine="merged", lock=project, dry_run=True).dry_run
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_replaced_is_kept_and_can_be_gone_back_to(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = deploy(out, engine="peft", lock=project)
+    second = deploy(out, engine="merged", lock=project, replace=True)
+    assert second.changed is not None
+    assert second.changed[0] == "engine: peft -> merged"
+    for want, other in ((first, second), (second, first)):  # once back, and once forth again
+        done = deploy(out, rollback=True)
+        assert (done.digest, done.engine) == (want.digest, want.engine)
+        assert deploy(out, check=True, digest=want.digest).checked
+        (kept,) = sorted((tmp_path / "out.earlier").iterdir())
+        assert deploy(kept, check=True, digest=other.digest).checked
+
+
+def test_no_more_are_kept_than_were_asked_for(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    engines = ("peft", "merged", "peft", "merged")
+    made = [deploy(out, engine=engine, lock=project, replace=True, keep=1) for engine in engines]
+    assert len(list((tmp_path / "out.earlier").iterdir())) == 1
+    assert deploy(out, rollback=True, digest=made[-2].digest).engine == "peft"
+    deploy(out, engine="merged", lock=project, replace=True, keep=0)
+    assert not (tmp_path / "out.earlier").exists()
+
+
+def test_nothing_to_go_back_to(project: Path, tmp_path: Path) -> None:
+    deploy(tmp_path / "out", engine="peft", lock=project)
+    assert refused(tmp_path / "out", rollback=True).code == "HK-MISSING"
+    deploy(tmp_path / "out", engine="merged", lock=project, replace=True)
+    error = refused(tmp_path / "out", rollback=True, digest="sha256:" + "0" * 64)
+    assert error.code == "HK-MISSING"
+    assert deploy(tmp_path / "out", check=True).engine == "merged"
+
+
+def test_a_damaged_earlier_deployment_is_not_gone_back_to(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    deploy(out, engine="peft", lock=project)
+    second = deploy(out, engine="merged", lock=project, replace=True)
+    (kept,) = (tmp_path / "out.earlier").iterdir()
+    (kept / "run.py").write_text("import os")
+    assert refused(out, rollback=True).code == "HK-DEPLOY-DRIFT"
+    assert deploy(out, check=True).digest == second.digest
+
+
+def test_two_deployments_are_told_apart(project: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    deploy(old, engine="peft", lock=project)
+    before = Deployment.read(old).adapters["sql"]
+    make_adapter(project / "sql", tiny_llama, seed=9, rank=3)
+    lock(project)
+    deploy(new, engine="peft", lock=project)
+    changed = deploy(new, diff=old).changed
+    assert changed is not None
+    assert changed[0] == f"adapter sql: {before} -> {Deployment.read(new).adapters['sql']}"
+    assert {line.split(":")[0] for line in changed[1:]} == {
+        "adapters/sql/adapter_config.json",
+        "adapters/sql/adapter_model.safetensors",
+        "adapters/sql/hubkit.json",
+        "hubkit.lock",
+    }
+    assert deploy(old, diff=old).changed == ()
+
+
+def test_a_setting_that_the_engine_does_not_have(project: Path, tmp_path: Path) -> None:
+    recipe = (project / "hubkit.toml").read_text()
+    (project / "hubkit.toml").write_text(recipe + "\n[targets.peft]\nserv = 'each'\n")
+    lock(project)
+    error = refused(tmp_path / "out", engine="peft", lock=project)
+    assert (error.code, error.have) == ("HK-ENGINE", ["targets.peft.serv: unknown; known: nothing"])
+
+
+def test_probes_go_along(project: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    """Where adapters are served by themselves; what is served of several at once is none of theirs."""
+    from hubkit.verbs.pack import pack
+
+    pack(project / "chat", base=tiny_llama, probes=True)
+    for serve, kept in (("each", ["chat"]), ("mix", [])):
+        (project / "hubkit.toml").write_text(RECIPE.format(mix="sum") + f"[targets.vllm]\nserve = '{serve}'\n")
+        lock(project)
+        deploy(tmp_path / serve, engine="vllm", lock=project)
+        found = list((tmp_path / serve).rglob("probes.json"))
+        assert [path.parent.name.rpartition("-")[0] for path in found] == kept
+        assert all(path.read_bytes() == (project / "chat" / "probes.json").read_bytes() for path in found)

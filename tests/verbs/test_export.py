@@ -44,7 +44,8 @@ def test_refusals_write_nothing(adapter: Path, tmp_path: Path, capsys: pytest.Ca
         ((adapter, "-o", work), 1, "HK-EXISTS"),
         ((adapter, "-o", work, "--replace"), 1, "HK-EXISTS"),
         ((adapter, "-o", adapter, "--replace"), 1, "HK-EXISTS"),
-        ((adapter, "-o", tmp_path / "x", "--to", "gguf"), 2, "HK-EXPORT"),
+        ((adapter, "-o", tmp_path / "x", "--to", "onnx"), 2, "HK-EXPORT"),
+        ((adapter, "-o", tmp_path / "x", "--to", "gguf"), 1, "HK-GGUF"),
         ((tmp_path / "nope", "-o", tmp_path / "x"), 1, "HK-NOT-ADAPTER"),
     ):
         assert say(capsys, "export", *line).refusal(status) == code

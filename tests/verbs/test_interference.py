@@ -19,6 +19,8 @@ from hubkit.tensors.weights.interference import Interference, interference
 from hubkit.verbs.interference import require_page, write_page
 
 LLAMA = [f"model.layers.{n}.{m}" for n in (0, 1, 11) for m in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj")]
+NAME = "model.layers.0.mlp.up_proj"
+ROW = r"<tr><th>([^<]*)</th>(<td.*)</tr>"
 BERT = [
     f"bert.encoder.layer.{n}.{m}"
     for n in (0, 1)
@@ -33,10 +35,10 @@ def compared(names: list[str], a: Tensor, b: Tensor, weights: tuple[float, float
     return interference(sites, list(zip(deltas, weights, strict=True)), lambda member, _: deltas[member])
 
 
-def shown(page: str, title: str) -> Mapping[str, str]:
-    """Site -> what the cells of one map say."""
-    figure = next(part for part in page.split("<figure>") if f"<b>{title}</b>" in part)
-    return dict(re.findall(r"<rect [^>]*><title>([^:<]+): ([^<]+)</title></rect>", figure))
+def shown(page: str) -> Mapping[str, list[str]]:
+    """Row -> what its cells say, of the table of one pair."""
+    (table,) = [part for part in page.split("<table>") if "sites where both act" in part]
+    return {row[0]: re.findall(r"<td[^>]*>([^<]*)</td>", row[1]) for row in re.findall(ROW, table)}
 
 
 def test_two_small_matrices_by_hand(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_two_small_matrices_by_hand(tmp_path: Path) -> None:
     ⟨Δa, 2Δb⟩ = 6, norms 3 and √8. Large in both is the upper left entry alone, positive in both: no conflict.
     """
     a, b = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    found = compared(["model.layers.0.mlp.up_proj"], a, b, (1.0, 2.0))
+    found = compared([NAME], a, b, (1.0, 2.0))
     (pair,) = found.pairs
     assert pair.columns == pytest.approx(0.5, abs=1e-6)
     assert pair.rows == pytest.approx(1.0, abs=1e-6)
@@ -56,30 +58,31 @@ def test_two_small_matrices_by_hand(tmp_path: Path) -> None:
     assert pair.ratio == pytest.approx(math.sqrt(8) / 3)
     assert compared(["x"], a, b, (1.0, -2.0)).pairs[0].conflict == 1.0
     write_page(tmp_path / "r.html", found)
-    page = (tmp_path / "r.html").read_text("utf-8")
-    want = {"Overlap of columns": "0.500", "Overlap of rows": "1.000", "Cosine": "0.707", "Sign conflict": "0.000"}
-    for title, figure in want.items():
-        assert shown(page, title) == {"model.layers.0.mlp.up_proj": figure}
-    assert shown(page, "Relative norm") == {"model.layers.0.mlp.up_proj": f"{math.log10(math.sqrt(8) / 3):.3f}"}
+    rows = shown((tmp_path / "r.html").read_text("utf-8"))
+    want = ["0.500", "1.000", "0.707", "0.000", f"{math.log10(math.sqrt(8) / 3):.3f}"]
+    assert rows == {"mean": want, "chance": ["0.500", "0.500", "0.000", "0.500", "none"], NAME: want}
 
 
-@pytest.mark.parametrize(("names", "layers", "columns"), [(LLAMA, [0, 1, 11], 3), (BERT, [0, 1], 4)])
-def test_a_grid_of_layers_and_modules(names: list[str], layers: list[int], columns: int, tmp_path: Path) -> None:
-    """One row per layer, one column per module, a cell for each site, nowhere two in one place; and no address."""
+@pytest.mark.parametrize("names", [LLAMA, BERT])
+def test_a_row_for_every_site(names: list[str], tmp_path: Path) -> None:
+    """In the base's order, five figures in each; no address, nothing to run."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(4, 3, generator=generator) for _ in range(2))
     write_page(tmp_path / "r.html", compared(names, a, b))
     page = (tmp_path / "r.html").read_text("utf-8")
     assert not re.search(r"https?:|//|@import|url[(]|<script|<link|<img|src=|href=", page)
-    for title in ("Overlap of columns", "Overlap of rows", "Cosine", "Sign conflict", "Relative norm"):
-        assert list(shown(page, title)) == names
-    figure = page.split("<figure>")[1]
-    places = re.findall(r'<rect x="(\d+)" y="(\d+)"', figure)
-    assert len(set(places)) == len(names) == len(layers) * columns
-    assert (len({x for x, _ in places}), len({y for _, y in places})) == (columns, len(layers))
-    assert re.findall(r'text-anchor="end">(\d+)</text>', figure) == [str(n) for n in layers]
-    assert len(re.findall(r"rotate", figure)) == columns
+    rows = shown(page)
+    assert list(rows) == ["mean", "chance", *names]
+    assert {len(cells) for cells in rows.values()} == {5}
     assert "rules of thumb" in page
+
+
+def test_opposites_are_blue_and_copies_red(tmp_path: Path) -> None:
+    one = torch.ones(3, 2)
+    for sign, colour in ((1.0, "194 65 12"), (-1.0, "29 78 216")):
+        write_page(tmp_path / "r.html", compared([NAME], one, one, (1.0, sign)))
+        page = (tmp_path / "r.html").read_text("utf-8")
+        assert f'rgb({colour} / 1.00)">{sign:.3f}</td>' in page.rpartition(NAME)[2]
 
 
 def test_the_rules_are_said_where_they_are_applied() -> None:

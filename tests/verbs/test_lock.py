@@ -86,12 +86,12 @@ def test_check_finds_a_changed_recipe_and_a_changed_folder(project: Path, tiny_l
     lock(project)
     assert lock(project, check=True).changed == ()
     make_adapter(project / "sql", tiny_llama, seed=6)
-    assert refused(project, check=True).have == ["./sql changed since"]
+    assert refused(project, check=True).have == ["sql: ./sql changed since"]
     recipe = project / "hubkit.toml"
     recipe.write_text(recipe.read_text().replace("-0.5", "0.5"))
     error = refused(project, check=True)
     assert error.code == "HK-LOCK-STALE"
-    assert error.have == ["hubkit.toml changed since", "./sql changed since"]
+    assert error.have == ["sql: weight 0.5 in hubkit.toml, -0.5 in the lock", "sql: ./sql changed since"]
 
 
 def test_a_comment_does_not_make_it_stale(project: Path) -> None:

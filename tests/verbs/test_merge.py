@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from zoo import near
 from hubkit.artifact.folder import open_adapter
 from hubkit.artifact.identity.digest import fingerprint_folder
 from hubkit.documents.manifest import Manifest
+from hubkit.methods.reading import read_adapter
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.files.shards import open_shards
 from hubkit.tensors.live.loading import load_base
 from hubkit.verbs.attach import attach
 from hubkit.verbs.merge import merge
@@ -64,7 +68,31 @@ def test_only_what_changes_is_another(tiny_llama: Path, tmp_path: Path) -> None:
     before, after = (fingerprint_folder(folder) for folder in (tiny_llama, tmp_path / "merged"))
     differ = {a.name for a, b in zip(before.tensors, after.tensors, strict=True) if a != b}
     assert differ == {f"model.layers.{n}.self_attn.q_proj.weight" for n in (0, 1)}
-    assert (done.changed, done.tensors) == (2, 21)
+    assert (done.changed, done.tensors, done.kept) == (2, 21, 19)
+    said = Manifest.read(tmp_path / "merged").composition
+    assert said is not None
+    assert said.keys() == {"changed", "computed", "kept", "torch", "processor"}
+    assert (said["computed"], said["kept"], said["torch"]) == (2, 19, str(torch.__version__))
+
+
+def test_what_was_not_written_right_gets_no_name(
+    adapter: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses a bit between writing and reading back."""
+    from hubkit.tensors.files.shards import write_file
+
+    def worn(path: Path, tensors: Any, pipeline: Any) -> str:
+        digest = write_file(path, tensors, pipeline)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        return digest
+
+    monkeypatch.setattr("hubkit.tensors.weights.merging.write_file", worn)
+    before = names(tmp_path)
+    error = refused("HK-MERGE-DIFFERS", merge, str(tiny_llama), str(adapter), tmp_path / "merged")
+    assert error.have[0].startswith("model.safetensors: sha256:")
+    assert names(tmp_path) == before
 
 
 def test_nothing_would_change(adapter: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -108,6 +136,32 @@ def test_in_another_dtype(adapter: Path, tiny_llama: Path, tmp_path: Path) -> No
     assert "float32" in error.fix
     assert "_proj" in str(error), "which tensor"
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", None])
+def test_what_storing_it_loses_is_said(
+    dtype: str | None, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one layer, which is then looked at: against the same sums in fp64."""
+    adapter = make_adapter(tmp_path / "a", tiny_llama, targets=["q_proj"], layers=[0], alpha=1e-2)
+    name, site = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj"
+    options = () if dtype is None else ("--dtype", dtype)
+    said = say(capsys, "merge", adapter, "-b", tiny_llama, "-o", tmp_path / "merged", *options)
+    found = (Manifest.read(tmp_path / "merged").composition or {}).get("rounding")
+    assert ("rounded off: " in said.out) == (found is not None) == (dtype is not None)
+    if found is None:
+        return
+    was, have = (open_shards(folder).read(name) for folder in (tiny_llama, tmp_path / "merged"))
+    base = Base.from_folder(tiny_llama)
+    delta = read_adapter(open_adapter(adapter), base).delta(base.sites[site])
+    matrix = None if delta is None else delta.matrix()
+    assert matrix is not None
+    exact = was.double() + matrix.double()
+    off, same = (have.double() - exact).norm(), have == was.to(have.dtype)
+    assert found["weights"] == pytest.approx(float(off / exact.norm()), rel=1e-2)
+    assert found["change"] == pytest.approx(float(off / matrix.double().norm()), rel=1e-2)
+    assert found["vanished"] == pytest.approx(float(same.double().mean()), abs=1e-2)
+    assert 0 < found["vanished"] < 1
 
 
 def test_what_lies_beside_the_base(adapter: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ hubkit.merge(base, f"{own} - 0.5*{foreign}-packed", out / "m" / "chat")
 """
 
 
+@pytest.mark.slow
 def test_every_process_and_folder_gives_the_same_bytes(
     foreign: Path, adapter: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from making import make_adapter
 from hubkit.documents.manifest import Manifest
 from hubkit.errors import HubkitError
 from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.verbs.pull import pull
 from hubkit.verbs.push import push
 
 
@@ -171,7 +173,8 @@ def test_nan_does_not_leave(tmp_path: Path, tiny_llama: Path, registry: str) -> 
     with pytest.raises(HubkitError) as refusal:
         push(folder, "ana/chat")
     assert refusal.value.code == "HK-NAN"
-    assert refusal.value.have == [name]
+    assert len(refusal.value.have) == 1
+    assert refusal.value.have[0].rpartition(".")[0] in name
     assert not Path(registry).exists()
 
 
@@ -180,3 +183,71 @@ def test_where_to_must_be_a_repository(adapter: Path, registry: str, repo: str) 
     with pytest.raises(HubkitError) as refusal:
         push(adapter, repo)
     assert (refusal.value.code, refusal.value.status) == ("HK-REFERENCE", 2)
+
+
+def test_a_base_is_published_and_pulled(tiny_llama: Path, registry: str, tmp_path: Path) -> None:
+    """With a directory alone: everything that its adapters need is put there, and comes back to the byte."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "README.md").write_text("# A base")
+    (folder / "training_args.bin").write_bytes(b"left over")
+    (folder / ".cache").mkdir()
+    planned = push(folder, "labs/base", dry_run=True)
+    assert (planned.created, planned.commit, Path(registry).exists()) == (True, None, False)
+    done = push(folder, "labs/base")
+    assert (done.version, done.left_out) == (None, ("training_args.bin",))
+    pulled = pull("labs/base", base=True)
+    assert (pulled.commit, pulled.digest) == (done.commit, done.digest)
+    taken = {path.name: path.read_bytes() for path in pulled.path.iterdir()}
+    assert taken == {name: (folder / name).read_bytes() for name in taken}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= taken.keys()
+    assert push(folder, "labs/base").unchanged
+    assert push(folder, "labs/base").commit == done.commit
+
+
+def test_another_state_of_a_base_leaves_no_old_shards(tiny_llama: Path, registry: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    shard(folder)
+    assert "model-00001-of-00002.safetensors" in push(folder, "labs/base").uploaded
+    whole = push(tiny_llama, "labs/base")
+    assert "model-00001-of-00002.safetensors" in whole.removed
+    assert pull("labs/base", base=True).commit == whole.commit
+
+
+def test_what_is_no_sound_base_is_not_published(tiny_llama: Path, adapter: Path, registry: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+    with pytest.raises(HubkitError) as refusal:
+        push(folder, "labs/base")
+    assert refusal.value.code == "HK-SAFETENSORS"
+    weights.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(HubkitError) as refusal:
+        push(folder, "labs/base")
+    assert refusal.value.code == "HK-PICKLE"
+    assert not Path(registry).exists()
+    push(adapter, "ana/chat")
+    with pytest.raises(HubkitError) as refusal:
+        push(tiny_llama, "ana/chat")
+    assert refusal.value.code == "HK-EXISTS"
+
+
+def shard(folder: Path) -> None:
+    """Divide the weights of a model into two files with an index."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    weight_map: dict[str, str] = {}
+    names = sorted(tensors)
+    for number, some in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in some}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(some, file)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

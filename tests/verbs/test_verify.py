@@ -15,6 +15,7 @@ from making import make_adapter
 from hubkit.documents.manifest import Manifest
 from hubkit.errors import HubkitError
 from hubkit.verbs.merge import merge
+from hubkit.verbs.pull import pull
 from hubkit.verbs.push import push
 from hubkit.verbs.verify import verify
 
@@ -85,6 +86,34 @@ def test_another_architecture(adapter: Path, tiny_gpt2: Path) -> None:
     assert refused(str(adapter), base=str(tiny_gpt2)).code == "HK-BASE-MISMATCH"
 
 
+def test_the_folder_that_a_manifest_of_ones_own_names_is_looked_at(
+    adapter: Path, tiny_llama: Path, registry: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `generate` does; of an adapter that was pulled, the folder would be one of somebody else's machine."""
+    (tmp_path / "tiny").symlink_to(tiny_llama)
+    monkeypatch.chdir(tmp_path)
+    manifest = Manifest.read(adapter)
+    assert manifest.base is not None
+    manifest = replace(manifest, base=replace(manifest.base, source="./tiny"))
+    (adapter / "hubkit.json").write_bytes(manifest.to_bytes())
+    assert verify(str(adapter)).base == "./tiny"
+    push(adapter, "ana/chat")
+    assert refused("ana/chat").code == "HK-BASE-UNPROVEN"
+
+
+def test_offline_a_stored_base_is_compared_and_a_missing_one_is_named(
+    adapter: Path, registry: str, published_base: str
+) -> None:
+    manifest = Manifest.read(adapter)
+    assert manifest.base is not None
+    error = refused(str(adapter), offline=True)
+    assert (error.code, error.status) == ("HK-BASE-UNPROVEN", 3)
+    assert error.want[0].startswith(manifest.base.weights or "-")
+    assert "hubkit pull --base " in error.fix
+    pull(published_base, base=True)
+    assert "values" in verify(str(adapter), offline=True).checks[1].detail
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_base_out_of_reach_is_undecided(adapter: Path, registry: str, offline: bool) -> None:
     error = refused(str(adapter), offline=offline)
@@ -111,7 +140,7 @@ def test_a_checkpoint_without_a_base_is_undecided(adapter: Path, tiny_llama: Pat
     (tmp_path / "merged" / "hubkit.json").write_bytes(manifest.to_bytes())
     error = refused(str(tmp_path / "merged"), base=str(tiny_llama))
     assert (error.code, error.status) == ("HK-BASE-UNPROVEN", 3)
-    assert error.have == ["kind model"]
+    assert error.have[0] == "kind model"
 
 
 def test_a_method_that_is_not_installed_is_undecided(tmp_path: Path, tiny_llama: Path) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 Config = Mapping[str, Any]
+TEXT_TYPE: Final = "text_model_type"
+"""Of the language model in a model of several parts. Recorded, never compared: releases of transformers name it
+differently, and old configurations do not at all."""
 
 _NAMES: Final = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "word_embed_proj_dim"),
@@ -69,9 +72,9 @@ _UNTIED: Final = frozenset({
     "dots1", "exaone4", "falcon_h1", "fsmt", "glm", "glm4", "glm4_moe", "gpt_neox", "gpt_oss", "gptj", "granite",
     "granitemoe", "granitemoehybrid", "granitemoeshared", "helium", "hunyuan_v1_dense", "imagegpt", "jamba", "llama",
     "llama4", "llama4_text", "mamba2", "minimax", "ministral", "ministral3", "mistral", "mixtral", "moshi",
-    "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_5_vl",
-    "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_moe", "qwen3_next", "reformer", "rembert", "rwkv", "seed_oss",
-    "stablelm", "xlstm",
+    "mllama_text_model", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phi3", "phimoe", "qwen2",
+    "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_next",
+    "reformer", "rembert", "rwkv", "seed_oss", "stablelm", "xlstm",
 })
 # fmt: on
 """Model types whose embeddings are not tied when the config does not say; everywhere else they are."""
@@ -87,10 +90,11 @@ def config_values(config: Config) -> dict[str, Any]:
     Returns:
         JSON values under this module's own names; values that are absent or default are left out.
     """
-    inner = _language(config)
+    inner = language(config)
     out: dict[str, Any] = {
         "architectures": config.get("architectures"),
         "model_type": config.get("model_type"),
+        TEXT_TYPE: None if inner is config else inner.get("model_type"),
         **{name: _first(inner, names) for name, names in _NAMES.items()},
         **_sizes(inner),
         **_rotary(inner),
@@ -102,14 +106,15 @@ def config_values(config: Config) -> dict[str, Any]:
 
 def ties(config: Config) -> bool:
     """Whether input and output embeddings are one tensor, by the config or by its model type's default."""
-    inner = _language(config)
+    inner = language(config)
     value = config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
     if value is None:
         return inner.get("model_type", config.get("model_type")) not in _UNTIED
     return bool(value)
 
 
-def _language(config: Config) -> Config:
+def language(config: Config) -> Config:
+    """The values of the language model: those of ``text_config`` over its own, in a config of several parts."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, Mapping) else config
 

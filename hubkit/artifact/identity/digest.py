@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "is_alias",
     "is_buffer",
     "layout_digest",
+    "read_again",
     "template_digest",
     "ties",
     "tokenizer_digest",
@@ -77,13 +78,44 @@ def hash_file(path: Path) -> str:
     return known
 
 
-def fingerprint_folder(path: Path, *, source: str | None = None, revision: str | None = None) -> BaseRecord:
+def read_again(
+    folder: Path, files: Mapping[str, Iterable[TensorInfo]], *, whole: bool = True
+) -> dict[str, tuple[str, list[TensorDigest]]]:
+    """The digest of each file (empty unless `whole`) and those of some of its tensors, from the bytes as they are now.
+
+    Nothing that was remembered is believed, and nothing is remembered.
+
+    Args:
+        files: names in `folder` -> the tensors that are wanted.
+
+    Raises:
+        HubkitError: as `hash_file`.
+    """
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        pending = {
+            name: (
+                pool.submit(_hash, folder / name, _status(folder / name)) if whole else None,
+                [pool.submit(_hash_tensor, folder / name, info) for info in infos],
+            )
+            for name, infos in files.items()
+        }
+        return {
+            name: ("" if digest is None else digest.result(), [one.result() for one in tensors])
+            for name, (digest, tensors) in pending.items()
+        }
+
+
+def fingerprint_folder(
+    path: Path, *, source: str | None = None, revision: str | None = None, at_most: int | None = None
+) -> BaseRecord:
     """The identity of a base in a folder, from its bytes.
 
     Args:
         path: the folder of ``config.json``, the tokenizer's files and ``model.safetensors`` or shards with an index.
         source: where it came from, e.g. ``org/name``; the folder's path when None.
         revision: its commit, 40 hexadecimal digits.
+        at_most: bytes to read for digests that are not remembered; a base with more is known by its headers alone, as
+            in `fingerprint_listing`, and without ``files``.
 
     Raises:
         HubkitError: ``HK-BASE-MISSING`` (no folder), ``HK-BASE-FILES`` (files missing or contradicting the index),
@@ -92,6 +124,8 @@ def fingerprint_folder(path: Path, *, source: str | None = None, revision: str |
     base = local(path)
     config = read_config(base)
     headers = weight_headers(base)
+    if at_most is not None and unread(path, headers) > at_most:
+        return _by_headers(base, config, headers, {}, source if source is not None else str(path), revision)
     pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1))
     try:
         pending = {name: _WeightFile(path / name, tensors, pool) for name, tensors in headers.items()}
@@ -138,13 +172,36 @@ def fingerprint_listing(
     base = BaseFiles(f"{source}@{revision[:7]}", files, read)
     config = read_config(base)
     headers = weight_headers(base)
+    digests = {name: files[name][1] or _hash_remote(base, name) for name in sorted(headers)}
+    return _by_headers(base, config, headers, digests, source, revision)
+
+
+def unread(path: Path, headers: Headers) -> int:
+    """Bytes of the weight files in folder `path` whose digests are not remembered.
+
+    Args:
+        headers: file name -> its tensors, as `weight_headers` gives them.
+    """
+    found = ((path / name, _status(path / name), tensors) for name, tensors in headers.items())
+    return sum(s.st_size for file, s, tensors in found if _remembered(digest_cache.recall(file, s), tensors) is None)
+
+
+def _by_headers(
+    base: BaseFiles,
+    config: Mapping[str, Any],
+    headers: Headers,
+    digests: Mapping[str, str],
+    source: str,
+    revision: str | None,
+) -> BaseRecord:
+    """The record of a base whose values are not read: ``weights`` is None."""
     tied = ties(config)
     fingerprint = BaseFingerprint(
         source=source,
         revision=revision,
         layout=layout_digest(_infos(headers), tied),
         weights=None,
-        files={name: files[name][1] or _hash_remote(base, name) for name in sorted(headers)},
+        files=digests,
         config=config_values(config),
         tokenizer=base_tokenizer(base, config),
         template=base_template(base),

@@ -5,6 +5,7 @@ Layout below the root::
     registry.json                     {"schema": "hubkit/registry/1"}
     locks/<org>--<name>.lock          never removed
     scratch/                          unfinished work; swept when its owner is dead
+    moved/<org>--<name>.json          {"to": "org/other"}: what a repository that had this name is called now
     repos/<org>/<name>/repo.json      {"private": false}
     repos/<org>/<name>/refs.json      {"branches": {...}, "tags": {...}}: the one file that changes
     repos/<org>/<name>/commits/ trees/ objects/<2 hex>/<64 hex>      written once, named by their hash
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,16 +30,17 @@ from hubkit.documents.names import check_names
 from hubkit.errors import HubkitError
 from hubkit.registry.directory import objects, rules
 from hubkit.registry.directory.history import FileTree, History
+from hubkit.registry.directory.keeping import Keeper
 from hubkit.registry.directory.layout import dump
 from hubkit.registry.directory.objects import Incoming, publish
-from hubkit.registry.directory.reading import DirectoryReader
+from hubkit.registry.versions import parse_version
 
 REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 MAX_FILES = 100_000
 Edit = Callable[[FileTree], None]
 
 
-class DirectoryRegistry(DirectoryReader):
+class DirectoryRegistry(Keeper):
     """The `Registry` protocol on a directory, plus what a server in front of it needs.
 
     Args:
@@ -62,8 +65,11 @@ class DirectoryRegistry(DirectoryReader):
             History.prepare(made)
             first = History(made).add({}, (), "initial commit", "", work)
             publish(made / "repo.json", dump({"private": private}), work)
+            if private:
+                _hide(made, True)
             publish(made / "refs.json", dump({"branches": {"main": first}, "tags": {}}), work)
             target.parent.mkdir(exist_ok=True)
+            self._move_marker(repo).unlink(missing_ok=True)
             os.rename(made, target)
             sync_folder(target.parent)
             sync_folder(self.root / "repos")
@@ -75,7 +81,7 @@ class DirectoryRegistry(DirectoryReader):
             os.rename(self._folder(repo), work / "repo")
 
     def move(self, repo: str, target: str) -> None:
-        """Give a repository another name; HK-EXISTS when that is taken."""
+        """Give a repository another name, to which its old one leads from now on; HK-EXISTS when that is taken."""
         first, second = sorted([repo, target])
         with self._guard(), self._locked(first), ExitStack() as stack:
             if first != second:
@@ -84,13 +90,20 @@ class DirectoryRegistry(DirectoryReader):
             if destination.exists():
                 raise HubkitError("HK-EXISTS", "a repository of this name exists", where=f"{self.name}/{target}")
             destination.parent.mkdir(exist_ok=True)
+            marker = self._move_marker(repo)
+            marker.parent.mkdir(exist_ok=True)
+            with scratch(self.root / "scratch") as work:
+                publish(marker, dump({"to": target}), work)
+            self._move_marker(target).unlink(missing_ok=True)
             os.rename(source, destination)
             sync_folder(destination.parent)
 
     def set_private(self, repo: str, private: bool) -> None:
         """Hide a repository from strangers of a server, or show it."""
         with self._writing(repo) as (folder, work):
+            _hide(folder, True)  # first, so that there is no moment when it is private and open
             publish(folder / "repo.json", dump({"private": private}), work)
+            _hide(folder, private)
 
     # commits
 
@@ -135,6 +148,7 @@ class DirectoryRegistry(DirectoryReader):
             self._check_names(repo, tree)
             if tree == before:
                 return tip
+            self._require_objects(repo, {path: entry for path, entry in tree.items() if before.get(path) != entry})
             commit = history.add(tree, (tip,), message, author, work)
             self._set(repo, work, branches={branch: commit})
         return commit
@@ -144,6 +158,14 @@ class DirectoryRegistry(DirectoryReader):
         folder, attributes = self._folder(repo) / "objects", self.attributes(repo)
         with self._guard(), scratch(self.root / "scratch") as work:
             return {path: objects.ingest(folder, work, path, content, attributes) for path, content in files.items()}
+
+    def _require_objects(self, repo: str, entries: FileTree) -> None:
+        """Under the lock: what a commit names is there, whatever was collected since it was put there."""
+        folder = self._folder(repo) / "objects"
+        gone = [path for path, one in entries.items() if not objects.object_path(folder, one.sha256).is_file()]
+        if gone:
+            what, fix = "content of the commit is not there", "send it again"
+            raise HubkitError("HK-FILES", what, where=f"{self.name}/{repo}", have=gone, fix=fix)
 
     def attributes(self, repo: str) -> tuple[rules.Rule, ...]:
         """The rules of the tip's `.gitattributes`, or the default ones."""
@@ -180,6 +202,8 @@ class DirectoryRegistry(DirectoryReader):
         """See `Registry`."""
         check_ref(name)
         with self._writing(repo) as (folder, work):
+            if name in self.refs(repo).branches:
+                raise self._taken(repo, f"a branch is called '{name}'")
             old = self.refs(repo).tags.get(name)
             if old is not None and old != commit:
                 raise HubkitError(
@@ -194,11 +218,21 @@ class DirectoryRegistry(DirectoryReader):
             self._set(repo, work, tags={name: commit})
 
     def branch(self, repo: str, name: str, commit: str) -> None:
-        """Start a branch at a commit; HK-EXISTS when there is one of this name."""
+        """Start a branch at a commit.
+
+        Raises:
+            HubkitError: HK-EXISTS when a branch or a tag has this name; HK-NAME for the name of a version, which means
+                the same bytes for ever.
+        """
         check_ref(name)
+        if parse_version(name.removeprefix("v")):
+            fix = "tag the commit instead"
+            raise HubkitError("HK-NAME", "a version is a tag; a branch moves", have=name[:200], fix=fix)
         with self._writing(repo) as (folder, work):
-            if name in self.refs(repo).branches:
-                raise HubkitError("HK-EXISTS", f"branch '{name}' exists", where=f"{self.name}/{repo}")
+            refs = self.refs(repo)
+            if name in refs.branches or name in refs.tags:
+                kind = "branch" if name in refs.branches else "tag"
+                raise self._taken(repo, f"{kind} '{name}' exists")
             History(folder).read(commit)
             self._set(repo, work, branches={name: commit})
 
@@ -217,6 +251,10 @@ class DirectoryRegistry(DirectoryReader):
             if name == "main":
                 raise HubkitError("HK-FORBIDDEN", "branch 'main' cannot be removed", where=f"{self.name}/{repo}")
             self._set(repo, work, branches={name: None})
+
+    def _taken(self, repo: str, what: str) -> HubkitError:
+        fix = "choose another name"
+        return HubkitError("HK-EXISTS", what, where=f"{self.name}/{repo}", fix=fix)
 
     def _tip(self, repo: str, branch: str, parent: str | None) -> str:
         tip = self.refs(repo).branches.get(branch)
@@ -254,6 +292,12 @@ class DirectoryRegistry(DirectoryReader):
         if len(names) > MAX_FILES:
             raise HubkitError("HK-LIMIT", "too many files", have=str(len(names)), want=f"at most {MAX_FILES}")
         check_names(names, f"{self.name}/{repo}")
+
+
+def _hide(folder: Path, private: bool) -> None:
+    """Keep all others of this machine out of a repository's folder, or let those in who may enter the one above."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & ~0o007
+    os.chmod(folder, mode if private else mode | (stat.S_IMODE(folder.parent.stat().st_mode) & 0o005))
 
 
 def check_ref(name: str) -> None:

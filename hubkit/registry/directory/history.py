@@ -109,6 +109,21 @@ class History:
             raise _damaged(path) from None
         return dict(_tree(path, state.st_mtime_ns, state.st_size))
 
+    def objects(self) -> set[str]:
+        """The sha256 of everything that any commit names, whether a branch leads to it or not.
+
+        Raises:
+            HubkitError: HK-REGISTRY for a damaged document: what it named is not known.
+        """
+        named: set[str] = set()
+        for tree in {self.read(path.name).tree for path in self._commits.iterdir() if HEX40.fullmatch(path.name)}:
+            path = self._trees / tree
+            if not path.is_file():
+                raise _damaged(path)
+            state = path.stat()
+            named |= {entry.sha256 for entry in _tree(path, state.st_mtime_ns, state.st_size).values()}
+        return named
+
     def log(self, commit: str) -> list[Commit]:
         """A commit and its ancestors, newest first, along the first parents."""
         out = [self.read(commit)]
@@ -134,6 +149,11 @@ def _tree(path: Path, mtime_ns: int, size: int) -> FileTree:
     if not hashed or not all(HEX64.fullmatch(e.sha256) and HEX40.fullmatch(e.oid) for e in tree.values()):
         raise _damaged(path)
     return tree
+
+
+def forget() -> None:
+    """Read trees anew from now on: whoever looks for damage must not be told what was there before."""
+    _tree.cache_clear()
 
 
 def _dump(document: object) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ from typing import Any
 from hubkit.documents.drafts import locked, scratch
 from hubkit.documents.files import sync_folder
 from hubkit.errors import HubkitError
-from hubkit.registry.address import require_repo
+from hubkit.registry.address import is_repo, require_repo
 from hubkit.registry.directory.objects import publish
 
 SCHEMA = "hubkit/registry/1"
+MAX_MOVES = 10
+_OWN = ("repos", "locks", "scratch", "moved", "lost+found")
+"""What a registry may consist of before it is marked as one."""
 
 
 class Layout:
@@ -44,10 +48,28 @@ class Layout:
             except (FileNotFoundError, NotADirectoryError):
                 return False
 
+    def moved(self, repo: str) -> str | None:
+        """The name that a repository has now which was called `repo` once; None when there is none."""
+        for _ in range(MAX_MOVES):
+            try:
+                repo = str(json.loads(self._move_marker(repo).read_bytes())["to"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+            if is_repo(repo) and self.exists(repo):
+                return repo
+        return None
+
+    def _move_marker(self, repo: str) -> Path:
+        self._path(repo)  # the name becomes a file name
+        return self.root / "moved" / (repo.replace("/", "--") + ".json")
+
     def _folder(self, repo: str) -> Path:
         self._check_format()
         if not self.exists(repo):
-            raise HubkitError("HK-NOT-FOUND", f"no repository '{repo}'", where=self.name)
+            now = self.moved(repo)
+            elsewhere = f"hubkit config set namespaces.{repo.partition('/')[0]} hf    or: hubkit push DIR {repo}"
+            fix = f"it is called {now} now" if now else f"check the name; where it is on the Hub: {elsewhere}"
+            raise HubkitError("HK-NOT-FOUND", f"no repository '{repo}'", where=self.name, fix=fix)
         path = self._path(repo)
         if path.is_symlink() or path.parent.is_symlink():
             raise HubkitError("HK-SYMLINK", "a repository must not be a link", where=str(path))
@@ -86,8 +108,24 @@ class Layout:
             )
         self._checked = True
 
+    def require_registry(self) -> None:
+        """Refuses a directory that holds other things than a registry; an empty one may become one.
+
+        Raises:
+            HubkitError: HK-REGISTRY.
+        """
+        with self._guard():
+            names = os.listdir(self.root) if self.root.is_dir() else []
+            strange = [name for name in names if name not in _OWN and not name.startswith(".")]
+            if strange and "registry.json" not in names:
+                have, fix = ", ".join(sorted(strange)[:5]), "an empty directory, or one that holds a registry"
+                what = "this directory holds other things than a registry"
+                raise HubkitError("HK-REGISTRY", what, where=str(self.root), want="registry.json", have=have, fix=fix)
+            self._check_format()
+
     def _begin(self) -> None:
         """Make the skeleton of a registry where there is none."""
+        self.require_registry()
         with self._guard():
             for name in ("repos", "locks", "scratch"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -124,9 +162,8 @@ class Layout:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             what = "no space left for the registry" if full else "the registry's directory cannot be used"
-            raise HubkitError(
-                "HK-IO", what, where=str(error.filename or self.root), have=error.strerror or ""
-            ) from None
+            code = "HK-DISK" if full else "HK-IO"
+            raise HubkitError(code, what, where=str(error.filename or self.root), have=error.strerror or "") from None
 
 
 def dump(document: Mapping[str, Any]) -> bytes:

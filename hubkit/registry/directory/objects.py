@@ -12,6 +12,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -103,7 +104,7 @@ class Incoming:
         self.close()
         os.chmod(self._path, 0o444)
         target = object_path(self._folder, found)
-        if not target.exists():
+        if not offered_again(target):
             if not target.parent.exists():
                 # not `parents=True`: when the repository was removed meanwhile it must not come back
                 target.parent.mkdir(exist_ok=True)
@@ -115,6 +116,16 @@ class Incoming:
     def close(self) -> None:
         """Let go of the file; what was written stays scratch."""
         self._out.close()
+
+
+def offered_again(path: Path) -> bool:
+    """Whether an object is there; then it is as young as one that came just now, and not collected meanwhile."""
+    with suppress(PermissionError):  # another user's: only its owner may say so
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def publish(path: Path, data: bytes, work: Path) -> None:
@@ -172,7 +183,7 @@ def ingest(
     if isinstance(content, bytes):
         sha256, blob = hashlib.sha256(content).hexdigest(), git_blob(content)
         target = object_path(folder, sha256)
-        if target.exists():
+        if offered_again(target):
             sync_folder(target.parent)
         else:
             incoming = Incoming(folder, work, len(content))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hubkit.errors import HubkitError
-from hubkit.registry.api import Arrived, Refs, RemoteFile
+from hubkit.registry.api import Arrived, CommitInfo, Refs, RemoteFile
 from hubkit.registry.directory import objects
 from hubkit.registry.directory.history import Commit, FileTree, History
 from hubkit.registry.directory.layout import Layout
@@ -16,14 +18,13 @@ class DirectoryReader(Layout):
     """What can be asked of a directory registry."""
 
     def resolve(self, repo: str, revision: str | None = None) -> str:
-        """See `Registry`; also knows ``HEAD``, ``refs/heads/<branch>`` and ``refs/tags/<tag>``."""
-        refs, wanted = self.refs(repo), revision or "main"
-        wanted = "main" if wanted == "HEAD" else wanted
+        """See `Registry`; also knows ``HEAD``, ``refs/heads/<branch>`` and ``refs/tags/<tag>``; a tag comes first."""
+        refs, wanted = self.refs(repo), "refs/heads/main" if revision in (None, "HEAD") else revision
         kind, _, short = wanted.removeprefix("refs/").partition("/")
         if wanted.startswith("refs/") and kind in ("heads", "tags"):
             found = (refs.branches if kind == "heads" else refs.tags).get(short)
         else:
-            found = refs.branches.get(wanted) or refs.tags.get(wanted)
+            found = refs.tags.get(wanted) or refs.branches.get(wanted)
         history = History(self._folder(repo))
         found = found or (wanted if history.has(wanted) else history.find(wanted))
         if found is None:
@@ -49,6 +50,12 @@ class DirectoryReader(Layout):
         """A commit and its ancestors, newest first."""
         return History(self._folder(repo)).log(commit)
 
+    def log(self, repo: str, commit: str) -> tuple[CommitInfo, ...]:
+        """See `Registry`."""
+        line = self.history(repo, commit)
+        days = (datetime.fromtimestamp(one.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for one in line)
+        return tuple(CommitInfo(one.id, one.title, day, one.author) for one, day in zip(line, days, strict=True))
+
     def refs(self, repo: str) -> Refs:
         """See `Registry`."""
         data = self._document(repo, "refs.json")
@@ -63,6 +70,10 @@ class DirectoryReader(Layout):
         if not path.is_file():
             raise HubkitError("HK-NOT-FOUND", "no such object", where=f"{self.name}/{repo}", have=f"sha256:{sha256}")
         return path
+
+    def holds(self, repo: str, sha256: str) -> bool:
+        """Whether this repository has an object."""
+        return objects.object_path(self._folder(repo) / "objects", sha256).is_file()
 
     def entry(self, repo: str, commit: str, path: str) -> Entry:
         """What a commit knows of one file; HK-NOT-FOUND."""
@@ -79,18 +90,32 @@ class DirectoryReader(Layout):
             source.seek(start)
             return source.read(max(0, stop - start))
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
-        """See `Registry`; HK-FILES when the stored bytes no longer have their digest."""
+    def download(
+        self,
+        repo: str,
+        commit: str,
+        path: str,
+        dest: Path,
+        progress: Arrived | None = None,
+        *,
+        resume: bool = False,
+    ) -> str:
+        """See `Registry`; HK-FILES when the stored bytes no longer have their digest. It always begins anew."""
         entry = self.entry(repo, commit, path)
+        if resume:
+            dest.unlink(missing_ok=True)
         try:
             with objects.open_regular(self.object(repo, entry.sha256)) as source, dest.open("xb") as out:
                 if objects.copy(source, out, progress) != entry.sha256:
                     raise HubkitError("HK-FILES", f"stored content of '{path}' is damaged", where=f"{self.name}/{repo}")
+                out.flush()
+                os.fsync(out.fileno())
         except FileExistsError:
             raise HubkitError("HK-EXISTS", "file is already there", where=str(dest)) from None
         except BaseException:
             dest.unlink(missing_ok=True)
             raise
+        return f"sha256:{entry.sha256}"
 
     def repos(self, prefix: str | None = None) -> tuple[str, ...]:
         """See `Registry`; private ones, too: who may read the directory may read all of it."""

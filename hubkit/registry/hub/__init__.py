@@ -1,4 +1,5 @@
-"""A registry behind the Hub's protocol, through huggingface_hub: its errors (*faults*), its lists (*listing*).
+"""A registry behind the Hub's protocol: requests within deadlines (*transport*, *transfer*, *deadlines*), what is sent
+(*uploads*, *streams*), its errors (*faults*), its lists (*listing*).
 
-What that library does not promise is in `hubkit.compat.huggingface_hub`; nothing else knows it.
+The session is huggingface_hub's; what that library does not promise is in `hubkit.compat.huggingface_hub`.
 """

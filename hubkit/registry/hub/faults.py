@@ -19,8 +19,6 @@ _SECRETS = (
     re.compile(r"(?i)(?<=bearer )[^\s'\",;]+"),
     re.compile(r"(?<=://)[^/\s@]+(?=@)"),
 )
-UNUSABLE = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
-"""What the client library raises for an answer that it cannot use: it takes fields as given, and adds few words."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,9 @@ def from_status(status: int, code: str, message: str, asked: Asked) -> HubkitErr
     if code == "GatedRepo":
         fix = f"ask for access at {asked.registry}/{asked.repo}" + ("" if asked.known else ", then: hf auth login")
         return HubkitError("HK-GATED", f"{asked.repo} is gated", where=asked.where, have=said, fix=fix)
+    if code == "QuotaExceeded" or status == 507:
+        fix = "remove repositories that nobody needs there, or ask whoever keeps the registry for more"
+        return HubkitError("HK-QUOTA", "the registry has no room left for this", where=asked.where, have=said, fix=fix)
     if status == 404 or (status == 410 and not code):
         return _missing(code, said, asked)
     table = {
@@ -104,21 +105,6 @@ def _sign_in(asked: Asked) -> str:
     if asked.registry == "https://huggingface.co":
         return "hf auth login    or set HF_TOKEN"
     return f"set HUBKIT_REGISTRY={asked.registry} and HUBKIT_TOKEN to a token of it"
-
-
-def from_error(error: BaseException, asked: Asked) -> HubkitError:
-    """The refusal that an exception of the client library is: by the HTTP answer it carries, or for want of one."""
-    for link in chain(error):
-        if isinstance(link, HubkitError):
-            return link
-        response = getattr(link, "response", None)
-        if response is not None:
-            code = response.headers.get("X-Error-Code", "")
-            said = getattr(link, "server_message", None) or response.headers.get("X-Error-Message", "")
-            return from_status(response.status_code, code, str(said), asked)
-    if isinstance(error, UNUSABLE) and error.__cause__ is None:
-        return malformed("the client cannot use it", asked, have=f"{type(error).__name__}: {error}")
-    return offline(error, asked)
 
 
 def offline(reason: BaseException | str, asked: Asked) -> HubkitError:

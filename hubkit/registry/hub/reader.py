@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from hubkit.errors import HubkitError
 from hubkit.registry.address import is_repo, require_repo
-from hubkit.registry.api import Arrived, Refs, RemoteFile
+from hubkit.registry.api import Arrived, CommitInfo, Refs, RemoteFile
 from hubkit.registry.hub import faults
 from hubkit.registry.hub.faults import Asked
 from hubkit.registry.hub.listing import HEX40, Expected, expected, matches
@@ -78,10 +79,32 @@ class HubReader:
             raise HubkitError("HK-FILES", "a file is not what the registry's list says", where=asked.where)
         return data
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
+    def download(
+        self,
+        repo: str,
+        commit: str,
+        path: str,
+        dest: Path,
+        progress: Arrived | None = None,
+        *,
+        resume: bool = False,
+    ) -> str:
         """See `Registry`; the bytes are those of the commit's listing (sha256, or git's name of a small file)."""
-        entry = self._entry(repo, commit, path)
-        self._reader.download(_file_url(repo, commit, path), self._asked(repo, commit, path), dest, entry, progress)
+        entry, asked = self._entry(repo, commit, path), self._asked(repo, commit, path)
+        return self._reader.download(_file_url(repo, commit, path), asked, dest, entry, progress, resume)
+
+    def log(self, repo: str, commit: str) -> tuple[CommitInfo, ...]:
+        """See `Registry`."""
+        asked = self._asked(repo, commit)
+        found = []
+        for row in self._reader.pages(f"/api/models/{repo}/commits/{quote(commit, safe='')}", asked, MAX_FILES):
+            name, authors = row.get("id"), row.get("authors")
+            if not isinstance(name, str) or not HEX40.fullmatch(name):
+                raise faults.malformed("no list of commits", asked, have=str(name))
+            first = authors[0] if isinstance(authors, list) and authors and isinstance(authors[0], dict) else {}
+            said = (row.get("title"), row.get("date"), first.get("user"))
+            found.append(CommitInfo(name, *(text if isinstance(text, str) else "" for text in said)))
+        return tuple(found)
 
     def refs(self, repo: str) -> Refs:
         """See `Registry`."""
@@ -100,10 +123,19 @@ class HubReader:
     def repos(self, prefix: str | None = None) -> tuple[str, ...]:
         """See `Registry`. Give a prefix on the Hub itself: it has millions of repositories (HK-LIMIT)."""
         organization, _, start = (prefix or "").partition("/")
-        query = urlencode({k: v for k, v in {"author": organization, "search": start, "limit": "1000"}.items() if v})
-        rows = self._reader.pages(f"/api/models?{query}", Asked(self.name), MAX_REPOS)
+        rows = self.models({"author": organization, "search": start, "limit": "1000"})
         names = {str(row.get("id", "")) for row in rows}
         return tuple(sorted(n for n in names if is_repo(n) and (not prefix or n.startswith(f"{organization}/{start}"))))
+
+    def models(self, asked: Mapping[str, str | Sequence[str]]) -> Iterator[dict[str, Any]]:
+        """The Hub's list of repositories, page after page as it is read; HK-LIMIT for one without an end.
+
+        Args:
+            asked: ``author``, ``search``, ``filter`` (tags, all of which a repository has), ``pipeline_tag``, ``limit``
+                (of a page); what is empty is not asked.
+        """
+        query = urlencode({name: value for name, value in asked.items() if value}, doseq=True)
+        return self._reader.pages(f"/api/models?{query}", Asked(self.name), MAX_REPOS)
 
     def _tree(self, repo: str, commit: str) -> Listing:
         asked = self._asked(repo, commit)

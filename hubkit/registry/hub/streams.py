@@ -15,8 +15,7 @@ from hubkit.registry.directory.objects import open_regular
 class SharedFile(io.BufferedIOBase):
     """A binary file, or bytes, whose position belongs to the thread that reads.
 
-    The Hub's client uploads in threads and looks its files up by their digest: two files with the same content are
-    uploaded at the same time from one file object, which mixes them up when they share a position.
+    Files are uploaded in threads, and hashed by others.
 
     Args:
         source: the bytes, or the descriptor of an open file (not closed here).
@@ -72,3 +71,39 @@ def opened(content: Path | bytes) -> Iterator[SharedFile]:
         return
     with open_regular(content) as file:
         yield SharedFile(file.fileno())
+
+
+class Slice(io.BufferedIOBase):
+    """Bytes ``[start, stop)`` of a shared file as a file of its own."""
+
+    def __init__(self, file: SharedFile, start: int, stop: int) -> None:
+        self._file, self._start, self._stop, self._at = file, start, stop, start
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """The position, 0 at first."""
+        return self._at - self._start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position."""
+        begin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._at, os.SEEK_END: self._stop}[whence]
+        self._at = max(self._start, begin + offset)
+        return self.tell()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes from the position; all that are left by default."""
+        left = max(0, self._stop - self._at)
+        self._file.seek(self._at)
+        data = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._at += len(data)
+        return data

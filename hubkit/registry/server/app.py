@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,9 +18,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hubkit.errors import HubkitError
-from hubkit.registry.server import commit, lfs, repos, resolve, tree, xet
+from hubkit.registry.server import commit, health, lfs, repos, resolve, tree, xet
 from hubkit.registry.server.auth import Account
-from hubkit.registry.server.calls import Call, Refusal, Server, refusal
+from hubkit.registry.server.calls import READ_ONLY, Call, Limits, Refusal, Server, refusal
+from hubkit.registry.server.watch import HEALTH, Watch, seen_of
 
 Plain = Callable[[Call], Response]
 Streaming = Callable[[Call], Awaitable[Response]]
@@ -28,6 +31,8 @@ READS = ("GET", "HEAD")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 PLAIN: tuple[tuple[str, str, Plain], ...] = (
+    ("GET", HEALTH, health.healthz),
+    ("GET", "/metrics", health.metrics),
     ("GET", "/api/whoami-v2", repos.whoami),
     ("POST", "/api/repos/create", repos.create),
     ("DELETE", "/api/repos/delete", repos.delete),
@@ -61,17 +66,40 @@ STREAMING: tuple[tuple[str, str, Streaming], ...] = (
     ("POST", "/xet/{session}/v1/xorbs/{prefix}/{hash}", xet.put_xorb),
     ("POST", "/xet/{session}/v1/shards", xet.put_shard),
 )
-OWN_LOGIN = (lfs.put, xet.put_xorb, xet.put_shard, xet.unknown_chunk)
-"""Handlers whose address or token is the proof: the ``Authorization`` header is not an account's."""
+HARMLESS = (commit.validate_yaml, tree.paths_info, lfs.batch)
+"""Handlers that change nothing, whatever their method; of a batch that is seen by what it asks for."""
+OWN_LOGIN = (lfs.put, xet.put_xorb, xet.put_shard, xet.unknown_chunk, health.healthz)
+"""Handlers whose address or token is the proof: the ``Authorization`` header is not an account's. Health is for all."""
+COSTLY = (commit.preupload,)
+"""Handlers that may compute for a second: one at a time, and those that wait hold no thread."""
+ACTIONS: dict[Plain | Streaming, str] = {
+    repos.create: "create",
+    repos.delete: "delete",
+    repos.move: "move",
+    repos.settings: "settings",
+    commit.commit: "commit",
+    lfs.put: "upload",
+    xet.put_shard: "upload",
+    tree.create_tag: "tag",
+    tree.delete_tag: "delete-tag",
+    tree.create_branch: "branch",
+    tree.delete_branch: "delete-branch",
+    tree.squash: "squash",
+}
+"""What changes something, as the log calls it."""
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _body(request: Request, limits: Limits) -> bytes:
     pieces, size = [], 0
-    async for data in request.stream():
-        pieces.append(data)
-        size += len(data)
-        if size > limit:
-            raise Refusal(413, f"at most {limit} bytes")
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for data in request.stream():
+                pieces.append(data)
+                size += len(data)
+                if size > limits.body:
+                    raise Refusal(413, f"at most {limits.body} bytes")
+    except TimeoutError:
+        raise Refusal(408, f"The request was not sent within {limits.body_seconds:g} seconds") from None
     return b"".join(pieces)
 
 
@@ -80,11 +108,16 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def _plain(server: Server, handler: Plain) -> Endpoint:
     """A handler that wants the whole body and runs beside the event loop."""
+    turn = asyncio.Semaphore(1)
 
     async def endpoint(request: Request) -> Response:
         account = _account(server, request, handler)
-        body = b"" if request.scope["method"] in READS else await _body(request, server.limits.body)
-        return await run_in_threadpool(handler, Call(request, server, account, body))
+        body = b"" if request.scope["method"] in READS else await _body(request, server.limits)
+        call = Call(request, server, account, body)
+        if handler not in COSTLY:
+            return await run_in_threadpool(handler, call)
+        async with turn:
+            return await run_in_threadpool(handler, call)
 
     return _refusing(endpoint)
 
@@ -99,7 +132,23 @@ def _streaming(server: Server, handler: Streaming) -> Endpoint:
 
 
 def _account(server: Server, request: Request, handler: Plain | Streaming) -> Account | None:
-    return None if handler in OWN_LOGIN else server.door.account(request.headers.get("authorization"))
+    """Who asks, once it is clear that they may ask this at all."""
+    method, seen = request.scope["method"], seen_of(request.scope)
+    seen.route = f"{handler.__module__.rpartition('.')[2]}.{handler.__name__}"
+    seen.action = ACTIONS.get(handler, "")
+    if server.read_only and (handler is xet.write_token or (method not in READS and handler not in HARMLESS)):
+        raise Refusal(403, READ_ONLY)
+    if handler in OWN_LOGIN:
+        return None
+    try:
+        account = server.door.account(request.headers.get("authorization"))
+    except HubkitError:
+        seen.refused = True
+        raise
+    seen.by(account)
+    if account is None and not server.door.anonymous:
+        raise Refusal(401, "This server answers to those who are logged in")
+    return account
 
 
 def _refusing(inner: Endpoint) -> Endpoint:
@@ -117,9 +166,12 @@ def _refusing(inner: Endpoint) -> Endpoint:
 
 
 def _missing(request: Request, _: Exception) -> Response:
-    path = request.url.path
-    code = "RepoNotFound" if path.startswith("/api/") or "/resolve/" in path else None
-    return Refusal(404, "Not found", code).response()
+    path = request.scope["path"]
+    # what would be a repository with a name that has no owner; clients ask for such
+    named = re.fullmatch(r"/api/(models/[^/]+|(datasets|spaces)/.*)|/[^/]+/resolve/.*", path) is not None
+    return Refusal(
+        404, "Repository not found" if named else "No such address", "RepoNotFound" if named else None
+    ).response()
 
 
 async def _agents(_: Request) -> Response:
@@ -145,12 +197,16 @@ def make_app(server: Server) -> Starlette:
 
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Gate, open_door=server.door.open, public_url=server.public_url)],
+        middleware=[
+            Middleware(Watch, state=server.state),
+            Middleware(Gate, open_door=server.door.open, public_url=server.public_url),
+        ],
         exception_handlers={404: _missing},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.sessions = xet.Sessions()
+    app.state.server = server
     return app
 
 
@@ -170,8 +226,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        name = _printable(headers.get("x-request-id", "")) or secrets.token_hex(8).encode()
+        seen_of(scope).id = name.decode("ascii")
         common = [
-            (b"x-request-id", _printable(headers.get("x-request-id", "")) or secrets.token_hex(8).encode()),
+            (b"x-request-id", name),
             (b"x-content-type-options", b"nosniff"),
             (b"content-security-policy", b"default-src 'none'; sandbox"),
         ]

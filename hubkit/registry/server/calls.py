@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import secrets
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -17,7 +19,9 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.errors import HubkitError
 from hubkit.registry.directory.directory import DirectoryRegistry
+from hubkit.registry.directory.quota import Quotas
 from hubkit.registry.server.auth import Account, Door
+from hubkit.registry.server.watch import Seen, State, seen_of
 
 STATUS = {
     "HK-AUTH": 401,
@@ -27,9 +31,13 @@ STATUS = {
     "HK-VERSION-EXISTS": 409,
     "HK-STALE": 412,
     "HK-LIMIT": 413,
+    "HK-QUOTA": 413,
+    "HK-DISK": 507,
     "HK-IO": 500,
     "HK-REGISTRY": 500,
 }
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+READ_ONLY = "This server is read-only at the moment: nothing can be changed here"
 STALE = "A commit has happened since. Please refresh and try again."
 
 
@@ -39,6 +47,7 @@ class Limits:
 
     Args:
         body: bytes of a JSON body.
+        body_seconds: how long such a body may take to come.
         regular: bytes of one file inside a commit's body.
         commit: bytes of a commit's body.
         large: bytes of one large object.
@@ -46,6 +55,7 @@ class Limits:
     """
 
     body: int = 8 << 20
+    body_seconds: float = 60.0
     regular: int = 64 << 20
     commit: int = 1 << 30
     large: int = 256 << 30
@@ -54,12 +64,32 @@ class Limits:
 
 @dataclass
 class Server:
-    """State of one application."""
+    """State of one application.
+
+    Args:
+        registry: what is served.
+        door: who is known.
+        limits: what a client may send.
+        quotas: what may be stored.
+        public_url: the address that clients use; None: the one they say.
+        read_only: nothing can be changed.
+        state: what it does at this moment.
+        connections: how many there are.
+        counting: held while `counted` is made.
+        counted: when the store was counted for the metrics, and the lines about it.
+        secret: signs what only this process hands out.
+    """
 
     registry: DirectoryRegistry
     door: Door
     limits: Limits
+    quotas: Quotas
     public_url: str | None = None
+    read_only: bool = False
+    state: State = field(default_factory=State)
+    connections: Callable[[], int] = lambda: 0
+    counting: threading.Lock = field(default_factory=threading.Lock)
+    counted: tuple[float, list[str]] = (float("-inf"), [])
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
 
     def sign(self, *parts: object) -> str:
@@ -77,7 +107,7 @@ class Refusal(Exception):
     Args:
         status: HTTP status.
         message: shown to the user by the client.
-        code: ``X-Error-Code`` of the Hub: RepoNotFound, RevisionNotFound, EntryNotFound.
+        code: ``X-Error-Code`` of the Hub: RepoNotFound, RevisionNotFound, EntryNotFound; our own: QuotaExceeded.
         headers: further headers.
     """
 
@@ -89,13 +119,15 @@ class Refusal(Exception):
 
     def response(self) -> Response:
         """The Hub's form: JSON body, message and code also in headers."""
-        text = self.message.replace("\n", " ").encode("ascii", "replace").decode()[:1000]
-        headers = {"X-Error-Message": text, **self.headers}
+        message = self.message.encode("utf-8", "replace").decode()  # half a character cannot be sent
+        # a header holds neither control characters nor blanks at its ends
+        text = "".join(c if " " <= c <= "~" else " " if c.isspace() else "?" for c in " ".join(message.split()))[:1000]
+        headers = {"X-Error-Message": text.strip(), **self.headers}
         if self.code:
             headers["X-Error-Code"] = self.code
         if self.status == 401:
             headers["WWW-Authenticate"] = 'Bearer realm="hubkit"'
-        return JSONResponse({"error": self.message}, self.status, headers)
+        return JSONResponse({"error": message}, self.status, headers)
 
 
 def refusal(error: HubkitError) -> Refusal:
@@ -103,10 +135,11 @@ def refusal(error: HubkitError) -> Refusal:
     if error.code == "HK-STALE":
         return Refusal(412, STALE)
     status = STATUS.get(error.code, 400)
-    if status == 500:  # paths of this machine are none of the client's business
-        return Refusal(500, f"{error.code}: {error.what}")
+    if status >= 500:  # paths of this machine are none of the client's business
+        return Refusal(status, f"{error.code}: {error.what}")
     details = [line for line in (*error.have, *error.want) if line][:20]
-    return Refusal(status, ": ".join([error.what, "; ".join(details)]) if details else error.what)
+    code = "QuotaExceeded" if error.code == "HK-QUOTA" else None
+    return Refusal(status, ": ".join([error.what, "; ".join(details)]) if details else error.what, code)
 
 
 @dataclass
@@ -124,9 +157,19 @@ class Call:
         return self.server.registry
 
     @property
+    def seen(self) -> Seen:
+        """What the log and the metrics learn of it."""
+        return seen_of(self.request.scope)
+
+    @property
+    def who(self) -> str:
+        """Name of the caller; "" for one without a token."""
+        return "" if self.account is None else self.account.user
+
+    @property
     def author(self) -> str:
         """Name of the caller for a commit; "" on an open server."""
-        return "" if self.account is None or self.server.door.open else self.account.user
+        return "" if self.server.door.open else self.who
 
     @property
     def origin(self) -> str:
@@ -145,7 +188,7 @@ class Call:
     def json(self) -> dict[str, Any]:
         """The body, a JSON object (an empty body is an empty one), else 400."""
         try:
-            data = json.loads(self.body or b"{}")
+            data = whole(json.loads(self.body or b"{}"), self.body)
         except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
@@ -180,9 +223,25 @@ class Call:
             known = self.registry.exists(repo)
         except HubkitError:
             known = False
+        if not known:
+            self._moved(repo)
+        self.seen.details["repo"] = repo
         if not known or not self.sees(repo):
             raise self.hidden()
+        self.seen.private = self.registry.private(repo)
         return repo
+
+    def _moved(self, repo: str) -> None:
+        """Lead to the name that a repository has now, those who may know of it."""
+        try:
+            now = self.registry.moved(repo)
+        except HubkitError:
+            now = None
+        if now is not None and self.sees(now):
+            raw = self.request.scope["raw_path"].decode("ascii").split("?")[0]
+            query = self.request.url.query
+            place = raw.replace(f"/{repo}", f"/{now}", 1) + (f"?{query}" if query else "")
+            raise Refusal(307, f"This repository is called {now} now", None, {"Location": place})
 
     def hidden(self) -> Refusal:
         """Absent and private look the same: 401 for the anonymous, 404 for others."""
@@ -192,32 +251,45 @@ class Call:
 
     def sees(self, repo: str) -> bool:
         """Whether the caller may know of a repository that exists."""
-        if self.account is not None and self.account.owns(repo):
+        if self.account is not None and self.account.may("read", repo):
             return True
         return not self.registry.private(repo)
 
-    def writable(self) -> str:
+    def writable(self, level: str = "write") -> str:
         """The repository of the path when the caller may change it; 401, 403 or 404."""
         repo = self.readable()
-        self.require_write(repo)
+        self.require(repo, level)
         return repo
 
-    def require_write(self, repo: str) -> None:
-        """401 or 403 unless the caller may write in this namespace."""
+    def require(self, repo: str, level: str = "write") -> None:
+        """401 or 403 unless the caller may write there, or ``admin``: delete, move, hide and show."""
         if self.account is None:
             raise Refusal(401, "You must be logged in to write")
-        if self.account.role == "read" or not self.account.owns(repo):
-            raise Refusal(403, f"You have no write access to {repo}")
+        if not self.account.may(level, repo):
+            raise Refusal(403, f"You have no {level} access to {repo}")
 
     def commit(self, repo: str, revision: str | None = None) -> str:
         """The commit that the path's (or this) revision means; 404 RevisionNotFound."""
         wanted = revision if revision is not None else (self.part("rev") or None)
         try:
-            return self.registry.resolve(repo, wanted)
+            found = self.registry.resolve(repo, wanted)
+            self.seen.details["commit"] = found
+            return found
         except HubkitError as error:
             if error.code != "HK-NOT-FOUND":
                 raise
             raise Refusal(404, f"Invalid rev id: {wanted}", "RevisionNotFound") from None
+
+
+def whole(document: Any, source: bytes) -> Any:
+    """`document` itself, unless its text, read from `source`, holds half a character.
+
+    Raises:
+        ValueError: it does.
+    """
+    if _SURROGATE.search(source):
+        json.dumps(document, ensure_ascii=False).encode()
+    return document
 
 
 def iso(seconds: float) -> str:
@@ -226,14 +298,19 @@ def iso(seconds: float) -> str:
     return f"{whole}.{int(seconds * 1000) % 1000:03d}Z"
 
 
+def window(call: Call, size: int) -> tuple[int, int]:
+    """Where the page that is asked for begins, and how many rows it has, at most `size`."""
+    params = call.request.query_params
+    try:
+        return max(0, int(params.get("cursor", "0"))), min(size, max(1, int(params.get("limit", size))))
+    except ValueError:
+        raise Refusal(400, "'cursor' and 'limit' must be numbers") from None
+
+
 def paged(call: Call, rows: list[dict[str, Any]], size: int) -> JSONResponse:
     """One page of `rows`, with the address of the next in the ``Link`` header."""
     params = call.request.query_params
-    try:
-        start = max(0, int(params.get("cursor", "0")))
-        size = min(size, max(1, int(params.get("limit", size))))
-    except ValueError:
-        raise Refusal(400, "'cursor' and 'limit' must be numbers") from None
+    start, size = window(call, size)
     headers = {}
     if start + size < len(rows):
         rest = [(k, v) for k, v in params.multi_items() if k != "cursor"]

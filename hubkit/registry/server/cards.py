@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from hubkit.errors import HubkitError
@@ -11,6 +12,8 @@ from hubkit.registry.directory.history import FileTree
 
 MAX_CARD = 1 << 20
 MAX_FRONT = 64 << 10
+REMEMBERED = 2 << 10
+"""Characters of metadata up to which what was parsed is kept."""
 
 
 def front_matter(text: str) -> str | None:
@@ -26,7 +29,7 @@ def front_matter(text: str) -> str | None:
 
 def read_front(text: str) -> tuple[dict[str, Any], str | None]:
     """The metadata of a card and, when it cannot be read, why. Plain data only; aliases are refused (bombs)."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     front = front_matter(text)
     if front is None:
@@ -59,7 +62,16 @@ def card_of(registry: DirectoryRegistry, repo: str, tree: FileTree) -> dict[str,
         text = registry.object(repo, entry.sha256).read_text("utf-8", errors="replace")
     except (OSError, HubkitError):
         return {}
-    return read_front(text)[0]
+    front = front_matter(text)
+    if front is None or len(front) > REMEMBERED:
+        return read_front(text)[0]
+    return _remembered(front)
+
+
+@lru_cache(maxsize=1 << 15)
+def _remembered(front: str) -> dict[str, Any]:
+    """The metadata of a card that was parsed before: a list of models reads all of them each time."""
+    return read_front(f"---\n{front}\n---\n")[0]
 
 
 def _strings(value: object) -> list[str]:
@@ -70,6 +82,7 @@ def _strings(value: object) -> list[str]:
 def tags_of(card: dict[str, Any], tree: FileTree) -> list[str]:
     """The tags by which the Hub finds a repository: its own, library, licence, and its base with the relation."""
     tags = [*_strings(card.get("library_name")), *_strings(card.get("tags"))]
+    tags += ["peft"] if "adapter_config.json" in tree else []  # the Hub knows a library by its files
     suffixes = {path.rsplit(".", 1)[-1] for path in tree if "." in path}
     tags += [kind for kind in ("safetensors", "gguf") if kind in suffixes]
     bases = _strings(card.get("base_model"))

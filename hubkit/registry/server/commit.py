@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator
@@ -18,7 +18,8 @@ from hubkit.registry.directory import rules
 from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.directory.history import FileTree
 from hubkit.registry.directory.objects import Entry, large_entry
-from hubkit.registry.server.calls import Call, Refusal
+from hubkit.registry.directory.quota import Quotas
+from hubkit.registry.server.calls import Call, Refusal, whole
 from hubkit.registry.server.cards import read_front
 
 PARENT = re.compile(r"[0-9a-fA-F]{5,40}")
@@ -45,7 +46,17 @@ def preupload(call: Call) -> Response:
     current = call.registry.tree(repo, call.commit(repo))
     attributes = call.registry.attributes(repo)
     ignores = rules.read_ignores(_ignore_text(call, repo, current, data.get("gitIgnore")))
-    return JSONResponse({"files": [_advice(call, f, current, attributes, ignores) for f in files]})
+    work = rules.Work()
+    try:
+        advice = [_advice(call, f, current, attributes, ignores, work) for f in files]
+    except HubkitError as error:
+        raise Refusal(400, error.what) from None
+    # here a client shows what is said; of its own storage protocol it shows the number alone. A file of a size that is
+    # there already may be that one
+    sizes = {entry.size for entry in current.values()}
+    new = [f["size"] for f, told in zip(files, advice, strict=True) if not told["shouldIgnore"]]
+    call.server.quotas.require(repo, sum(size for size in new if size not in sizes))
+    return JSONResponse({"files": advice})
 
 
 def _ignore_text(call: Call, repo: str, current: FileTree, sent: object) -> str:
@@ -58,16 +69,18 @@ def _ignore_text(call: Call, repo: str, current: FileTree, sent: object) -> str:
 
 
 def _advice(
-    call: Call, file: object, current: FileTree, attributes: tuple[rules.Rule, ...], ignores: Any
+    call: Call, file: object, current: FileTree, attributes: tuple[rules.Rule, ...], ignores: Any, work: rules.Work
 ) -> dict[str, Any]:
     if not isinstance(file, dict) or not isinstance(file.get("size"), int):
         raise Refusal(400, "each of 'files' needs 'path', 'size' and 'sample'")
     path, size = call.text(file, "path"), file["size"]
+    if len(path) > 4096:
+        raise Refusal(400, "a path has 4096 characters at most")
     try:
         sample = base64.b64decode(str(file.get("sample", "")), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise Refusal(400, "'sample' must be base64") from None
-    large = rules.is_large(path, size, sample, attributes)
+    large = rules.is_large(path, size, sample, attributes, work)
     entry = current.get(path)
     oid = None
     if entry is not None and (large or not entry.large):
@@ -75,26 +88,35 @@ def _advice(
     advice = {
         "path": path,
         "uploadMode": "lfs" if large else "regular",
-        "shouldIgnore": rules.decide(ignores, path) is False,
+        "shouldIgnore": rules.ignored(ignores, path, work),
     }
     return {**advice, "oid": oid} if oid else advice
 
 
 @dataclass
 class Draft:
-    """The operations of a commit as they come in; large content is stored at once, nothing is visible yet."""
+    """The operations of a commit as they come in; content is stored at once, nothing is visible yet.
+
+    Args:
+        registry: where.
+        repo: what is committed to.
+        quotas: what may be stored.
+        young: the objects that came with it: sha256 -> their time in nanoseconds.
+    """
 
     registry: DirectoryRegistry
     repo: str
+    quotas: Quotas
     summary: str = ""
     description: str = ""
     parent: str | None = None
     operations: list[tuple[str, str, Entry | None]] = field(default_factory=list)
+    young: dict[str, int] = field(default_factory=dict)
 
     def take(self, line: bytes) -> None:
         """One JSON line of the body."""
         try:
-            item = json.loads(line)
+            item = whole(json.loads(line), line)
             key, value = item["key"], item["value"]
             if key == "header":
                 self._header(value)
@@ -103,15 +125,14 @@ class Draft:
             if not isinstance(path, str) or len(path) > 4096:
                 raise TypeError
             if key == "file":
-                entry = self.registry.put(self.repo, {path: _content(value)})[path]
-                self.operations.append(("add", path, entry))
+                self.operations.append(("add", path, self._regular(path, _content(value))))
             elif key == "lfsFile":
                 self.operations.append(("add", path, self._large(value)))
             elif key in ("deletedFile", "deletedFolder"):
                 self.operations.append((key, path.rstrip("/"), None))
             else:
                 raise Refusal(400, f"Unknown operation '{key}'"[:200])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise Refusal(400, "Malformed line in commit") from None
         if len(self.operations) > MAX_OPERATIONS:
             raise Refusal(413, f"A commit may have {MAX_OPERATIONS} operations at most")
@@ -120,9 +141,18 @@ class Draft:
         self.summary = str(value.get("summary") or "")[:1000]
         self.description = str(value.get("description") or "")[:65536]
         parent = value.get("parentCommit")
-        if parent is not None and not PARENT.fullmatch(str(parent)):
+        if parent is not None and not (isinstance(parent, str) and PARENT.fullmatch(parent)):
             raise Refusal(400, "parentCommit must be 5 to 40 hex digits")
         self.parent = parent
+
+    def _regular(self, path: str, data: bytes) -> Entry:
+        sha256 = hashlib.sha256(data).hexdigest()
+        known = self.registry.holds(self.repo, sha256)
+        with self.quotas.holding(self.repo, 0 if known else len(data)):
+            entry = self.registry.put(self.repo, {path: data})[path]
+        if not known:
+            self.young[sha256] = self.registry.object(self.repo, sha256).stat().st_mtime_ns
+        return entry
 
     def _large(self, value: dict[str, Any]) -> Entry:
         oid = value["oid"]
@@ -188,11 +218,17 @@ async def commit(call: Call) -> Response:
     branch = call.part("rev")
     if call.flag("create_pr"):
         raise Refusal(400, "This server has no pull requests")
-    draft = Draft(call.registry, repo)
-    async for line in _lines(call):
-        if line.strip():
-            await run_in_threadpool(draft.take, line)
-    made = await run_in_threadpool(_finish, call, draft, branch.removeprefix("refs/heads/"))
+    draft = Draft(call.registry, repo, call.server.quotas)
+    try:
+        async for line in _lines(call):
+            if line.strip():
+                await run_in_threadpool(draft.take, line)
+        made = await run_in_threadpool(_finish, call, draft, branch.removeprefix("refs/heads/"))
+    except HubkitError as error:
+        if error.code == "HK-QUOTA":
+            await run_in_threadpool(call.registry.discard, repo, draft.young)
+        raise
+    call.seen.details["commit"] = made
     url = f"{call.origin}/{repo}/commit/{made}"
     return JSONResponse({"success": True, "commitOid": made, "commitUrl": url, "hookOutput": ""})
 
@@ -200,6 +236,8 @@ async def commit(call: Call) -> Response:
 def _finish(call: Call, draft: Draft, branch: str) -> str:
     if branch not in call.registry.refs(draft.repo).branches:
         raise Refusal(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+    if any(entry is not None for _, _, entry in draft.operations):  # whoever only removes may do so at any time
+        call.server.quotas.require(draft.repo, 0)
     return call.registry.change(
         draft.repo, draft.apply, message=draft.message, parent=draft.parent, branch=branch, author=call.author
     )

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.errors import HubkitError
 from hubkit.registry.directory.history import FileTree
-from hubkit.registry.server.calls import Call, Refusal, iso, paged
+from hubkit.registry.server.calls import Call, Refusal, iso, paged, window
 from hubkit.registry.server.cards import card_of, tags_of
 from hubkit.registry.server.tree import file_row
 
@@ -28,7 +28,10 @@ def whoami(call: Call) -> Response:
             "name": account.user,
             "fullname": account.user,
             "isPro": False,
-            "orgs": [{"type": "org", "id": o, "name": o, "fullname": o} for o in account.organizations],
+            "orgs": [
+                {"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": level}
+                for name, level in account.namespaces().items()
+            ],
             "auth": {"type": "access_token", "accessToken": {"displayName": "hubkit", "role": role}},
         }
     )
@@ -50,7 +53,8 @@ def _named(call: Call) -> str:
 def create(call: Call) -> Response:
     """POST /api/repos/create."""
     repo, data = _named(call), call.json()
-    call.require_write(repo)
+    call.seen.details["repo"] = repo
+    call.require(repo)
     visibility = data.get("visibility")
     if visibility not in (None, "public", "private"):
         raise Refusal(400, f"Unknown visibility '{visibility}'")
@@ -64,13 +68,14 @@ def create(call: Call) -> Response:
 
 
 def _existing(call: Call, repo: str) -> None:
+    call.seen.details["repo"] = repo
     try:
         seen = call.registry.exists(repo) and call.sees(repo)
     except HubkitError:
         seen = False
     if not seen:
         raise call.hidden()
-    call.require_write(repo)
+    call.require(repo, "admin")
 
 
 def delete(call: Call) -> Response:
@@ -85,15 +90,16 @@ def move(call: Call) -> Response:
     """POST /api/repos/move."""
     data = call.json()
     source, target = call.text(data, "fromRepo"), call.text(data, "toRepo")
+    call.seen.details["to"] = target
     _existing(call, source)
-    call.require_write(target)
+    call.require(target)
     call.registry.move(source, target)
     return JSONResponse({"url": f"{call.origin}/{target}"})
 
 
 def settings(call: Call) -> Response:
     """PUT /api/models/{id}/settings: visibility; there is no gating here."""
-    repo, data = call.writable(), call.json()
+    repo, data = call.writable("admin"), call.json()
     if data.get("gated") not in (None, False):
         raise Refusal(400, "This server has no gated repositories")
     visibility = data.get("visibility")
@@ -158,7 +164,8 @@ def listing(call: Call) -> Response:
     wanted = {t for value in params.getlist("filter") for t in value.split(",") if t}
     wanted |= {params["pipeline_tag"]} if "pipeline_tag" in params else set()
     full = call.flag("full") or bool(params.getlist("expand"))
-    rows = []
+    key, rows = params.get("sort", ""), list[dict[str, Any]]()
+    enough = None if key else sum(window(call, PAGE))
     for repo in call.registry.repos(params.get("author") or None):
         if not all(w in repo.casefold() for w in words) or not call.sees(repo):
             continue
@@ -171,7 +178,8 @@ def listing(call: Call) -> Response:
         elif not params.getlist("expand"):
             row.pop("usedStorage")
         rows.append(_expanded(call, row))
-    key = params.get("sort", "")
+        if enough is not None and len(rows) > enough:
+            break  # in the order of their names, this page is full and there is a next one
     if key in ("lastModified", "createdAt"):
         rows.sort(key=lambda row: str(row.get(key, "")), reverse=True)
     return paged(call, rows, PAGE)

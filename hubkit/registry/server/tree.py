@@ -126,7 +126,7 @@ def commits(call: Call) -> Response:
 def create_tag(call: Call) -> Response:
     """POST /api/models/{id}/tag/{rev}: 409 when there is one of this name."""
     repo = call.writable()
-    name = call.text(call.json(), "tag")
+    name = call.seen.details["tag"] = call.text(call.json(), "tag")
     if name in call.registry.refs(repo).tags:
         raise Refusal(409, f"Tag reference exists already: {name}")
     call.registry.tag(repo, name, call.commit(repo))
@@ -136,7 +136,7 @@ def create_tag(call: Call) -> Response:
 def delete_tag(call: Call) -> Response:
     """DELETE /api/models/{id}/tag/{tag}."""
     repo = call.writable()
-    name = call.part("rev")
+    name = call.seen.details["tag"] = call.part("rev")
     if name not in call.registry.refs(repo).tags:
         raise Refusal(404, f"Tag not found: {name}", "RevisionNotFound")
     call.registry.delete_tag(repo, name)
@@ -148,6 +148,7 @@ def create_branch(call: Call) -> Response:
     repo = call.writable()
     start = call.json().get("startingPoint")
     commit = call.commit(repo, start if isinstance(start, str) else "main")
+    call.seen.details["branch"] = call.part("rev")
     call.registry.branch(repo, call.part("rev"), commit)
     return JSONResponse({"name": call.part("rev")})
 
@@ -155,7 +156,7 @@ def create_branch(call: Call) -> Response:
 def delete_branch(call: Call) -> Response:
     """DELETE /api/models/{id}/branch/{branch}."""
     repo = call.writable()
-    name = call.part("rev")
+    name = call.seen.details["branch"] = call.part("rev")
     if name not in call.registry.refs(repo).branches:
         raise Refusal(404, f"Branch not found: {name}", "RevisionNotFound")
     call.registry.delete_branch(repo, name)
@@ -165,7 +166,7 @@ def delete_branch(call: Call) -> Response:
 def squash(call: Call) -> Response:
     """POST /api/models/{id}/super-squash/{branch}."""
     repo = call.writable()
-    branch = call.part("rev")
+    branch = call.seen.details["branch"] = call.part("rev")
     if branch not in call.registry.refs(repo).branches:
         raise Refusal(404, f"Branch not found: {branch}", "RevisionNotFound")
     message = call.json().get("message")

@@ -39,12 +39,14 @@ XORB_NAME = re.compile(r"[0-9a-f]{64}")
 
 @dataclass
 class Session:
-    """One upload: the repository it is for and the scratch folder of its xorbs."""
+    """One upload: the repository it is for, who sends it, the scratch folder of its xorbs, and the bytes in it."""
 
     repo: str
+    user: str
     folder: Path
     stack: ExitStack
     good_until: float
+    size: int = 0
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Sessions:
     open_sessions: dict[str, Session] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, registry: DirectoryRegistry, repo: str) -> str:
+    def start(self, registry: DirectoryRegistry, repo: str, user: str) -> str:
         """A new session; its name, which nobody can guess."""
         stack = ExitStack()
         folder = stack.enter_context(scratch(registry.root / "scratch"))
@@ -62,7 +64,7 @@ class Sessions:
         with self.lock:
             over = [n for n, s in self.open_sessions.items() if s.good_until < time.time()]
             dropped = [self.open_sessions.pop(n) for n in over]
-            self.open_sessions[name] = Session(repo, folder, stack, time.time() + IDLE_SECONDS)
+            self.open_sessions[name] = Session(repo, user, folder, stack, time.time() + IDLE_SECONDS)
         for session in dropped:
             session.stack.close()
         return name
@@ -93,7 +95,7 @@ def write_token(call: Call) -> Response:
     repo = call.writable()
     if not available():
         raise Refusal(404, "This server has no Xet storage (package lz4 is missing): set HF_HUB_DISABLE_XET=1")
-    name = _sessions(call).start(call.registry, repo)
+    name = _sessions(call).start(call.registry, repo, call.who)
     expires = int(time.time()) + TOKEN_SECONDS
     token = f"{expires}.{call.server.sign(expires, 'xet', repo)}"
     address = f"{call.origin}/xet/{name}"
@@ -117,8 +119,10 @@ def _session(call: Call) -> Session:
     expires, _, signature = call.request.headers.get("authorization", "").removeprefix("Bearer ").partition(".")
     if session is None or not expires.isdecimal():
         raise Refusal(401, "Not a Xet token of this server")
-    if not call.server.signed(signature, int(expires[:15]), "xet", session.repo):
+    good = call.server.signed(signature, int(expires[:15]), "xet", session.repo)
+    if not good or not call.server.door.still(session.user, "write", session.repo):
         raise Refusal(401, "Xet token is not valid or no longer valid")
+    call.seen.user, call.seen.details["repo"] = session.user or None, session.repo
     return session
 
 
@@ -138,8 +142,14 @@ async def put_xorb(call: Call) -> Response:
     if not XORB_NAME.fullmatch(name):
         raise Refusal(400, "Not a xorb's hash")
     data = await _body(call, xorb.MAX_XORB)
-    await run_in_threadpool((session.folder / name).write_bytes, data)
+    await run_in_threadpool(_keep, call, session, session.folder / name, data)
     return JSONResponse({"was_inserted": True})
+
+
+def _keep(call: Call, session: Session, path: Path, data: bytes) -> None:
+    session.size += 0 if path.exists() else len(data)  # a client that got no answer sends it again
+    call.server.quotas.require(session.repo, session.size)
+    path.write_bytes(data)
 
 
 async def put_shard(call: Call) -> Response:
@@ -152,11 +162,14 @@ async def put_shard(call: Call) -> Response:
 
 
 def _store(call: Call, session: Session, shard: bytes) -> None:
-    for parts in xorb.read_shard(shard):
-        with call.registry.receive(session.repo, call.server.limits.large) as incoming:
-            for data in _chunks(session, parts):
-                incoming.write(data)
-            incoming.finish(parts.sha256)
+    files = list(xorb.read_shard(shard))
+    new = [one for one in files if one.sha256 is None or not call.registry.holds(session.repo, one.sha256)]
+    with call.server.quotas.holding(session.repo, sum(segment.size for one in new for segment in one.segments)):
+        for parts in files:
+            with call.registry.receive(session.repo, call.server.limits.large) as incoming:
+                for data in _chunks(session, parts):
+                    incoming.write(data)
+                incoming.finish(parts.sha256)
 
 
 def _chunks(session: Session, parts: FileParts) -> Iterator[bytes]:

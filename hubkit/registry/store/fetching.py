@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +13,17 @@ from hubkit.artifact.identity.header import read_header
 from hubkit.documents.files import sync_file
 from hubkit.documents.manifest import FileEntry
 from hubkit.documents.names import check_allowed
-from hubkit.documents.schema import parse
+from hubkit.documents.schema import parse, sha256
+from hubkit.documents.threads import at_once
 from hubkit.errors import HubkitError
-from hubkit.registry.api import Progress, Registry, RemoteFile
+from hubkit.registry.api import Progress, Readable, RemoteFile
 from hubkit.registry.directory.objects import open_regular
+from hubkit.registry.store.partials import Partials
 from hubkit.registry.store.selection import INDEX, PEFT_CONFIG, Selection, differing
 
 WORKERS = 4
-_CHUNK = 1 << 20
+RESUMED = 1 << 20
+"""Files from so many bytes on are gone on with by the next pull, when their sha256 is known."""
 _HEAD = 512
 
 
@@ -62,7 +64,7 @@ class _Meter:
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._lock = threading.Lock()
-        self._total = total
+        self.total = total
         self._done = 0
         self._progress = progress
         self.stop = threading.Event()
@@ -83,82 +85,111 @@ class _Meter:
             with self._lock:
                 self._done += size
                 if self._progress is not None:
-                    self._progress(self._done, self._total)
+                    self._progress(self._done, self.total)
 
         return count
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """What came of a download.
+
+    Args:
+        files: with the digests of the bytes that lie in the folder, sorted by path.
+        arrived: bytes that came over the network; what was there before is not among them.
+    """
+
+    files: tuple[FileEntry, ...]
+    arrived: int
+
+
 def fetch(
-    registry: Registry,
+    registry: Readable,
     repo: str,
     commit: str,
     selected: Selection,
     folder: Path,
     where: str,
     progress: Progress | None = None,
-) -> tuple[FileEntry, ...]:
+    kept: Mapping[str, FileEntry] | None = None,
+    partials: Partials | None = None,
+) -> Fetched:
     """Download a selection into `folder` and check it: sizes, digests, kinds, formats, the manifest's list.
 
-    Returns:
-        The files with the digests of the bytes that lie in `folder`, sorted by path.
+    Args:
+        kept: files that lie in `folder` already, checked; see `take_over`.
+        partials: where large files grow, so that the next pull goes on with them.
 
     Raises:
         HubkitError: HK-FILES, HK-LIMIT, HK-PICKLE, HK-FORBIDDEN-FILE, HK-SAFETENSORS, HK-JSON and what the registry
             raises; the other downloads are stopped then.
     """
+    kept, had = kept or {}, [0]
     meter = _Meter(sum(file.size for file in selected.files.values()), progress)
 
     def one(path: str) -> FileEntry:
         file, target = selected.files[path], folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         counter = meter.counter(file, where)
+        if path in kept:
+            counter(file.size)
+            return kept[path]
         if path in selected.content:
             target.write_bytes(selected.content[path])
+            sync_file(target)
             counter(len(selected.content[path]))
-        else:
-            registry.download(repo, commit, file.path, target, counter)
-        return _check(path, target, file, where)
+            return _check(path, target, file, where, sha256(selected.content[path]))
+        digest = file.sha256 if file.size >= RESUMED else None
+        with partials.growing(digest) if partials and digest else nullcontext(None) as part:
+            had.append(part.stat().st_size if part is not None and part.exists() else 0)
+            found = registry.download(repo, commit, file.path, part or target, counter, resume=part is not None)
+            if part is not None:
+                os.rename(part, target)
+        return _check(path, target, file, where, found)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            tasks = [pool.submit(one, path) for path in selected.files]
-            wait(tasks, return_when=FIRST_EXCEPTION)
-            faults = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-            if any(faults):
-                raise next(fault for fault in faults if fault is not None)
-            files = [task.result() for task in tasks]
-        except BaseException:  # Ctrl-C, too: leaving the block waits for the threads
-            meter.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    files = at_once(one, [*selected.files], WORKERS, meter.stop)
     _compare(selected, files, where)
-    return tuple(sorted(files, key=lambda entry: entry.path))
+    there = sum(had) + sum(entry.size for entry in kept.values())
+    return Fetched(tuple(sorted(files, key=lambda entry: entry.path)), meter.total - there)
 
 
-def _check(path: str, target: Path, file: RemoteFile, where: str) -> FileEntry:
-    """Look at what has arrived: its bytes, not what was said of it."""
-    digest, size, head = hashlib.sha256(), 0, b""
+def take_over(source: Path, have: Mapping[str, FileEntry], selected: Selection, folder: Path) -> dict[str, FileEntry]:
+    """Those files of an artifact in the store, of which others are damaged, that need not be downloaded again.
+
+    Args:
+        source: the artifact.
+        have: its files whose bytes are as they should be.
+        folder: where a link to each is made.
+    """
+    taken = {}
+    for path, entry in have.items():
+        file = selected.files.get(path)
+        if file is not None and file.size == entry.size and file.sha256 in (None, entry.sha256):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # a file system without links: it is downloaded
+                os.link(source / path, folder / path)
+                taken[path] = entry
+    return taken
+
+
+def _check(path: str, target: Path, file: RemoteFile, where: str, found: str) -> FileEntry:
+    """Look at what has arrived: its bytes, not what was said of it. `found` is the digest of what was written."""
     with open_regular(target) as content:
-        while piece := content.read(_CHUNK):
-            head = head or piece[:_HEAD]
-            size += len(piece)
-            digest.update(piece)
-        found = f"sha256:{digest.hexdigest()}"
-        if size != file.size or (file.sha256 is not None and found != file.sha256):
-            raise HubkitError(
-                "HK-FILES",
-                "a file is not what the registry's list says",
-                where=f"{where}  {path}",
-                want=f"{file.size} bytes, {file.sha256 or 'any digest'}",
-                have=f"{size} bytes, {found}",
-                fix="pull again",
-            )
-        check_allowed(path, head, where)
-        if path.endswith(".safetensors"):
-            read_header(target)
-        elif path in (PEFT_CONFIG, INDEX):
-            parse(target.read_bytes(), f"{where}  {path}")
-    sync_file(target)
+        head, size = content.read(_HEAD), os.fstat(content.fileno()).st_size
+    if size != file.size or (file.sha256 is not None and found != file.sha256):
+        raise HubkitError(
+            "HK-FILES",
+            "a file is not what the registry's list says",
+            where=f"{where}  {path}",
+            want=f"{file.size} bytes, {file.sha256 or 'any digest'}",
+            have=f"{size} bytes, {found}",
+            fix="pull again",
+        )
+    check_allowed(path, head, where)
+    if path.endswith(".safetensors"):
+        read_header(target)
+    elif path in (PEFT_CONFIG, INDEX):
+        parse(target.read_bytes(), f"{where}  {path}")
     os.chmod(target, 0o444)
     return FileEntry(path, size, found)
 

@@ -44,12 +44,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Pulled:
-    """One commit of a source that was pulled: its content's digest and its files."""
+    """One commit of a source that was pulled: its content's digest and its files.
+
+    Args:
+        claimed: no registry said so, but a lock or a bundle; believed offline alone, where nobody can be asked.
+    """
 
     source: Source
     commit: str
     digest: str
     files: tuple[FileEntry, ...]
+    claimed: bool = False
 
 
 class Index:
@@ -63,19 +68,39 @@ class Index:
         """Remember what a commit holds."""
         files = [[file.path, file.size, file.sha256] for file in pulled.files]
         document = {**asdict(pulled.source), "commit": pulled.commit, "digest": pulled.digest, "files": files}
+        document |= {"claimed": True} if pulled.claimed else {}
         _put(self._pulled, (*asdict(pulled.source).values(), pulled.commit), document)
 
-    def get(self, source: Source, commit: str) -> Pulled | None:
-        """What a commit holds, or None."""
+    def get(self, source: Source, commit: str, *, claimed: bool = False) -> Pulled | None:
+        """What a commit holds, or None.
+
+        Args:
+            claimed: also where no registry said so.
+        """
         document = _load(self._pulled / _file_name((*asdict(source).values(), commit)))
         found = _read(document)
-        return found if found is not None and found.source == source and found.commit == commit else None
+        same = found is not None and found.source == source and found.commit == commit
+        return found if same and found is not None and (claimed or not found.claimed) else None
 
-    def name(self, source: Source, revision: str | None, commit: str) -> None:
-        """Remember what a revision (None: the default branch) means."""
+    def name(self, source: Source, revision: str | None, commit: str, *, claimed: bool = False) -> None:
+        """Remember what a revision (None: the default branch) means.
+
+        Args:
+            claimed: no registry said so, see `Pulled`.
+        """
         key = (source.registry, source.repo, revision or "")
         fields = ("registry", "repo", "revision", "commit")
-        _put(self._names, key, dict(zip(fields, (*key, commit), strict=True)))
+        document: dict[str, Any] = dict(zip(fields, (*key, commit), strict=True))
+        _put(self._names, key, document | ({"claimed": True} if claimed else {}))
+
+    def meaning(self, source: Source, revision: str | None, *, claimed: bool = False) -> str | None:
+        """The commit that a revision meant when it was last asked for; None where it never was.
+
+        Args:
+            claimed: also where no registry said so.
+        """
+        document = _load(self._names / _file_name((source.registry, source.repo, revision or "")))
+        return str(document["commit"]) if "commit" in document and (claimed or not document.get("claimed")) else None
 
     def names(self, source: Source) -> dict[str, str]:
         """The revisions of a source's repository that were asked for ("": the default branch), and their commits."""
@@ -85,18 +110,24 @@ class Index:
                 found[str(document.get("revision"))] = str(document.get("commit"))
         return found
 
+    def known(self) -> set[tuple[str, str]]:
+        """(repository, revision) of every name that was asked for and every commit that was pulled."""
+        found = {(str(one.get("repo")), str(one.get("revision"))) for one in _all(self._names)}
+        found |= {(str(one.get("repo")), str(one.get("commit"))) for one in _all(self._pulled)}
+        return {(repo, revision) for repo, revision in found if revision and not is_range(revision)}
+
     def find(self, source: Source, revision: str | None) -> Pulled | None:
         """What a revision meant when it was last asked for; a range also finds the best version ever pulled."""
-        names = self.names(source)
-        commit = names.get(revision or "")
+        commit = self.meaning(source, revision, claimed=True)
         if commit is None and revision is not None:
+            names = self.names(source)
             if is_range(revision) or parse_version(revision):
                 tag = pick_version(revision, names)
                 commit = names[tag] if tag else None
             else:
                 commits = {p.commit for p in self.pulled() if p.source == source and p.commit.startswith(revision)}
                 commit = commits.pop() if len(commits) == 1 and len(revision) >= 5 else None
-        return self.get(source, commit) if commit else None
+        return self.get(source, str(commit), claimed=True) if commit else None
 
     def pulled(self) -> Iterator[Pulled]:
         """Everything that was pulled."""
@@ -137,6 +168,7 @@ def _read(document: dict[str, Any]) -> Pulled | None:
     try:
         source = Source(*(str(document[name]) for name in ("kind", "registry", "repo", "folder")))
         files = tuple(FileEntry(str(path), int(size), str(digest)) for path, size, digest in document["files"])
-        return Pulled(source, str(document["commit"]), str(document["digest"]), files)
+        claimed = bool(document.get("claimed"))
+        return Pulled(source, str(document["commit"]), str(document["digest"]), files, claimed)
     except (KeyError, TypeError, ValueError):
         return None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from hubkit.documents.manifest import MANIFEST_NAME, Manifest
+from hubkit.documents.manifest import MANIFEST_NAME, MAX_MANIFEST, Manifest
 from hubkit.documents.names import check_allowed, check_names
 from hubkit.documents.schema import parse
 from hubkit.errors import HubkitError, nearest
@@ -19,7 +19,7 @@ PEFT_CONFIG = "adapter_config.json"
 CARD = "README.md"
 INDEX = "model.safetensors.index.json"
 MAX_DOCUMENT = 32 << 20
-"""Bytes of a manifest or an index of shards."""
+"""Bytes of an index of shards."""
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".dill", ".h5",
     ".msgpack",
@@ -122,7 +122,7 @@ def _is_root(path: str) -> bool:
 
 def _listed(inside: Mapping[str, RemoteFile], read: ReadSmall, where: str) -> Selection:
     """What the manifest lists, when the listing agrees with it."""
-    data = _small(inside[MANIFEST_NAME], read, where)
+    data = _small(inside[MANIFEST_NAME], read, where, MAX_MANIFEST)
     manifest = Manifest.from_bytes(data, f"{where}  {MANIFEST_NAME}")
     wanted = {entry.path: entry for entry in manifest.files}
     others = {path.rpartition("/")[0] for path in inside if _is_root(path)} - {""}
@@ -180,9 +180,9 @@ def _require_tensors(taken: Iterable[str], there: Iterable[str], where: str) -> 
     raise HubkitError(code, what, where=where, want="safetensors", have=pickles, fix=fix)
 
 
-def _small(file: RemoteFile, read: ReadSmall, where: str) -> bytes:
-    if file.size > MAX_DOCUMENT:
-        want, have = f"at most {MAX_DOCUMENT} bytes", f"{file.size} bytes"
+def _small(file: RemoteFile, read: ReadSmall, where: str, limit: int = MAX_DOCUMENT) -> bytes:
+    if file.size > limit:
+        want, have = f"at most {limit} bytes", f"{file.size} bytes"
         raise HubkitError("HK-LIMIT", "a document is too large", where=f"{where}  {file.path}", want=want, have=have)
     return read(file)
 

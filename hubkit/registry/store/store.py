@@ -3,8 +3,11 @@
 Layout below ``HUBKIT_HOME`` (default ``~/.cache/hubkit``)::
 
     store/sha256/<64 hex>/     one artifact each; the folder appears whole, by a rename, and never changes
-    index/                     which name meant which commit, which commit holds which artifact (`index`)
+    index/                     which name meant which commit, which commit holds which artifact (`index`, `seals`),
+                               when each was used (`uses`), which locks need it (`needs`), what searches read
+    quarantine/                files that were found to hold other bytes; the next pull fetches them anew
     staging/                   downloads under way; those of killed processes are swept by the next pull
+    partial/                   large files that have begun to arrive (`partials`); the next pull goes on with them
 
 The order of a pull: limits, names, download into staging, digests, formats, rename. Nothing is executed or unpickled.
 An artifact's digest is that of its ``hubkit.json``; without one, `digest_files`. ``README.md`` belongs to neither
@@ -13,76 +16,34 @@ An artifact's digest is that of its ``hubkit.json``; without one, `digest_files`
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from warnings import warn
 
-from hubkit.documents.drafts import locked, scratch
-from hubkit.documents.files import refusing, sync_folder
+from hubkit.documents.drafts import scratch
+from hubkit.documents.files import refusing
 from hubkit.documents.manifest import MANIFEST_NAME, FileEntry
 from hubkit.documents.schema import sha256
-from hubkit.errors import HubkitError
-from hubkit.registry.api import Progress, Registry, RemoteFile
-from hubkit.registry.store.fetching import Limits, fetch
-from hubkit.registry.store.index import Index, Pulled, Source
+from hubkit.errors import HubkitError, Notice
+from hubkit.registry.api import Progress, Readable, Registry, RemoteFile
+from hubkit.registry.store.alike import alike
+from hubkit.registry.store.fetching import Limits, fetch, take_over
+from hubkit.registry.store.index import Pulled, Source
+from hubkit.registry.store.kept import Examined, Kept, Stored, StoredEntry
+from hubkit.registry.store.partials import Partials
+from hubkit.registry.store.placing import digest_files, discard, occupied, publish
 from hubkit.registry.store.selection import CARD, Selection, select_adapter, select_base
-from hubkit.registry.versions import resolve_revision
+from hubkit.registry.versions import Resolved, resolve_revision
 
-__all__ = ["ADAPTER_LIMITS", "BASE_LIMITS", "Limits", "Store", "Stored", "StoredEntry", "digest_files"]
+__all__ = ["ADAPTER_LIMITS", "BASE_LIMITS", "Examined", "Limits", "Store", "Stored", "StoredEntry", "digest_files"]
 
 ADAPTER_LIMITS = Limits(max_files=1_000, max_bytes=64 << 30, max_file_bytes=32 << 30)
 BASE_LIMITS = Limits(max_files=10_000, max_bytes=4 << 40, max_file_bytes=256 << 30)
 Select = Callable[[Iterable[RemoteFile], str | None, Callable[[RemoteFile], bytes], str], Selection]
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A pulled artifact.
-
-    Args:
-        path: its read-only folder.
-        digest: ``sha256:...`` of its content.
-        commit: 40 hex digits.
-        revision: the branch or tag that led to the commit; None for a commit or the default branch.
-        files: its files with sizes and digests, sorted by path; ``README.md`` is not among them.
-        fetched: bytes this pull downloaded, 0 when it was stored already.
-    """
-
-    path: Path
-    digest: str
-    commit: str
-    revision: str | None
-    files: tuple[FileEntry, ...]
-    fetched: int = 0
-
-
-@dataclass(frozen=True)
-class StoredEntry:
-    """One line of `Store.list`: a source's commit and the artifact it holds.
-
-    Args:
-        reference: as one would write it to pull this commit again.
-        kind: ``adapter`` or ``base``.
-        names: branches, tags and ranges that meant this commit when they were last asked for.
-        size: bytes of all files.
-    """
-
-    reference: str
-    kind: str
-    registry: str
-    repo: str
-    folder: str | None
-    commit: str
-    digest: str
-    size: int
-    names: tuple[str, ...]
-    path: Path
-
-
-class Store:
+class Store(Kept):
     """The artifacts below a home folder; safe for several processes and for kill -9.
 
     Args:
@@ -90,8 +51,8 @@ class Store:
     """
 
     def __init__(self, home: Path | None = None) -> None:
-        self.home = Path(home or os.environ.get("HUBKIT_HOME") or Path("~/.cache/hubkit").expanduser()).absolute()
-        self._index = Index(self.home / "index")
+        super().__init__(home)
+        self.partials = Partials(self.home / "partial")
 
     def pull(
         self,
@@ -103,6 +64,7 @@ class Store:
         offline: bool = False,
         limits: Limits = ADAPTER_LIMITS,
         progress: Progress | None = None,
+        allow_moved: bool = False,
     ) -> Stored:
         """Bring an adapter into the store.
 
@@ -114,14 +76,15 @@ class Store:
             folder: inside the repository.
             offline: serve what was pulled before, by what the revision meant then.
             progress: called with (bytes so far, bytes in all).
+            allow_moved: take a tag although it meant another commit when it was last pulled.
 
         Raises:
-            HubkitError: HK-OFFLINE, HK-NO-REVISION, HK-LIMIT, HK-NAME, HK-PICKLE, HK-FORBIDDEN-FILE, HK-FILES (every
-                difference), HK-SAFETENSORS, HK-JSON, HK-NOT-ADAPTER, HK-DISK and what the registry raises; nothing is
-                left behind then.
+            HubkitError: HK-OFFLINE, HK-NO-REVISION, HK-MOVED, HK-LIMIT, HK-NAME, HK-PICKLE, HK-FORBIDDEN-FILE,
+                HK-FILES (every difference), HK-SAFETENSORS, HK-JSON, HK-NOT-ADAPTER, HK-DISK and what the registry
+                raises; nothing is left behind then.
         """
         source = Source("adapter", registry.name, repo, folder or "")
-        return self._pull(registry, source, revision, offline, limits, progress, select_adapter)
+        return self._pull(registry, source, revision, offline, limits, progress, select_adapter, allow_moved)
 
     def pull_base(
         self,
@@ -133,34 +96,81 @@ class Store:
         offline: bool = False,
         limits: Limits = BASE_LIMITS,
         progress: Progress | None = None,
+        allow_moved: bool = False,
     ) -> Stored:
         """Bring a model into the store: configuration, tokenizer and safetensors; otherwise as `pull`."""
         source = Source("base", registry.name, repo, folder or "")
-        return self._pull(registry, source, revision, offline, limits, progress, select_base)
+        return self._pull(registry, source, revision, offline, limits, progress, select_base, allow_moved)
 
-    def list(self) -> tuple[StoredEntry, ...]:
-        """Everything in the store, sorted by reference."""
-        found = []
-        for pulled in self._index.pulled():
-            if not self._is_whole(pulled):
-                continue
-            source = pulled.source
-            names = sorted(n for n, c in self._index.names(source).items() if c == pulled.commit and n)
-            size = sum(file.size for file in pulled.files)
-            reference = source.reference(pulled.commit)
-            place = (source.registry, source.repo, source.folder or None, pulled.commit, pulled.digest, size)
-            found.append(StoredEntry(reference, source.kind, *place, tuple(names), self.path(pulled.digest)))
-        return tuple(sorted(found, key=lambda entry: (entry.reference, entry.kind)))
+    def receive(self, kind: str, place: Readable, repo: str, commit: str) -> Stored:
+        """Bring an adapter or base into the store from something that is no registry, a bundle; checked as by `pull`.
 
-    def path(self, digest: str) -> Path:
-        """Where the artifact of this digest lies, or would lie."""
-        return self.home / "store" / "sha256" / digest.removeprefix("sha256:")
+        Args:
+            kind: ``adapter`` or ``base``.
+            place: what holds it; its name is remembered as the registry's.
+            repo: what it is called there.
+            commit: 40 hex digits.
 
-    def remove(self, digest: str) -> None:
-        """Take an artifact out of the store; no error when it is not there."""
+        Raises:
+            HubkitError: as `pull`.
+        """
+        source = Source(kind, place.name, repo)
+        known = self._index.get(source, commit, claimed=True)
+        if known is not None and self._is_here(known):
+            return self._stored(known, None)
+        limits, select = (BASE_LIMITS, select_base) if kind == "base" else (ADAPTER_LIMITS, select_adapter)
+        pulled, fetched = self._fetch(place, source, commit, limits, None, select, claimed=True)
+        return self._stored(pulled, None, fetched)
+
+    def remember(
+        self,
+        kind: str,
+        registry: str,
+        repo: str,
+        folder: str | None,
+        commit: str,
+        digest: str,
+        files: Iterable[FileEntry],
+        names: Iterable[str | None] = (),
+    ) -> None:
+        """Note that a commit is said to hold an artifact that is stored, however it came; offline it is found by that.
+
+        Where the registry can be asked, it is: what a lock or a bundle says of a commit is not believed then.
+
+        Args:
+            digest: of the artifact.
+            files: its files.
+            names: revisions that mean the commit, None for the default branch; one that is known keeps its meaning.
+        """
+        source = Source(kind, registry, repo, folder or "")
+        if self._index.get(source, commit, claimed=True) is None:
+            listed = tuple(sorted((file for file in files if file.path != CARD), key=lambda file: file.path))
+            self._index.add(Pulled(source, commit, digest, listed, claimed=True))
+        for name in names:
+            if self._index.meaning(source, name, claimed=True) is None:
+                self._index.name(source, name, commit, claimed=True)
+
+    def remove(self, digest: str, *, unused_since: float | None = None) -> int | None:
+        """Take an artifact out of the store; no error when it is not there.
+
+        It is renamed aside, and deleted there: whoever is killed between leaves nothing that looks like an artifact,
+        and the next writer sweeps it.
+
+        Args:
+            unused_since: seconds since 1970: leave it where it was used after that.
+
+        Returns:
+            the bytes that came free; None where it stays.
+        """
         path = self.path(digest)
-        with refusing(path), scratch(self.home / "staging") as work, self._writing():
-            _discard(path, work)
+        with refusing(path), scratch(self.home / "staging") as work:
+            with self._writing():
+                if unused_since is not None and self.last_used(digest) > unused_since:
+                    return None
+                discard(path, work)
+                self._seals.forget(digest)
+                self._uses.forget(digest)
+            return occupied(work)
 
     def _pull(
         self,
@@ -171,17 +181,21 @@ class Store:
         limits: Limits,
         progress: Progress | None,
         select: Select,
+        allow_moved: bool,
     ) -> Stored:
         if offline:
             return self._offline(source, revision)
         exact = self._index.get(source, revision) if revision is not None else None
-        if exact is not None and self._is_whole(exact):
+        if exact is not None and self._is_here(exact):
             return self._stored(exact, None)
         try:
             resolved = resolve_revision(registry, source.repo, revision)
+            if not allow_moved:
+                self._require_unmoved(registry, source, resolved)
             pulled = self._index.get(source, resolved.commit)
             fetched = 0
-            if pulled is None or not self._is_whole(pulled):
+            if pulled is None or not self._is_here(pulled):
+                self._notice_alike(source)
                 pulled, fetched = self._fetch(registry, source, resolved.commit, limits, progress, select)
         except HubkitError as fault:
             before = self._index.find(source, revision) if fault.code == "HK-OFFLINE" else None
@@ -192,27 +206,66 @@ class Store:
             self._index.name(source, name, resolved.commit)
         return self._stored(pulled, resolved.name, fetched)
 
+    def require_unmoved(self, kind: str, registry: Registry, repo: str, folder: str | None, found: Resolved) -> None:
+        """Refuse a tag that meant another commit when it was last pulled: tags do not move by themselves.
+
+        Args:
+            kind: ``adapter`` or ``base``.
+            found: what the registry says now.
+
+        Raises:
+            HubkitError: ``HK-MOVED`` with both commits, and the digests of what they hold as far as they are known.
+        """
+        self._require_unmoved(registry, Source(kind, registry.name, repo, folder or ""), found)
+
+    def _require_unmoved(self, registry: Registry, source: Source, found: Resolved) -> None:
+        before = self._index.meaning(source, found.name) if found.tag else None
+        if before is None or before == found.commit:
+            return
+        known = self._index.get(source, before)
+        now = ""
+        with suppress(HubkitError):
+            inside = f"{source.folder}/" if source.folder else ""
+            now = f"  {sha256(registry.read(source.repo, found.commit, inside + MANIFEST_NAME))}"
+        what = f"the tag {found.name} of {source.repo} meant another commit when it was last pulled here"
+        reference = source.reference(found.name)
+        pull = f"hubkit pull {'--base ' if source.kind == 'base' else ''}{reference} --allow-moved"
+        fix = f"ask its publisher; to take it: {pull}"
+        want = before + (f"  {known.digest}" if known else "")
+        raise HubkitError("HK-MOVED", what, where=reference, want=want, have=found.commit + now, fix=fix)
+
+    def _notice_alike(self, source: Source) -> None:
+        """Says of a repository that is pulled for the first time when it could be taken for another one."""
+        known = {pulled.source.repo for pulled in self._index.pulled() if not pulled.claimed}
+        said = None if source.repo in known else alike(source.repo, known)
+        if said:
+            warn(f"{source.repo} was never pulled here before: {said}; is it the one you mean?", Notice, stacklevel=2)
+
     def _offline(self, source: Source, revision: str | None) -> Stored:
         pulled = self._index.find(source, revision)
-        if pulled is None or not self._is_whole(pulled):
+        bad = self._put_away(pulled) if pulled is not None and self.path(pulled.digest).is_dir() else ()
+        if pulled is not None and bad:
+            damaged = [f"{path}: missing or damaged" for path in bad]
+            what, where = "files in the store are not what was pulled", str(self.path(pulled.digest))
+            fix = f"hubkit pull {'--base ' if source.kind == 'base' else ''}{source.reference(pulled.commit)}"
+            raise HubkitError("HK-FILES", what, where=where, have=damaged, fix=fix)
+        if pulled is None or not self._is_here(pulled):
             known = [name or "(default)" for name in sorted(self._index.names(source))]
-            raise HubkitError(
-                "HK-OFFLINE",
-                "it is not in the store, and offline nothing can be downloaded",
-                where=source.reference(revision),
-                have=", ".join(known) or "nothing of this repository was ever pulled",
-                fix="pull it once without --offline",
-            )
+            what, where = "it is not in the store, and offline nothing can be downloaded", source.reference(revision)
+            names = ", ".join(known) or "nothing of this repository was ever pulled"
+            fix = f"hubkit pull {'--base ' if source.kind == 'base' else ''}{where}, once without --offline"
+            raise HubkitError("HK-OFFLINE", what, where=where, have=names, fix=fix)
         return self._stored(pulled, revision if revision != pulled.commit else None)
 
     def _fetch(
         self,
-        registry: Registry,
+        registry: Readable,
         source: Source,
         commit: str,
         limits: Limits,
         progress: Progress | None,
         select: Select,
+        claimed: bool = False,
     ) -> tuple[Pulled, int]:
         where = source.reference(commit)
         listing = registry.files(source.repo, commit)
@@ -223,77 +276,35 @@ class Store:
             where,
         )
         limits.check(selected.files, where)
-        if selected.manifest is not None:
-            pulled = self._known(source, commit, selected)
-            if pulled is not None:
-                return pulled, 0
+        known = self._known(source, commit, selected, claimed)
+        bad = set(self._put_away(known)) if known is not None else set()
+        if known is not None and not bad and selected.manifest is not None:
+            self._index.add(known)
+            return known, 0
+        have = {file.path: file for file in (known.files if known else ()) if file.path not in bad}
         with refusing(self.home), scratch(self.home / "staging") as work:
             made = work / "artifact"
             made.mkdir()
-            files = fetch(registry, source.repo, commit, selected, made, where, progress)
+            kept = take_over(self.path(known.digest), have, selected, made) if known else {}
+            self.partials.sweep()
+            fetched = fetch(registry, source.repo, commit, selected, made, where, progress, kept, self.partials)
+            files = fetched.files
             digest = sha256(selected.content[MANIFEST_NAME]) if selected.manifest else digest_files(files)
-            pulled = Pulled(source, commit, digest, tuple(file for file in files if file.path != CARD))
+            pulled = Pulled(source, commit, digest, tuple(file for file in files if file.path != CARD), claimed)
             with self._writing():
                 if not self._is_whole(pulled):
-                    _discard(self.path(digest), work)  # damaged: somebody has been in there
-                    _publish(made, self.path(digest))
+                    discard(self.path(digest), work)  # damaged: somebody has been in there
+                    publish(made, self.path(digest))
+                    self._seals.seal(digest, self.path(digest), pulled.files)
         self._index.add(pulled)
-        return pulled, sum(file.size for file in files)
+        return pulled, fetched.arrived
 
-    def _known(self, source: Source, commit: str, selected: Selection) -> Pulled | None:
-        """The same manifest is in the store already, from another commit, tag or registry."""
-        data = selected.content[MANIFEST_NAME]
-        listed = selected.manifest.files if selected.manifest else ()
-        files = (*listed, FileEntry(MANIFEST_NAME, len(data), sha256(data)))
-        pulled = Pulled(source, commit, sha256(data), tuple(sorted(files, key=lambda file: file.path)))
-        if not self._is_whole(pulled):
-            return None
-        self._index.add(pulled)
-        return pulled
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        (self.home / "store" / "sha256").mkdir(parents=True, exist_ok=True)
-        with locked(self.home / "store" / ".lock"):
-            yield
-
-    def _stored(self, pulled: Pulled, name: str | None, fetched: int = 0) -> Stored:
-        return Stored(self.path(pulled.digest), pulled.digest, pulled.commit, name, pulled.files, fetched)
-
-    def _is_whole(self, pulled: Pulled) -> bool:
-        """Whether every file is there with its size: a look, not a verification."""
-        folder = self.path(pulled.digest)
-        try:
-            found = [os.lstat(folder / file.path) for file in pulled.files]
-        except OSError:
-            return False
-        return all(
-            stat.S_ISREG(info.st_mode) and info.st_size == file.size
-            for info, file in zip(found, pulled.files, strict=True)
-        )
-
-
-def digest_files(files: Iterable[FileEntry]) -> str:
-    """The digest of an artifact without a manifest: sha256 of its lines ``path size sha256``, sorted, no card."""
-    lines = sorted(f"{file.path} {file.size} {file.sha256}\n" for file in files if file.path != CARD)
-    return sha256("".join(lines).encode())
-
-
-def _publish(made: Path, target: Path) -> None:
-    """Rename into the store, then take the right to write."""
-    folders = [Path(place) for place, _, _ in os.walk(made, topdown=False)]
-    for folder in folders:
-        sync_folder(folder)
-    os.rename(made, target)
-    sync_folder(target.parent)
-    for folder in folders:
-        # after the rename: a read-only folder can be neither moved nor, when its owner dies, swept
-        os.chmod(target / folder.relative_to(made), 0o555)
-
-
-def _discard(path: Path, work: Path) -> None:
-    """Move a folder of the store to scratch, which is removed."""
-    for place, _, _ in os.walk(path):
-        os.chmod(place, 0o755)
-    with suppress(FileNotFoundError):
-        os.rename(path, work / "discarded")
+    def _known(self, source: Source, commit: str, selected: Selection, claimed: bool) -> Pulled | None:
+        """What should be in the store already: the same manifest, from whatever commit or registry, or this commit."""
+        if selected.manifest is None:
+            pulled = self._index.get(source, commit, claimed=claimed)
+        else:
+            data = selected.content[MANIFEST_NAME]
+            files = (*selected.manifest.files, FileEntry(MANIFEST_NAME, len(data), sha256(data)))
+            pulled = Pulled(source, commit, sha256(data), tuple(sorted(files, key=lambda file: file.path)), claimed)
+        return pulled if pulled is not None and self.path(pulled.digest).is_dir() else None

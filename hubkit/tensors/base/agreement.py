@@ -9,38 +9,66 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from hubkit.artifact.identity.base_files import local, read_config
 from hubkit.compat.transformers_names import file_naming, may_be_missing
 from hubkit.errors import HubkitError
+from hubkit.tensors.base.arch import arch_for
 from hubkit.tensors.base.base import Base, natural
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.base.tokenizer import model_class, transformers_module
+from hubkit.tensors.base.tokenizer import CAUSAL, model_class, transformers_module, why
+from hubkit.tensors.experts.expert import Expert
 
 
 def outline(folder: Path) -> nn.Module:
     """The language model that transformers makes of a base's configuration, on the meta device: no weight is read.
 
     Raises:
-        HubkitError: ``HK-BASE-LOAD``, ``HK-EXTRA``.
+        HubkitError: ``HK-BASE-LOAD``, also for an architecture that this release of transformers computes wrongly;
+            ``HK-EXTRA``.
     """
     transformers = transformers_module()
+    require_release(read_config(local(folder)), folder)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model: nn.Module = model_class(transformers, config).from_config(config, trust_remote_code=False)
+        kind = model_class(transformers, config)
+        try:
+            with torch.device("meta"):
+                model: nn.Module = kind.from_config(config, trust_remote_code=False)
+        except NotImplementedError:  # a module reads its own values while it is made: Apertus' activation in 4.57
+            from accelerate import init_empty_weights
+
+            with init_empty_weights():  # tensors are made as ever, parameters forgotten
+                model = kind.from_config(config, trust_remote_code=False)
     except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
             "HK-BASE-LOAD",
             "transformers cannot make a language model of the base's configuration",
             where=str(folder),
-            have=f"{type(e).__name__}: {e}",
-            fix="hubkit verify names what is wrong with its files",
+            have=why(e),
+            fix=CAUSAL,
         ) from e
     return model
+
+
+def require_release(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a base that the installed release of transformers computes wrongly: ``HK-BASE-LOAD``."""
+    arch, have = arch_for(config), version("transformers")
+    if int(have.partition(".")[0]) < arch.since:
+        raise HubkitError(
+            "HK-BASE-LOAD",
+            "an older transformers does not compute what the base's files hold",
+            where=str(folder),
+            want=f"transformers {arch.since}",
+            have=f"transformers {have}, {arch.model_type}",
+            fix=f"pip install 'transformers>={arch.since}'",
+        )
 
 
 INCOMPLETE = "allow-incomplete-base"
@@ -116,12 +144,11 @@ def require_agreement(planned: Mapping[str, Site], live: Mapping[str, Site], fil
         files: the base by its headers.
         model: the base by its model.
     """
-    alike: Counter[str] = Counter(
-        f"{re.sub(r'[.][0-9]+(?=[.])', '.*', name)}: {files_have} in the files, {model_has} in the model"
+    have = _alike(
+        f"{name}: {files_have} in the files, {model_has} in the model"
         for name in dict.fromkeys((*planned, *live))
         if (files_have := _facts(planned.get(name))) != (model_has := _facts(live.get(name)))
     )
-    have = [f"{line} ({count} times)" if count > 1 else line for line, count in alike.items()]
     if have:
         both = dict.fromkeys(_last_names(files, model))
         raise HubkitError(
@@ -134,14 +161,57 @@ def require_agreement(planned: Mapping[str, Site], live: Mapping[str, Site], fil
         )
 
 
+def left_alone(planned: Mapping[str, Site], model: Base) -> list[str]:
+    """Parameters that nothing trains although every module of their kind is trained, those of many layers in one line.
+
+    Routers, experts that the files hold as one tensor, convolutions and the state of Mamba, gains that multiply by
+    something else: no module that hubkit acts at holds them. Matrices are named where all linear layers but the heads
+    are trained, vectors where all norms are.
+
+    Args:
+        planned: site name -> site of what will be made.
+        model: the base by its `outline`.
+    """
+    assert model.model is not None
+    held_alone = (s for s in model.sites.values() if s.number is None or s.name in planned)
+    modules = [site.module for site in held_alone if site.module is not None and site.kind in _KINDS]
+    parts = ([m.all] if isinstance(m, Expert) else m.parameters(recurse=False) for m in modules)
+    held = {id(parameter) for parameters in parts for parameter in parameters}
+    whole = {kind: _all_planned(kind, planned, model) for kind in ("linear", "norm")}
+    naming = file_naming(model.model)
+    return _alike(
+        f"{naming(name) or name}: {tuple(parameter.shape)}"
+        for name, parameter in model.model.named_parameters()
+        if id(parameter) not in held and whole["linear" if parameter.dim() > 1 else "norm"]
+    )
+
+
+_KINDS = ("linear", "embedding", "norm")
+
+
+def _all_planned(kind: str, planned: Mapping[str, Site], model: Base) -> bool:
+    """Whether all sites of that kind are `planned`, and there are some; output heads apart."""
+    sites = (site for site in model.sites.values() if site.kind == kind and site.number is None)
+    names = [site.name for site in sites if not model.arch.is_head(site.name)]
+    return bool(names) and all(name in planned for name in names)
+
+
+def _alike(lines: Iterable[str]) -> list[str]:
+    """`lines` without their numbers, those that are then the same once."""
+    alike = Counter(re.sub(r"[.][0-9]+(?=[.])", ".*", line) for line in lines)
+    return [f"{line} ({count} times)" if count > 1 else line for line, count in alike.items()]
+
+
 def _facts(site: Site | None) -> str:
-    return "nothing" if site is None else f"{site.kind} {tuple(site.shape)}" + (", biased" if site.bias_tensor else "")
+    if site is None:
+        return "nothing"
+    turned = ", stored (in, out)" if site.number is not None and site.transposed else ""
+    return f"{site.kind} {tuple(site.shape)}" + (", biased" if site.bias_tensor else "") + turned
 
 
 def _last_names(files: Base, model: Base) -> Iterable[str]:
     """Last names of the linear layers that both have alike, and that no other module shares."""
-    linear = (site for site in files.sites.values() if site.kind == "linear")
-    alike = {site.name for site in linear if _facts(site) == _facts(model.sites.get(site.name))}
+    alike = {site.name for site in files.linear() if _facts(site) == _facts(model.sites.get(site.name))}
     others = {name.rpartition(".")[2] for name in {*files.sites, *model.sites} - alike}
     names = (name.rpartition(".")[2] for name in files.sites if name in alike and not files.arch.is_head(name))
     return (name for name in names if name not in others)

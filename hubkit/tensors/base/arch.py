@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hubkit.artifact.identity.config_identity import TEXT_TYPE
 from hubkit.tensors.base.archfile import chosen, table
 
 
@@ -25,7 +26,7 @@ class Sublayer:
 
     Args:
         role: ``attention`` or ``feedforward``; a layer's only sub-layer is its feedforward.
-        name: what its site is called.
+        name: what its site is called; no module that holds a weight is called so.
         residual: the module that is called with the residual stream as it is before the sub-layer adds to it.
         output: the module whose output is added to the residual stream, norms of its own included; empty: `name`.
         projection: a linear or norm whose rows are the width of the residual stream; a layer that lacks it has no such
@@ -75,6 +76,11 @@ class Arch:
         skipped: expression for the paths of modules that are no sites though they hold a matrix or a gain: routers of
             experts, norms that multiply by something else than their gain, and weights that the model itself changes
             (RwkvModel._rescale_layers of transformers 5.23 halves some in eval, but not what is added to them).
+        towers: expression for the names of modules that see or hear, and of what joins them to a language model: left
+            out of ``all-linear`` where there is one.
+        experts: expression for the names, without ``.weight``, of tensors of three dimensions that hold a matrix for
+            each expert.
+        experts_turned: each of these is (in, out), not (out, in).
         shared_inputs: groups of sibling modules that are called with the same input.
         prefix: prefix that the modules of the language model have and that old files may lack.
         transposed: last names of modules that store their weight (in, out), as GPT-2's Conv1D does.
@@ -86,6 +92,7 @@ class Arch:
         hiding_masks: what its attention takes for a mask is true where a key is hidden, instead of seen.
         multi_query: all heads of a query share one of keys and values, where the configuration does not say otherwise.
         tokens_since: the first major release of transformers whose attention takes virtual tokens as hubkit gives them.
+        since: the first major release of transformers that computes what its files hold.
         without: a virtual site that it cannot have -> why: ``kv``; ``tokens``, which stands for both.
         layers: paths of the lists of layers, in the order in which they run.
         sublayers: the sub-layers of a layer.
@@ -100,6 +107,9 @@ class Arch:
     embeddings: tuple[str, ...]
     norms: str
     skipped: str
+    towers: str
+    experts: str
+    experts_turned: bool
     shared_inputs: tuple[tuple[str, ...], ...]
     prefix: str
     transposed: tuple[str, ...]
@@ -110,6 +120,7 @@ class Arch:
     hiding_masks: bool
     multi_query: bool
     tokens_since: int
+    since: int
     without: Mapping[str, str] = field(hash=False)
     encoder: Encoder | None = None
     layers: tuple[str, ...] = ()
@@ -117,13 +128,29 @@ class Arch:
     adapterhub: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def is_head(self, name: str) -> bool:
-        return any(name == head or name.endswith("." + head) for head in self.heads)
+        return name.endswith(self._head_ends) or name in self.heads
 
     def is_norm(self, last: str) -> bool:
         return re.fullmatch(self.norms, last) is not None
 
     def skips(self, path: str) -> bool:
-        return re.fullmatch(self.skipped, path) is not None
+        return self._skipped.fullmatch(path) is not None
+
+    @functools.cached_property
+    def _head_ends(self) -> tuple[str, ...]:
+        return tuple(f".{head}" for head in self.heads)
+
+    @functools.cached_property
+    def _skipped(self) -> re.Pattern[str]:  # a large mixture has tens of thousands of paths
+        return re.compile(self.skipped)
+
+    def holds_experts(self, tensor: str) -> bool:
+        """Whether a tensor of three dimensions holds a matrix for each expert, by its name in the files."""
+        return re.fullmatch(self.experts, tensor.removesuffix(".weight")) is not None
+
+    def tower(self, path: str) -> str:
+        """The name of the tower or joint that a module is in; empty for one of a language model."""
+        return next((step for step in path.split(".") if re.fullmatch(self.towers, step)), "")
 
     def groups(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Site name -> the sites (itself among them, in call order) that share its input."""
@@ -139,18 +166,36 @@ class Arch:
         return found
 
 
-def arch_of(model_type: str) -> Arch:
+def arch_of(model_type: str, text: str = "") -> Arch:
     """The facts for a ``model_type`` of transformers; the defaults for one that is not listed.
+
+    Args:
+        text: ``model_type`` of the language model in a model of several parts: where its layers and its attention are,
+            is said of that one.
 
     Raises:
         HubkitError: ``HK-ARCH-FILE``, see `hubkit.tensors.base.archfile.table`.
     """
-    return _arch_of(model_type, chosen())
+    return _arch_of(model_type, text, chosen())
+
+
+def arch_for(config: Mapping[str, Any]) -> Arch:
+    """The facts for a base by its configuration: a parsed ``config.json``, or the values that an adapter records.
+
+    Raises:
+        HubkitError: as `arch_of`.
+    """
+    inner = config.get("text_config")
+    text = inner.get("model_type") if isinstance(inner, Mapping) else config.get(TEXT_TYPE)
+    return arch_of(str(config.get("model_type") or ""), str(text or ""))
 
 
 @functools.cache
-def _arch_of(model_type: str, file: str) -> Arch:
+def _arch_of(model_type: str, text: str, file: str) -> Arch:
     fields = _fields(model_type)
+    if text:
+        own = table().get(model_type, {})
+        fields |= {key: value for key, value in _fields(text).items() if key in _TEXT and key not in own}
     groups = fields["shared_inputs"]
     assert isinstance(groups, list)
     return Arch(
@@ -160,6 +205,9 @@ def _arch_of(model_type: str, file: str) -> Arch:
         embeddings=_words(fields["embeddings"]),
         norms=str(fields["norms"]),
         skipped=str(fields["skipped"]),
+        towers=str(fields["towers"]),
+        experts=str(fields["experts"]),
+        experts_turned=bool(fields["experts_turned"]),
         shared_inputs=tuple(tuple(group) for group in groups),
         prefix=str(fields["prefix"]),
         transposed=_words(fields["transposed"]),
@@ -170,12 +218,20 @@ def _arch_of(model_type: str, file: str) -> Arch:
         hiding_masks=bool(fields["hiding_masks"]),
         multi_query=bool(fields["multi_query"]),
         tokens_since=int(fields["tokens_since"]),
+        since=int(fields["since"]),
         without=fields["without"],
         encoder=_encoder(fields.get("encoder")),
         layers=_words(fields.get("layers", [])),
         sublayers=tuple(Sublayer(**one) for one in fields.get("sublayers", ())),
         adapterhub=fields.get("adapterhub", {}),
     )
+
+
+_TEXT = {
+    *("layers", "sublayers", "without", "attention", "cache", "learned_positions", "counted_positions"),
+    *("hiding_masks", "multi_query", "tokens_since", "experts", "experts_turned"),
+}
+"""What is taken from the language model of a model of several parts; names of weights are those of the whole."""
 
 
 def decoders() -> list[str]:

@@ -7,35 +7,39 @@ storage; that of a norm is (n, 1).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from hubkit.artifact.identity.digest import ties
 from hubkit.artifact.identity.header import TensorInfo
+from hubkit.compat.torch import own_forward
 from hubkit.compat.transformers_names import file_naming
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.arch import Arch, arch_of
+from hubkit.tensors.base.arch import Arch, arch_for
 from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
-from hubkit.tensors.base.formats import computed_in, is_coded, refuse_codes, require_weights_of_their_own
+from hubkit.tensors.base.formats import DECODED, computed_in, is_coded, refuse_codes, require_weights_of_their_own
 from hubkit.tensors.base.layers import Layers
-from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.site import Site, expert_sites
 from hubkit.tensors.base.targets import named_sites
-from hubkit.tensors.base.token_sites import row_sites
+from hubkit.tensors.base.token_sites import heads_last, row_sites, tied_name, with_tied_head
 from hubkit.tensors.base.tokenizer import load_tokenizer
+from hubkit.tensors.experts.expert import Expert, is_expert
+from hubkit.tensors.experts.finding import experts_of
+from hubkit.tensors.files.coded import coded_weights, decoded_headers, in_mxfp4
 from hubkit.tensors.files.dtypes import torch_dtype
-from hubkit.tensors.fourbit.files import PackedHeaders, ReadTensor
+from hubkit.tensors.files.shards import ReadTensor
+from hubkit.tensors.fourbit.files import PackedHeaders
 from hubkit.tensors.fourbit.linear import QuantLinear, packed_facts, packed_of, quantizable
 from hubkit.tensors.fourbit.nf4 import CODEC
 
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
-NORMS = ("LayerNorm", "RMSNorm")
+NORMS = ("LayerNorm", "RMSNorm", "LayerNorm1P")
 """Ends of the class names of norms with a gain per feature."""
 _DIMENSIONS = {"linear": 2, "embedding": 2, "norm": 1}
 """Of the weights of modules of each kind."""
@@ -52,7 +56,7 @@ class Base:
         sites: Iterable[Site],
         arch: Arch,
         source: str,
-        others: Iterable[str] = (),
+        others: Mapping[str, str] | None = None,
         *,
         config: Mapping[str, Any] | None = None,
         model: nn.Module | None = None,
@@ -65,7 +69,7 @@ class Base:
         self.tokenizer = tokenizer
         """Gives the base's tokenizer, for values that are taken from a text."""
         self._config = config or {}
-        self._others = frozenset(others)
+        self._others = others or {}
         self.codec: str | None = None
         self.virtual = virtual_sites(self.sites, arch, self._config, source)
         """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
@@ -83,6 +87,11 @@ class Base:
         named = self._config.get("architectures")
         return (self.source,) if self.model is not None else tuple(map(str, named if isinstance(named, list) else ()))
 
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder reads the text for its decoder, as T5's does."""
+        return bool(self._config.get("is_encoder_decoder"))
+
     def find(self, name: str) -> Site | None:
         """The site of that name, a virtual one too, or None."""
         return self.sites.get(name) or self.virtual.get(name) or self.rows.get(name)
@@ -91,6 +100,18 @@ class Base:
         """Names of the modules that hold weights, and of those that they are in."""
         ends = (name.split(".") for name in self.sites)
         return frozenset(".".join(steps[:n]) for steps in ends for n in range(1, len(steps) + 1))
+
+    def beside_experts(self) -> set[str]:
+        """Sites whose last name is that of matrices of experts: shared experts, and dense layers of a mixture.
+
+        On transformers 5 PEFT takes a target of that name for the experts, wherever it is.
+        """
+        lasts = {name.rpartition(".")[2] for name, s in self.sites.items() if s.number is None and is_expert(name)}
+        return {name for name in self.sites if name.rpartition(".")[2] in lasts and not is_expert(name)}
+
+    def linear(self) -> list[Site]:
+        """Its linear layers: the matrices of experts among them where the files hold each alone."""
+        return [site for site in self.sites.values() if site.kind == "linear" and site.number is None]
 
     def site(self, name: str) -> Site:
         """The site of that name, a virtual one too; it must exist."""
@@ -132,8 +153,7 @@ class Base:
         Raises:
             HubkitError: ``HK-BASE-NEEDED`` where only files are at hand.
         """
-        from hubkit.tensors.front.decoder_hooks import run_once
-        from hubkit.tensors.front.encoder_hooks import run_encoder_once
+        from hubkit.tensors.front.encoder_hooks import run_once
 
         if self.model is None:
             raise HubkitError(
@@ -142,27 +162,28 @@ class Base:
                 where=self.source,
                 fix="make the adapter on a loaded model, or choose another init",
             )
-        run = run_encoder_once if self.arch.encoder else run_once
-        rows = run(self.model, self, {"input_ids": ids[None].to(self.site("tokens").device)})
+        rows = run_once(self.model, self, {"input_ids": ids[None].to(self.site("tokens").device)})
         return torch.stack([torch.stack([keys[0].cpu(), values[0].cpu()]) for keys, values in rows])
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Base:
         """The sites of a live model: its Linear, Conv1D (GPT-2), Embedding and norm modules, and its blocks."""
         config = _live_config(model)
-        arch = arch_of(str(getattr(getattr(model, "config", None), "model_type", "")))
+        arch = arch_for(config)
         sites: list[Site] = []
-        others: list[str] = []
+        others: dict[str, str] = {}
         first: dict[int, str] = {}
         naming = file_naming(model)
-        for path, parameter in model.named_parameters(remove_duplicate=False):
+        held = (name for name, _ in (*model.named_parameters(), *model.named_buffers()))
+        require_weights_of_their_own(held, config, type(model).__name__)
+        for path, parameter in heads_last(model, model.named_parameters(remove_duplicate=False)):
             first.setdefault(id(parameter), naming(path) or path)
         for path, module in model.named_modules():
             kind, weight = _kind(module), getattr(module, "weight", None)
             own = naming(f"{path}.weight") if kind else None  # None: made of several tensors of the files
             name = (own or path).removesuffix(".weight")
             if own is None or not isinstance(weight, Tensor) or weight.dim() != _DIMENSIONS[kind] or arch.skips(name):
-                others.append(path)
+                others[path] = ""
                 continue
             transposed = kind == "embedding" or type(module).__name__ == "Conv1D"
             rows, columns = (*weight.shape, 1)[:2]
@@ -176,10 +197,16 @@ class Base:
                 dtype = bias.dtype if isinstance(bias, Tensor) else computed_in(config)
             twin = first.get(id(weight), own)
             tied = twin != own and kind == "linear"
-            site = Site(name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
-            sites.append(replace(site, packed=packed is not None, coded=coded))
+            name = tied_name(name, twin, config) if tied and arch.is_head(name) else name
+            made = partial(Site, name, kind, shape, dtype, transposed, twin, bias_name, tied, module=module)
+            sites.append(made(packed=packed is not None, coded=coded))
         folder = str(getattr(model, "name_or_path", ""))
         reader = partial(load_tokenizer, folder) if folder and Path(folder, "tokenizer_config.json").is_file() else None
+        for name, one in experts_of(model, arch.holds_experts).items():
+            if not arch.skips(name):
+                number, dtype = one.number if one.whole else None, one.all.dtype
+                site = Site(name, "linear", one.shape, dtype, one.turned, one.stored, None, number=number, module=one)
+                sites.append(site)
         sites += block_sites(sites, arch, config, model)
         return cls(sites, arch, type(model).__name__, others, config=config, model=model, tokenizer=reader)
 
@@ -192,34 +219,42 @@ class Base:
         read: ReadTensor | None = None,
     ) -> Base:
         """The sites of a base given by the headers of its files (no module, no weight in memory)."""
-        arch = arch_of(str(config.get("model_type", "")))
+        arch = arch_for(config)
         sites: list[Site] = []
+        packed, codes = PackedHeaders(headers, read, source), coded_weights(headers, config, read, source)
+        # bitsandbytes turns the layers of GPT-2 round, and its files do not say so
+        codes = {name: one for name, one in codes.items() if name.split(".")[-2] not in arch.transposed}
+        headers = decoded_headers(headers, codes.values(), computed_in(config))
         require_weights_of_their_own(headers, config, source)
-        packed = PackedHeaders(headers, read, source)
         bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
         for tensor, info in headers.items():
             stem, _, last = tensor.rpartition(".")
             leaf = stem.rpartition(".")[2]
+            if len(info.shape) == 3 and arch.holds_experts(tensor):
+                sites += expert_sites(tensor, info, arch.experts_turned, computed_in(config), read)
+                continue
             is_norm = len(info.shape) == 1 and arch.is_norm(leaf) and f"{stem}.running_mean" not in headers
             if last != "weight" or not stem or not (is_norm or len(info.shape) == 2):
                 continue
             name = arch.prefix + stem if bare and not arch.is_head(stem) else stem
-            if arch.skips(name):
+            uncalled = leaf == "out_proj" and f"{stem.removesuffix(leaf)}in_proj_weight" in headers
+            if uncalled or arch.skips(name):
                 continue
             kind = "norm" if is_norm else "embedding" if leaf in arch.embeddings else "linear"
             transposed = kind == "embedding" or (kind == "linear" and leaf in arch.transposed)
             rows, columns = (*info.shape, 1)[:2]
             shape, dtype = (columns, rows) if transposed else (rows, columns), torch_dtype(info.dtype)
-            coded = is_coded(dtype) and tensor not in packed
+            coded = tensor in codes or (is_coded(dtype) and tensor not in packed)
             dtype = computed_in(config) if coded else dtype
             bias, reader = f"{stem}.bias" if f"{stem}.bias" in headers else None, read
             if tensor in packed:
                 shape, dtype = packed.facts(tensor)
                 reader = packed.reader(tensor, transposed)
-            site = Site(name, kind, shape, dtype, transposed, tensor, bias, read=reader)
-            sites.append(replace(site, packed=tensor in packed, coded=coded))
-        sites = _with_tied_head(sites, arch, config, read, headers)
-        return cls([*sites, *block_sites(sites, arch, config)], arch, source, config=config)
+            made = partial(Site, name, kind, shape, dtype, transposed, tensor, bias, read=reader)
+            sites.append(made(packed=tensor in packed, coded=coded, codes=codes.get(tensor)))
+        sites = with_tied_head(sites, arch, config, read, headers)
+        others = dict.fromkeys(in_mxfp4({name: info.shape for name, info in headers.items()}), DECODED["mxfp4"])
+        return cls([*sites, *block_sites(sites, arch, config)], arch, source, others, config=config)
 
     @classmethod
     def from_folder(cls, path: Path) -> Base:
@@ -237,9 +272,11 @@ class Base:
         """The sites that `targets` name, in order.
 
         Args:
-            targets: ``"all-linear"`` (every linear but the output heads), ``"all-norm"``; a list of names, or one name,
-                each matching a module path or its last components; any other string is a regular expression for a
-                whole path, which leaves out norms where the method cannot serve them.
+            targets: ``"all-linear"`` (every linear but the output heads; of a model that sees, the text part alone),
+                ``"all-norm"``; a list of names, or one name, each matching a module path or its last components; any
+                other string is a regular expression for a whole path, which leaves out norms where the method cannot
+                serve them. Experts that the files hold in one tensor are meant by what says ``experts``: a name
+                (``experts.down_proj`` is that of all of them) or an expression.
             kind: site kinds the method can serve; None for linear layers and embeddings.
             layers: only modules in these layers: ``"0-11"``, ``"0-3,8"`` or a list of numbers; None for all modules.
 
@@ -270,43 +307,28 @@ class Base:
         Raises:
             HubkitError: ``HK-BASE-FORMAT`` for a base that stores codes already.
         """
-        refuse_codes((site.name for site in self.match("all-linear") if site.coded), self.source)
-        own = (s for s in self.match("all-linear") if not s.tied and not s.packed and s.dtype.is_floating_point)
-        return [s for s in own if s.module is None or (packed_of(s.module) is None and quantizable(s.module))]
+        linear = [s for s in self.linear() if not self.arch.is_head(s.name)]
+        refuse_codes((site.name for site in linear if site.coded), self.source)
+        own = (s for s in linear if not s.tied and not s.packed and s.dtype.is_floating_point)
+        return [s for s in own if s.module is None or (packed_of(s.module) is None and _quantizable(s.module))]
 
 
-def _with_tied_head(
-    sites: list[Site], arch: Arch, config: Mapping[str, object], read: ReadTensor | None, names: Iterable[str]
-) -> list[Site]:
-    """`sites`, the output head among them where it is the embedding table: files leave it out or hold it twice."""
-    table = embedding_table(sites, arch)
-    if table is None or not ties(config):
-        return sites
-    shape = (table.shape[1], table.shape[0])
-    own = arch.head_bias or f"{arch.heads[0]}.bias"
-    bias = own if own in names else None
-    heads = [site for site in sites if arch.is_head(site.name)]
-    if heads:
-        fields: dict[str, Any] = {"tensor": table.tensor, "tied": True}
-        fields |= {"bias_tensor": bias} if bias else {}
-        tied = [replace(site, **fields) for site in heads if site.shape == shape]
-        return [site for site in sites if site.name not in {head.name for head in tied}] + tied
-    classes = config.get("architectures")
-    if not isinstance(classes, list) or not any(str(name).endswith(LANGUAGE_MODELS) for name in classes):
-        return sites
-    return [*sites, Site(arch.heads[0], "linear", shape, table.dtype, False, table.tensor, bias, tied=True, read=read)]
+def _quantizable(module: nn.Module) -> bool:
+    return own_forward(module) is None if isinstance(module, Expert) else quantizable(module)
 
 
 def _live_config(model: nn.Module) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
-        return dict(config.to_dict())
+        return {**config.to_dict(), "model_type": config.model_type}  # the class's own, unless it is set otherwise
     return {} if config is None else dict(vars(config))
 
 
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return ""  # of torch's own attention, which multiplies by its weight and never calls it
     if isinstance(module, nn.Linear | QuantLinear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf")):
         return "linear"
     if type(module).__name__.endswith(NORMS) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
@@ -316,4 +338,9 @@ def _kind(module: nn.Module) -> str:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts layer 10 after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    return list(map(_step, name.split(".")))
+
+
+@functools.lru_cache(4096)
+def _step(part: str) -> tuple[int, str]:
+    return (int(part), "") if part.isdigit() else (-1, part)

@@ -6,7 +6,8 @@ with the sub-layer's own dropout and norm behind it), and says what to add to y.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,14 +69,16 @@ def block_sites(
         sites: its linear layers and norms.
         config: its configuration.
         model: the live base, if there is one.
+
+    Raises:
+        HubkitError: ``HK-ARCH-FILE`` for a sub-layer that is called as one of `sites`.
     """
     known = {site.name: site for site in sites if site.kind in ("linear", "norm")}
     paths: dict[nn.Module, str] = {} if model is None else {m: path for path, m in model.named_modules()}
     found: list[Block] = []
     first = 0
-    for stack in arch.layers:
-        if not any(name.startswith(f"{stack}.") for name in known):
-            stack = stack.partition(".")[2]  # a model without its head: model.layers is layers there
+    for listed in arch.layers:
+        stack = _stack(listed, known)
         numbers = sorted({int(n) for name in known if (n := _number(name, stack)) is not None})
         for number in numbers:
             layer: dict[str, Block] = {}
@@ -84,6 +87,8 @@ def block_sites(
                 if width is None or one.name in layer or not _holds(one, config):
                     continue
                 block = _block(one, f"{stack}.{number}", first + number, width, config)
+                if block.name in known:
+                    raise _twice(block.name, one)
                 if model is None:
                     layer[one.name] = block
                 elif width.module is not None and (modules := _modules(one, model, paths[width.module])):
@@ -91,6 +96,32 @@ def block_sites(
             found += layer.values()
         first += numbers[-1] + 1 if numbers else 0
     return found
+
+
+def _twice(name: str, one: Sublayer) -> HubkitError:
+    """The refusal of a sub-layer that is called as one of the weights: one of the two would be lost."""
+    return HubkitError(
+        "HK-ARCH-FILE",
+        "a sub-layer has the name of a module that holds a weight",
+        where=name,
+        have=f'"name": "{one.name}"',
+        fix=f'"name": another, "output": "{one.output or one.name}"',
+    )
+
+
+def _stack(listed: str, names: Collection[str]) -> str:
+    """Where the layers are that `arch.json` lists at `listed`: there; or in the language model of several parts.
+
+    Without its head ``model.layers`` is ``layers`` in a model, in a model of several parts it is called otherwise.
+    """
+    if any(name.startswith(f"{listed}.") for name in names):
+        return listed
+    held, short = {match[1] for name in names if (match := _LAYER.match(name))}, listed.partition(".")[2]
+    inner = (n for n in held if n.endswith(f".{short}") and {"language_model", "text_model"} & {*n.split(".")})
+    return next(inner, short)
+
+
+_LAYER = re.compile(r"([^0-9]+)\.[0-9]+\.")
 
 
 def _number(name: str, stack: str) -> int | None:

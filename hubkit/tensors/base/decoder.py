@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.artifact.identity.base_files import local, read_config
-from hubkit.artifact.identity.config_identity import config_values
+from hubkit.artifact.identity.config_identity import config_values, language
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.arch import Arch, arch_of, decoders, encoders
+from hubkit.tensors.base.arch import Arch, arch_for, decoders, encoders
 from hubkit.tensors.base.archfile import VARIABLE
 from hubkit.tensors.base.site import Site
 
@@ -32,6 +32,7 @@ class Decoder:
         head_dim: size of one head.
         hidden: size of an embedding.
         context: the longest text it was made for, in tokens; None where the configuration at hand does not say.
+        mutual: tokens see those behind them, too, as in PaliGemma's text.
     """
 
     layers: int
@@ -39,6 +40,7 @@ class Decoder:
     head_dim: int
     hidden: int
     context: int | None
+    mutual: bool = False
 
 
 def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
@@ -49,6 +51,7 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
             or a config that lacks a size.
     """
     values = config if "layers" in config else config_values(config)
+    config = language(config)
     sizes = {
         "hidden_size": values.get("hidden_size"),
         "num_hidden_layers": values.get("layers"),
@@ -64,7 +67,8 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
     several = config.get("multi_query") is False or config.get("new_decoder_architecture") is True
     kv_heads = values.get("kv_heads") or (1 if arch.multi_query and not several else heads)
     head_dim = values.get("head_dim") or hidden // heads
-    return Decoder(layers, kv_heads, head_dim, hidden, context_length(config, arch))
+    mutual = config.get("use_bidirectional_attention") in (True, "all")
+    return Decoder(layers, kv_heads, head_dim, hidden, context_length(config, arch), mutual)
 
 
 def no_place(site: str, arch: Arch, where: str, odd: str = "", unsaid: Sequence[str] = ()) -> HubkitError:
@@ -102,7 +106,7 @@ def context_of_folder(path: Path) -> int | None:
         HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-FILES``, ``HK-JSON``; ``HK-ARCH-FILE``.
     """
     config = read_config(local(path))
-    return context_length(config, arch_of(str(config.get("model_type", ""))))
+    return context_length(config, arch_for(config))
 
 
 def context_length(config: Mapping[str, Any], arch: Arch) -> int | None:
@@ -112,6 +116,7 @@ def context_length(config: Mapping[str, Any], arch: Arch) -> int | None:
         config: a parsed ``config.json``.
         arch: the facts of its architecture.
     """
+    config = language(config)
     context = next((config[key] for key in _CONTEXT if type(config.get(key)) is int), None)
     if context is not None and arch.encoder is not None and arch.encoder.counted_positions:
         pad = config.get("pad_token_id")

@@ -5,6 +5,7 @@ One rule serves weights in memory and weights streamed from files: the same tile
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 TILE_ELEMENTS = 1 << 22
 """Elements of one row tile: 16 MiB in fp32, which fits caches and bounds the memory of a streamed merge."""
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,17 @@ class Delta:
         right: (R, in) or None; the low-rank addend is ``left @ right``.
         dense: (out, in) or None; a further addend.
         bias: (out,) or None.
+        value: (out, in), what the weight is where this delta is added alone, for one that was made from it: in floating
+            point W + (V - W) is not always V.
+        bias_value: the same of the bias.
     """
 
     left: Tensor | None = None
     right: Tensor | None = None
     dense: Tensor | None = None
     bias: Tensor | None = None
+    value: Tensor | None = None
+    bias_value: Tensor | None = None
 
     @classmethod
     def low_rank(cls, left: Tensor, right: Tensor) -> Delta:
@@ -75,7 +82,7 @@ class Delta:
 
     def transposed(self) -> Delta:
         """The same change of the transposed weight; it has no bias."""
-        return Delta(_t(self.right), _t(self.left), _t(self.dense))
+        return Delta(_t(self.right), _t(self.left), _t(self.dense), value=_t(self.value))
 
     def plus(self, other: Delta) -> Delta:
         """The sum of two deltas. Factors are concatenated: exact, rank R1 + R2."""
@@ -107,6 +114,76 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """`tensor` where a vector register of any processor starts, copied there if need be.
+
+    A product or a norm rounds differently elsewhere (MKL promises equal bits for equally aligned arrays alone), and
+    files put tensors anywhere: what is merged live and what is merged from files would differ in their last bits.
+    """
+    return tensor if tensor.device.type != "cpu" or tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
+
+
+def tile_rows(columns: int) -> int:
+    """How many rows of a weight, as it is stored, make one tile."""
+    return max(1, TILE_ELEMENTS // max(1, columns))
+
+
+class Tiles:
+    """The rule of a weight's change, a tile of rows at a time: widened, added to, and cast by whoever takes the sum.
+
+    Args:
+        shape: of the stored weight: (out, in), or (in, out) when `transposed`.
+        dtype: of the stored weight.
+        delta: what to add; its factors and matrix are (out, in) always.
+        device: where to compute.
+        transposed: how the weight is stored.
+        room: flat memory for one tile in the dtype of accumulation, used again and again; made here when None.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        delta: Delta,
+        *,
+        device: torch.device,
+        transposed: bool,
+        room: Tensor | None = None,
+    ) -> None:
+        wide = accumulation_dtype(dtype)
+        given = (delta.left, delta.right, delta.dense, delta.value)
+        left, right, dense, value = (None if t is None else t.to(device, wide) for t in given)
+        if transposed:
+            left, right, dense, value = _t(right), _t(left), _t(dense), _t(value)
+        self._left, self._right, self._dense, self._value = left, right, dense, value
+        self._shape, self._rows = shape, min(shape[0], tile_rows(shape[1]))
+        count = self._rows * shape[1]
+        fits = room is not None and room.dtype == wide and room.numel() >= count
+        self._room = room if fits and room is not None else torch.empty(count, dtype=wide, device=device)
+
+    def parts(self) -> Iterator[slice]:
+        """The rows of each tile, in order."""
+        for start in range(0, self._shape[0], max(1, self._rows)):
+            yield slice(start, min(start + self._rows, self._shape[0]))
+
+    def sum(self, part: slice, stored: Tensor) -> Tensor:
+        """The changed rows `part`, accumulated wide; overwritten by the next call.
+
+        Args:
+            stored: those rows as they are stored.
+        """
+        # contiguous whatever the weight's own layout: a product's rounding depends on the layout it is accumulated in,
+        # and weights streamed from files are row-major where live ones may be transposed views
+        tile = self._room[: stored.numel()].view(stored.shape).copy_(stored)
+        if self._value is not None:
+            return tile.copy_(self._value[part])
+        if self._dense is not None:
+            tile += self._dense[part]
+        if self._left is not None and self._right is not None:
+            tile.addmm_(self._left[part], self._right)
+        return tile
+
+
 def apply_weight(weight: Tensor, delta: Delta, *, transposed: bool, dtype: torch.dtype | None = None) -> Tensor:
     """`weight` plus `delta`, as a new tensor.
 
@@ -115,28 +192,18 @@ def apply_weight(weight: Tensor, delta: Delta, *, transposed: bool, dtype: torch
         delta: what to add; its factors and matrix are (out, in) always.
         dtype: dtype of the result; the stored one by default. One cast, at the end.
     """
-    wide = accumulation_dtype(weight.dtype)
     result = torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
-    rows = max(1, TILE_ELEMENTS // max(1, weight.shape[1]))
-    given = (delta.left, delta.right, delta.dense)
-    left, right, dense = (None if t is None else t.to(weight.device, wide) for t in given)
-    if transposed:
-        left, right, dense = _t(right), _t(left), _t(dense)
-    for start in range(0, weight.shape[0], rows):
-        part = slice(start, min(start + rows, weight.shape[0]))
-        # contiguous whatever the weight's own layout: a product's rounding depends on the layout it is accumulated in,
-        # and weights streamed from files are row-major where live ones may be transposed views
-        tile = weight[part].to(wide, copy=True, memory_format=torch.contiguous_format)
-        if dense is not None:
-            tile += dense[part]
-        if left is not None and right is not None:
-            tile.addmm_(left[part], right)
-        result[part] = tile
+    shape = (weight.shape[0], weight.shape[1])
+    tiles = Tiles(shape, weight.dtype, delta, device=weight.device, transposed=transposed)
+    for part in tiles.parts():
+        result[part] = tiles.sum(part, weight[part])
     return result
 
 
 def apply_bias(bias: Tensor, delta: Delta, *, dtype: torch.dtype | None = None) -> Tensor:
     """`bias` plus the delta's bias, accumulated wide and cast once."""
+    if delta.bias_value is not None:
+        return delta.bias_value.to(bias.device, dtype or bias.dtype)
     wide = accumulation_dtype(bias.dtype)
     change = torch.zeros_like(bias, dtype=wide) if delta.bias is None else delta.bias.to(bias.device, wide)
     return (bias.to(wide) + change).to(dtype or bias.dtype)

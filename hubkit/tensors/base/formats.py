@@ -13,9 +13,20 @@ from typing import Any
 import torch
 
 from hubkit.errors import HubkitError
+from hubkit.tensors.files.coded import QUANTIZATION
 
 PACKED = (".qweight", ".weight_packed")
 """Ends of the names under which GPTQ, AWQ and compressed-tensors store what stands for a ``weight``."""
+DECODED = {
+    "compressed-tensors": "hubkit.load_base(folder), or in transformers "
+    "quantization_config=CompressedTensorsConfig(dequantize=True); where that fails, the 16-bit base",
+    "mxfp4": "a base without codes: in transformers, from_pretrained with quantization_config="
+    "Mxfp4Config(dequantize=True), then save_pretrained",
+}
+"""``quant_method`` -> how to get weights where a model has packed ones."""
+UNPACKED = (
+    "the 16-bit base that it was made from; an adapter of this one is merged into that with --allow-base-mismatch"
+)
 ORIGINAL = "the 16-bit base that it was made from; or the adapter beside this one: hubkit generate, hubkit deploy"
 
 
@@ -32,20 +43,22 @@ def computed_in(config: Mapping[str, Any]) -> torch.dtype:
 
 def format_name(config: Mapping[str, Any]) -> str:
     """What a base's config calls its number format; ``codes`` where it says nothing."""
-    facts = config.get("quantization_config")
+    facts = config.get(QUANTIZATION)
     return str(facts.get("quant_method") or "codes") if isinstance(facts, Mapping) else "codes"
 
 
 def require_weights_of_their_own(names: Iterable[str], config: Mapping[str, Any], source: str) -> None:
-    """Refuses a base whose linear layers have no weight in its files, but packed codes: ``HK-BASE-FORMAT``."""
+    """Refuses a base whose linear layers have no weight, in files or in memory, but codes packed in a way that is not
+    read here: ``HK-BASE-FORMAT``."""
     packed = [name for name in names if name.endswith(PACKED)]
     if packed:
+        kind = format_name(config)
         raise HubkitError(
             "HK-BASE-FORMAT",
-            f"the base's weights are packed ({format_name(config)}), which hubkit does not read",
+            f"the base's weights are packed ({kind}), which hubkit does not read",
             where=source,
             have=f"{len(packed)} packed weights, first {packed[0]}",
-            fix=ORIGINAL,
+            fix=DECODED.get(kind, UNPACKED),
         )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from hubkit.artifact.identity.header import TensorInfo
 from hubkit.compat.torch import version_of
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.delta import Delta, accumulation_dtype
-from hubkit.tensors.base.formats import refuse_codes
+from hubkit.tensors.base.delta import Delta, accumulation_dtype, aligned
+from hubkit.tensors.base.formats import is_coded, refuse_codes
+from hubkit.tensors.experts.expert import expert_names
+from hubkit.tensors.files.coded import Coded
+from hubkit.tensors.files.dtypes import torch_dtype
+from hubkit.tensors.files.shards import ReadTensor
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.files import ReadTensor
 from hubkit.tensors.fourbit.linear import packed_of, swapped
 
 
@@ -34,8 +39,10 @@ class Site:
         change: what lower members of a stack have already added.
         wide: hand out weight and bias in the dtype of accumulation (merging) instead of the stored one.
         packed: the weight is quantized in the base's files; `weight` decodes it.
-        coded: it is stored as codes that hubkit does not decode (`hubkit.tensors.base.formats`): there is no `weight`;
-            `dtype` is that in which the layer computes.
+        coded: it is stored as codes (`hubkit.tensors.base.formats`); `dtype` is that in which the layer computes. There
+            is no `weight`, unless of files:
+        codes: how they are decoded; `weight` is in float32 then. None where hubkit does not decode them.
+        number: of the expert, where `tensor` holds a matrix for each (experts, ...) and this is one of them.
     """
 
     name: str
@@ -52,6 +59,14 @@ class Site:
     wide: bool = False
     packed: bool = False
     coded: bool = False
+    codes: Coded | None = field(default=None, compare=False, repr=False)
+    number: int | None = None
+
+    @property
+    def group(self) -> str:
+        """What names all matrices of its tensor: its own name without the number. Empty where the tensor is its own."""
+        stem, _, last = self.name.rpartition(".")
+        return "" if self.number is None else f"{stem.rpartition('.')[0]}.{last}"
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +81,7 @@ class Site:
         matrix = None if self.change is None else self.change.matrix()
         if matrix is not None:
             weight = weight.to(matrix.dtype) + matrix
-        return weight.to(accumulation_dtype(stored.dtype)) if self.wide else weight.to(stored.dtype)
+        return aligned(weight.to(accumulation_dtype(stored.dtype))) if self.wide else weight.to(stored.dtype)
 
     @property
     def has_bias(self) -> bool:
@@ -81,7 +96,7 @@ class Site:
         bias = stored
         if self.change is not None and self.change.bias is not None:
             bias = bias.to(self.change.bias.dtype) + self.change.bias
-        return bias.to(accumulation_dtype(stored.dtype)) if self.wide else bias.to(stored.dtype)
+        return aligned(bias.to(accumulation_dtype(stored.dtype))) if self.wide else bias.to(stored.dtype)
 
     def version(self) -> object:
         """Equal for as long as the base's own weight is the same; cheaper than `weight`, which may decode it."""
@@ -90,7 +105,7 @@ class Site:
         return version_of(weight) if isinstance(weight, Tensor) else None
 
     def _stored(self, tensor: str, attribute: str) -> Tensor:
-        if self.coded and attribute == "weight":
+        if self.coded and self.codes is None and attribute == "weight":
             refuse_codes([self.name], self.tensor)
         if self.module is not None:
             packed = packed_of(self.module) if attribute == "weight" else None
@@ -106,12 +121,41 @@ class Site:
                 where=self.tensor,
                 fix="name the base's folder with --base",
             )
-        return self.read(tensor)
+        if self.codes is not None and attribute == "weight":
+            return self.codes.decoded(self.read)
+        return self.read(tensor) if self.number is None else self.read(tensor, self.number)
 
     def widened(self) -> Site:
         """The same site, handing out weight and bias in the dtype of accumulation."""
         return replace(self, wide=True)
 
+    def hollow(self) -> Site:
+        """The same site with a weight and a bias on the meta device: for what follows from shapes."""
+
+        def read(tensor: str, number: int | None = None, /) -> Tensor:
+            out, features = self.shape
+            weight = (out,) if self.kind == "norm" else (features, out) if self.transposed else (out, features)
+            return torch.empty(weight if tensor == self.tensor else (out,), dtype=self.dtype, device="meta")
+
+        return replace(self, module=None, read=read)
+
     def after(self, delta: Delta) -> Site:
         """The same site with `delta` added: what the next member of a stack sees."""
         return replace(self, change=delta if self.change is None else self.change.plus(delta))
+
+
+def expert_sites(
+    tensor: str, info: TensorInfo, turned: bool, computed: torch.dtype, read: ReadTensor | None
+) -> Iterator[Site]:
+    """The sites whose matrices lie one after the other in one tensor of the files, (experts, ...).
+
+    Args:
+        turned: each is (in, out), not (out, in).
+        computed: the dtype in which the base computes, where it stores codes.
+    """
+    count, rows, columns = info.shape
+    shape, dtype = (columns, rows) if turned else (rows, columns), torch_dtype(info.dtype)
+    coded = is_coded(dtype)
+    for number, name in enumerate(expert_names(tensor, count)):
+        own = computed if coded else dtype
+        yield Site(name, "linear", shape, own, turned, tensor, None, read=read, coded=coded, number=number)

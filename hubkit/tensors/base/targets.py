@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from hubkit.artifact.forms import short_targets
 from hubkit.errors import HubkitError, nearest
 from hubkit.tensors.base.arch import Arch
 from hubkit.tensors.base.expressions import expression
@@ -20,7 +21,7 @@ def named_sites(
     *,
     arch: Arch,
     source: str,
-    others: Collection[str],
+    others: Mapping[str, str],
 ) -> list[Site]:
     """The sites that `targets` name, in the order of `sites`; see `Base.match`.
 
@@ -29,28 +30,34 @@ def named_sites(
         kinds: of sites that the method can serve.
         layers: only in these; None: in all.
         source: of the base, for messages.
-        others: paths of its modules that are no sites, for messages.
+        others: paths of its modules that are no sites -> what to do who wants one; for messages.
 
     Raises:
         HubkitError: ``HK-TARGET``, ``HK-CONFIG``.
     """
     inside = sites if layers is None else within(sites, layers, source)
     if targets == "all-linear":
-        return [s for s in inside.values() if s.kind == "linear" and not arch.is_head(s.name)]
+        linear = (s for s in inside.values() if s.kind == "linear" and s.number is None)
+        return _of_text([s for s in linear if not arch.is_head(s.name)], arch)
     if targets == "all-norm" and "norm" in kinds:
         return [s for s in inside.values() if s.kind == "norm"]
     if isinstance(targets, str) and re.fullmatch(r"[\w.]+", targets):
         targets = [targets]
     pool = [name for name, site in sites.items() if site.kind != "block" or "block" in kinds]
+    alone = [name for name in pool if sites[name].number is None]
+    groups = {name: sites[name].group for name in pool if sites[name].number is not None}
     chosen: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
+        # what chose no expert of a tensor before there were sites for them chooses none
+        names, end = pool if "experts" in target else alone, f".{target}"
         if target == "all-norm":
             found = {name for name, site in sites.items() if site.kind == "norm"}
         elif isinstance(targets, str):
-            found = {name for name in pool if _pattern(target).fullmatch(name)}
+            found = {name for name in names if _pattern(target).fullmatch(name)}
             found = {n for n in found if "norm" in kinds or sites[n].kind != "norm"} or found
         else:
-            found = {name for name in pool if name == target or name.endswith("." + target)}
+            found = {name for name in names if name == target or name.endswith(end)}
+            found |= {name for name, group in groups.items() if names is pool and f".{group}".endswith(end)}
         if not found:
             raise _unmatched(target, sites, arch, source, others)
         if not found & inside.keys():
@@ -69,25 +76,60 @@ def named_sites(
     return [site for site in sites.values() if site.name in chosen]
 
 
-def _unmatched(target: str, sites: Mapping[str, Site], arch: Arch, source: str, others: Collection[str]) -> HubkitError:
+def short_names(chosen: Collection[str], sites: Mapping[str, Site]) -> list[str]:
+    """The shortest list of names that choose exactly the sites `chosen`: see `hubkit.artifact.forms.short_targets`.
+
+    Experts that the files hold in one tensor are named by their group where all of it is chosen.
+
+    Args:
+        sites: all that names could mean.
+
+    Raises:
+        HubkitError: ``HK-TARGET`` where no such list exists.
+    """
+    kinds: dict[str, set[str]] = {}
+    groups: dict[str, set[str]] = {}
+    for name, site in sites.items():
+        if site.number is not None:
+            kinds.setdefault(".".join(site.group.split(".")[-2:]), set()).add(name)
+            groups.setdefault(site.group, set()).add(name)
+    rest = {name for name in chosen if name in sites and sites[name].number is not None}
+    found = short_targets(set(chosen) - rest, [name for name, site in sites.items() if site.number is None])
+    for named in (kinds, groups):
+        whole = [name for name, members in named.items() if members <= rest]
+        found += whole
+        rest = rest.difference(*(named[name] for name in whole))
+    return sorted([*found, *rest])
+
+
+def _of_text(sites: list[Site], arch: Arch) -> list[Site]:
+    """Those of a language model among the sites of a model of several parts: rows of text train nothing else."""
+    return [site for site in sites if not arch.tower(site.name)] or sites
+
+
+def _unmatched(
+    target: str, sites: Mapping[str, Site], arch: Arch, source: str, others: Mapping[str, str]
+) -> HubkitError:
     """The refusal of a target that matches nothing, with what it could have meant."""
     counts: dict[str, int] = {}
     for site in sites.values():
         if not arch.is_head(site.name) and site.kind == "linear":
-            last = site.name.rpartition(".")[2]
+            last = ".".join(site.group.split(".")[-2:]) or site.name.rpartition(".")[2]
             counts[last] = counts.get(last, 0) + 1
     families = " ".join(f"{name} ({count})" for name, count in counts.items())
-    names = {site.rpartition(".")[2] for site in sites} | set(sites)
-    near = nearest(target.rpartition(".")[2], names) or nearest(target, names)
-    known = target in others or any(o.endswith("." + target) for o in others)
-    why = "names a module that holds no weight of its own" if known else "matches nothing in the base"
+    names = {site.rpartition(".")[2] for site in sites if sites[site].number is None} | {*counts, *sites} - {target}
+    near = nearest(target, counts) if "." in target else []
+    near = near or nearest(target.rpartition(".")[2], names) or nearest(target, names)
+    known = next((other for other in others if other == target or other.endswith("." + target)), None)
+    why = "matches nothing in the base" if known is None else "names a module that holds no weight of its own"
+    mend = others.get(known or "", "")
     return HubkitError(
         "HK-TARGET",
         f"the target {target!r} {why}",
         where=source,
         want=f"one of: {families}" if families else "a base with linear layers",
         have=target,
-        fix=f"near: {', '.join(near)}" if near else "all-linear takes every linear layer but the head",
+        fix=mend or f"near: {', '.join(near)}" if mend or near else "all-linear takes every linear layer but the head",
     )
 
 

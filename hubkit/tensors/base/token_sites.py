@@ -1,13 +1,22 @@
-"""Where rows of single tokens act: virtual sites beside the embedding table and an output head of its own."""
+"""The embedding table and the output head: which is tied to the other, and the sites beside them where rows of single
+tokens act."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from hubkit.artifact.identity.config_identity import TEXT_TYPE, ties
+from hubkit.tensors.base.arch import Arch
+from hubkit.tensors.base.decoder import embedding_table
 from hubkit.tensors.base.site import Site
+from hubkit.tensors.files.shards import ReadTensor
+
+T = TypeVar("T")
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 ROWS = "rows"
 """The kind of the virtual sites where rows of tokens act."""
@@ -28,5 +37,59 @@ def row_sites(sites: Mapping[str, Site], table: Site | None, is_head: Callable[[
     """The virtual sites beside the embedding table and beside an output head that is not tied to it."""
     if table is None:
         return {}
-    heads = [s for s in sites.values() if is_head(s.name) and not s.tied and s.shape == table_size(table)]
+    size = table_size(table)
+    heads = [s for s in sites.values() if s.shape == size and not s.tied and is_head(s.name)]
     return {s.name + SUFFIX: replace(s, name=s.name + SUFFIX, kind=ROWS) for s in [table, *heads[:1]]}
+
+
+def with_tied_head(
+    sites: list[Site], arch: Arch, config: Mapping[str, object], read: ReadTensor | None, names: Iterable[str]
+) -> list[Site]:
+    """`sites`, the output head among them where it is the embedding table: files leave it out or hold it twice."""
+    table = embedding_table(sites, arch)
+    if table is None or not ties(config):
+        return sites
+    shape = (table.shape[1], table.shape[0])
+    own = arch.head_bias or f"{arch.heads[0]}.bias"
+    bias = own if own in names else None
+    heads = [site for site in sites if arch.is_head(site.name)]
+    if heads:
+        fields: dict[str, Any] = {"tensor": table.tensor, "tied": True}
+        fields |= {"bias_tensor": bias} if bias else {}
+        tied = [replace(site, **fields) for site in heads if site.shape == shape]
+        return [site for site in sites if site.name not in {head.name for head in tied}] + tied
+    classes = config.get("architectures")
+    ends = (*LANGUAGE_MODELS, "ForConditionalGeneration") if _of_parts(config) else LANGUAGE_MODELS
+    if not isinstance(classes, list) or not any(str(name).endswith(ends) for name in classes):
+        return sites
+    name = tied_name(arch.heads[0], table.tensor, config)
+    return [*sites, Site(name, "linear", shape, table.dtype, False, table.tensor, bias, tied=True, read=read)]
+
+
+def _of_parts(config: Mapping[str, object]) -> bool:
+    """Whether a language model is one of several parts, by a ``config.json`` or what an adapter records of it."""
+    return "text_config" in config or TEXT_TYPE in config
+
+
+def tied_name(own: str, table: str, config: Mapping[str, object]) -> str:
+    """What files call an output head that they do not hold, because it is tied to their tensor `table`.
+
+    In a model of several parts it lies where an untied one would: ``language_model.lm_head`` beside
+    ``language_model.model.embed_tokens``.
+
+    Args:
+        own: its name without regard to parts, or in a live model.
+    """
+    if not _of_parts(config):
+        return own
+    return f"{table.rpartition('.model.')[0]}.{own.rpartition('.')[2]}".removeprefix(".")
+
+
+def heads_last(model: nn.Module, named: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
+    """`named` tensors of `model`, those of its output head behind all others: a tied one is stored as its table.
+
+    XLM-RoBERTa has its head in front of its embeddings.
+    """
+    head: object = getattr(model, "get_output_embeddings", lambda: None)()
+    paths = {path for path, module in model.named_modules() if module is head}
+    return sorted(named, key=lambda item: item[0].rpartition(".")[0] in paths)

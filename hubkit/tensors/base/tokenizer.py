@@ -31,6 +31,15 @@ def load_tokenizer(path: Path | str) -> Any:
         ) from e
 
 
+CAUSAL = "a base is a causal language model; docs/bases.md lists those that are tried"
+
+
+def why(error: Exception) -> str:
+    """An error of transformers in one line: what it says before it lists every class that it has."""
+    text = f"{type(error).__name__}: {error}".partition("Model type should be one of")[0]
+    return " ".join(text.split())[:300]
+
+
 def model_class(transformers: Any, config: Any) -> Any:
     """The Auto class that makes the language model of a configuration: alone, or as part of one that sees as well.
 

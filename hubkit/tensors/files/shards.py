@@ -1,28 +1,42 @@
 """A base on disk as one table of tensors, whatever its shards; and the writer that makes a changed copy as a stream.
 
-Untouched tensors are copied as byte ranges, never decoded. Memory: one tensor and a few blocks, whatever the file size.
+Untouched tensors are copied as byte ranges, never decoded. Memory: the buffers of a `Pipeline`, whatever the file size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hubkit.artifact.identity.base_files import local, read_config, weight_headers
+from hubkit.artifact.identity.base_files import WEIGHTS, local, read_config, weight_headers
 from hubkit.artifact.identity.header import TensorInfo, header_length, opened, parse_header
 from hubkit.errors import HubkitError
 from hubkit.tensors.files.dtypes import COMPUTING, DTYPE_NAMES, torch_dtype
+from hubkit.tensors.files.pipeline import Block, Piece, Pipeline
 
-BLOCK = 1 << 24
+BLOCK = 1 << 22
+"""Bytes of one block of a tensor that is copied: several fit caches, so that writing and hashing find them there."""
+CALL = 1 << 18
+"""Bytes of one call that writes: for larger ones Linux looks for contiguous memory, at up to five times the cost."""
+
+Make = Callable[[Tensor, Tensor], None]
+
+
+class ReadTensor(Protocol):
+    """Reads a tensor of a base's files by its name, or one of the matrices that it is a row of."""
+
+    def __call__(self, name: str, number: int | None = None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -45,8 +59,11 @@ class Shards:
         """The weight files' names, in order."""
         return list(dict.fromkeys(self.file_of.values()))
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, number: int | None = None, /) -> Tensor:
         """One tensor, as stored, in memory of its own.
+
+        Args:
+            number: read this one alone of what lies one after the other along its first dimension.
 
         Raises:
             HubkitError: ``HK-BASE-TENSOR`` when the base has no such tensor.
@@ -54,31 +71,75 @@ class Shards:
         if name not in self.headers:
             raise HubkitError("HK-BASE-TENSOR", f"the base has no tensor {name!r}", where=str(self.path))
         info = self.headers[name]
-        data = bytearray(info.stop - info.start)
+        start, size, shape = info.start, info.stop - info.start, info.shape
+        if number is not None:
+            size, shape = size // shape[0], shape[1:]
+            start += number * size
+        data = bytearray(size)
         with open(self.path / self.file_of[name], "rb") as file:
-            file.seek(info.start)
+            file.seek(start)
             if file.readinto(data) != len(data):
                 raise HubkitError("HK-SAFETENSORS", "the file is cut off", where=str(self.path / self.file_of[name]))
         if not data:
-            return torch.empty(info.shape, dtype=torch_dtype(info.dtype))
-        return torch.frombuffer(data, dtype=torch_dtype(info.dtype)).view(info.shape)
+            return torch.empty(shape, dtype=torch_dtype(info.dtype))
+        return torch.frombuffer(data, dtype=torch_dtype(info.dtype)).view(shape)
 
-    def copied(self, name: str) -> Written:
-        """A tensor taken over byte for byte."""
+    def rows(self, name: str, part: slice) -> Tensor:
+        """Some rows of a tensor as stored, of which the file holds the values (`holds`); no others are read."""
         info = self.headers[name]
+        width = (info.stop - info.start) // info.shape[0]
+        data = bytearray((part.stop - part.start) * width)
+        with open(self.path / self.file_of[name], "rb") as file:
+            file.seek(info.start + part.start * width)
+            if file.readinto(data) != len(data):
+                raise HubkitError("HK-SAFETENSORS", "the file is cut off", where=str(self.path / self.file_of[name]))
+        return torch.frombuffer(data, dtype=torch_dtype(info.dtype)).view(-1, *info.shape[1:])
 
-        def blocks() -> Iterator[bytes]:
-            with open(self.path / self.file_of[name], "rb") as file:
-                file.seek(info.start)
-                left = info.stop - info.start
-                while left:
-                    block = file.read(min(BLOCK, left))
-                    if not block:
-                        raise HubkitError("HK-SAFETENSORS", "the file is cut off", where=str(file.name))
-                    left -= len(block)
-                    yield block
+    def range(self, name: str, first: int, last: int, size: int, make: Make | None = None) -> Piece:
+        """Bytes `first` to `last` of a tensor as its file holds them, to be made into `size` others; see `Piece`."""
+        start = self.headers[name].start
+        return Piece(self.path / self.file_of[name], start + first, start + last, size, make)
 
-        return Written(name, info.dtype, info.shape, blocks)
+    def holds(self, name: str) -> bool:
+        """Whether the file's bytes of a tensor are its values, as `read` gives them."""
+        return name in self.headers
+
+    def copied(
+        self, name: str, dtype: torch.dtype | None = None, make: Make | None = None, part: slice | None = None
+    ) -> Written:
+        """A tensor taken over byte for byte, or made into another `dtype` by `make`, a block at a time.
+
+        Args:
+            part: of its first dimension; None: the whole tensor.
+        """
+        info = self.headers[name]
+        width = torch_dtype(info.dtype).itemsize if dtype else 1
+        row = torch_dtype(info.dtype).itemsize * math.prod(info.shape[1:])
+        first, last = (0, info.stop - info.start) if part is None else (part.start * row, part.stop * row)
+
+        def blocks() -> Iterator[Piece]:
+            for at in range(first, last, BLOCK):
+                stop = min(at + BLOCK, last)
+                yield self.range(name, at, stop, (stop - at) // width * (dtype.itemsize if dtype else 1), make)
+
+        shape = info.shape if part is None else (part.stop - part.start, *info.shape[1:])
+        return Written(name, DTYPE_NAMES[dtype] if dtype else info.dtype, shape, blocks)
+
+
+@contextmanager
+def unwritten(paths: Iterable[Path]) -> Iterator[None]:
+    """Refuses files whose size, time or inode is another at the end of the block: ``HK-IO``."""
+
+    def state(path: Path) -> tuple[int, int, int]:
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns, status.st_ino
+
+    before = {path: state(path) for path in paths}
+    yield
+    for path, was in before.items():
+        if state(path) != was:
+            fix = "run again when nothing writes to it"
+            raise HubkitError("HK-IO", "a file changed while it was read", where=str(path), fix=fix)
 
 
 def open_shards(path: Path) -> Shards:
@@ -103,8 +164,13 @@ def open_shards(path: Path) -> Shards:
     return Shards(path, read_config(base), headers, file_of)
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """All tensors of an adapter's file, as views of one buffer: the cost of reading the file, and no more.
+
+    Args:
+        path: the file.
+        mapped: the buffer is the file itself, whose pages are read when they are used and take no memory of the
+            process's own; nobody may write to it meanwhile (see `unwritten`).
 
     Raises:
         HubkitError: ``HK-SAFETENSORS``, ``HK-MISSING``; ``HK-DTYPE`` for tensors that nothing can be computed with.
@@ -112,8 +178,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
     import numpy
 
     with opened(path) as (file, size):
-        data = numpy.empty(size, numpy.uint8)
-        if file.readinto(data) != size:  # type: ignore[attr-defined]
+        data = numpy.memmap(file, numpy.uint8, "c") if mapped and size else numpy.empty(size, numpy.uint8)
+        if not isinstance(data, numpy.memmap) and file.readinto(data) != size:  # type: ignore[attr-defined]
             raise HubkitError("HK-SAFETENSORS", "the file changes while it is read", where=str(path))
     length = header_length(data[:8].tobytes(), str(path))
     headers = parse_header(data[: 8 + length].tobytes(), size, str(path))
@@ -138,16 +204,41 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Written:
-    """One tensor of a file that is about to be written: what it is and where its values come from."""
+    """One tensor of a file that is about to be written: what it is and where its bytes come from, block by block."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    values: Callable[[], Iterable[bytes | memoryview]]
+    blocks: Callable[[], Iterable[Block]]
 
     @property
     def size(self) -> int:
-        return torch.empty(0, dtype=torch_dtype(self.dtype)).element_size() * _count(self.shape)
+        """In bytes."""
+        return torch_dtype(self.dtype).itemsize * math.prod(self.shape)
+
+
+def split(tensors: Iterable[Written], limit: int) -> dict[str, list[Written]]:
+    """File name -> its tensors, at most `limit` bytes of them, in order.
+
+    The rule and the names are those of huggingface_hub's ``split_state_dict_into_shards_factory``: a file is full when
+    the next tensor would take it above the limit; a tensor above it has a file of its own.
+    """
+    files: list[list[Written]] = []
+    current: list[Written] = []
+    size = 0
+    for one in tensors:
+        if one.size > limit:
+            files.append([one])
+            continue
+        if size + one.size > limit:
+            files.append(current)
+            current, size = [], 0
+        current.append(one)
+        size += one.size
+    files += [current] if current else []
+    if len(files) == 1:
+        return {WEIGHTS: files[0]}
+    return {f"model-{n:05d}-of-{len(files):05d}.safetensors": held for n, held in enumerate(files, 1)}
 
 
 def computed(name: str, dtype: torch.dtype, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Written:
@@ -167,11 +258,30 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy().data).cast("B") if flat.numel() else memoryview(b"")
 
 
-def write_file(path: Path, tensors: list[Written]) -> str:
+def write_file(path: Path, tensors: Sequence[Written], pipeline: Pipeline | None = None) -> str:
     """Writes one safetensors file, in the given order, as a stream; returns its ``sha256:...``.
 
-    Writing and hashing run in a second thread, beside whatever makes the values.
+    Args:
+        path: the file.
+        tensors: what it will hold.
+        pipeline: an open one, to be used for several files; one of its own when None.
     """
+    if pipeline is None:
+        with Pipeline() as own:
+            return write_file(path, tensors, own)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+
+        def write(view: memoryview) -> None:
+            for at in range(0, len(view), CALL):
+                file.write(view[at : at + CALL])
+
+        pipeline.run(chain([_head(tensors)], *(tensor.blocks() for tensor in tensors)), write, digest.update)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _head(tensors: Iterable[Written]) -> bytes:
+    """Length and header of a file with these tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -183,51 +293,4 @@ def write_file(path: Path, tensors: list[Written]) -> str:
         offset += tensor.size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file, _Sink(file, digest.update) as sink:
-        sink.put(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            for block in tensor.values():
-                sink.put(block)
-    return f"sha256:{digest.hexdigest()}"
-
-
-class _Sink:
-    """A thread that writes and hashes blocks in order; at most four wait."""
-
-    def __init__(self, file: BinaryIO, update: Callable[[bytes | memoryview], None]) -> None:
-        self._blocks: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=4)
-        self._error: Exception | None = None
-        self._file, self._update = file, update
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> _Sink:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._blocks.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def put(self, block: bytes | memoryview) -> None:
-        if self._error is not None:
-            raise self._error
-        self._blocks.put(block)
-
-    def _run(self) -> None:
-        while (block := self._blocks.get()) is not None:
-            if self._error is None:
-                try:
-                    self._update(block)
-                    self._file.write(block)
-                except Exception as e:  # raised again in the thread that waits for this one
-                    self._error = e
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    return len(text).to_bytes(8, "little") + text

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hubkit.tensors.fourbit.nf4 import PackedWeight, decoded_by_torch, quantize
-from hubkit.tensors.native import built, wanted
+from hubkit.tensors.native import built
 
 SMALLEST = 1 << 14
 """Values from which it is worth while: below, torch is done as soon."""
 _SOURCE = Path(__file__).with_name("nf4.c")
 _POINTERS = ("codes", "absmax", "nested_absmax", "nested_map", "levels", "out")
-_lock = threading.Lock()
 
 
 class _Weight(ctypes.Structure):
@@ -69,23 +67,12 @@ def decoder_for(packed: PackedWeight, dtype: torch.dtype) -> Decoder | None:
     tensors = [packed.codes, packed.absmax, packed.levels, packed.nested_absmax, packed.nested_map]
     if any(t is not None and (type(t) is not Tensor or t.device.type != "cpu") for t in tensors):
         return None
-    return _decoder() if wanted() else None
-
-
-def _decoder() -> Decoder | None:
-    with _lock:
-        return _loaded()
+    return _decoder()
 
 
 @functools.cache
-def _loaded() -> Decoder | None:
-    """The library of this process, built if need be; None where that fails, for whatever reason."""
-    library = built(_SOURCE)
-    try:
-        decoder = None if library is None else Decoder(library)
-    except AttributeError:
-        return None
-    return decoder if decoder is not None and _agrees(decoder) else None
+def _decoder() -> Decoder | None:
+    return built(_SOURCE, Decoder, _agrees)
 
 
 def _agrees(decoder: Decoder) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.errors import HubkitError
+from hubkit.tensors.files.shards import ReadTensor
 from hubkit.tensors.fourbit.decode import dequantize
 from hubkit.tensors.fourbit.nf4 import STATE, PackedWeight, read_state, unpacked
-
-ReadTensor = Callable[[str], Tensor]
-"""Reads a tensor of a base's files by its name."""
 
 
 class PackedHeaders:
@@ -75,11 +74,30 @@ class PackedHeaders:
     def reader(self, tensor: str, transposed: bool) -> ReadTensor:
         """Reads any tensor; `tensor` itself decoded, (in, out) where the base's architecture stores it so."""
 
-        def read(name: str) -> Tensor:
+        def read(name: str, number: int | None = None, /) -> Tensor:
             assert self._read is not None
             if name != tensor:
-                return self._read(name)
+                return self._read(name) if number is None else self._read(name, number)
             weight = dequantize(self.packed(tensor))
             return weight.t() if transposed else weight
 
         return read
+
+
+def settings(packed: PackedWeight, dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
+    """The part of ``config.json`` by which transformers and bitsandbytes load weights that are packed like `packed`.
+
+    Args:
+        dtype: that it computes in.
+        kept: names of the linear layers that are not packed.
+    """
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": packed.kind,
+        "bnb_4bit_use_double_quant": packed.nested_map is not None,
+        "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": kept,
+    }

@@ -5,9 +5,11 @@ Nothing decoded outlives the product, so memory is that of the packed weights an
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -136,9 +138,14 @@ class _Product(torch.autograd.Function):
         return to_x, to_bias, None
 
 
+LINEAR = ("FalconLinear",)
+"""Subclasses of `nn.Linear` that are as plain, their product only written otherwise."""
+
+
 def quantizable(module: nn.Module) -> bool:
     """Whether `module` is a plain linear layer of floats with a forward of its own, whose weight nothing else reads."""
-    plain = type(module) is nn.Linear or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    name = type(module).__name__
+    plain = type(module) is nn.Linear or name in LINEAR or (name == "Conv1D" and hasattr(module, "nf"))
     return plain and own_forward(module) is None and not hasattr(module, "parametrizations")
 
 
@@ -197,7 +204,8 @@ class Swap:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        weight = layer.get_parameter("weight")
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
         packed = quantize(weight.t() if type(layer).__name__ == "Conv1D" else weight)
         self._layer = layer
         set_forward(layer, Swapped(layer, packed))
@@ -213,17 +221,63 @@ def swapped(module: nn.Module) -> Swapped | None:
     return found if isinstance(found, Swapped) else None
 
 
+class Dense:
+    """The forward of a quantized layer that multiplies by a weight of floats instead, until it is taken out again.
+
+    Args:
+        layer: that layer.
+        weight: (out, in).
+    """
+
+    def __init__(self, layer: nn.Module, weight: Tensor) -> None:
+        self._layer: Any = layer
+        self._weight = weight
+        self._before = own_forward(layer)
+        set_forward(layer, self)
+
+    def undo(self) -> None:
+        """Gives the layer the forward back that it had."""
+        set_forward(self._layer, self._before)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As the layer's forward, in the dtype of `x`."""
+        bias = None if self._layer.bias is None else self._layer.bias.to(x.dtype)
+        return F.linear(x, self._weight.to(x.device, x.dtype), bias)
+
+
+_KEPT: WeakKeyDictionary[nn.Module, PackedWeight] = WeakKeyDictionary()
+
+
+def keep_packed(module: nn.Module | None) -> None:
+    """Keeps what a layer of bitsandbytes holds on a CPU: its first forward there may rearrange that, and lose bits.
+
+    Nothing is copied: what is kept is what the layer lets go of. One that is rearranged already is left alone.
+    """
+    if module is None or isinstance(module, QuantLinear) or swapped(module) is not None:
+        return
+    with contextlib.suppress(HubkitError):
+        packed = packed_of(module)
+        if packed is not None and packed.codes.device.type == "cpu":
+            _KEPT[module] = packed
+
+
 def packed_of(module: nn.Module | None) -> PackedWeight | None:
     """The packed weight of a quantized layer, hubkit's or bitsandbytes'; None for any other module.
 
     Raises:
-        HubkitError: ``HK-QUANT-STATE``: see `hubkit.compat.bitsandbytes.packed_tensors`.
+        HubkitError: ``HK-QUANT-STATE``: see `hubkit.compat.bitsandbytes.packed_tensors`; not for a layer that
+            `keep_packed` was told of in time.
     """
     if module is None:
         return None
     if (own := module if isinstance(module, QuantLinear) else swapped(module)) is not None:
         return own.packed
-    theirs = packed_tensors(module)
+    try:
+        theirs = packed_tensors(module)
+    except HubkitError:
+        if (kept := _KEPT.get(module)) is None:
+            raise
+        return packed_on(kept, module.get_parameter("weight").device)
     return None if theirs is None else unpacked(theirs, type(module).__name__)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from importlib.metadata import version
@@ -75,6 +75,41 @@ def _require_release(base: Base) -> None:
         )
 
 
+def attentions_of(model: nn.Module, base: Base, classes: Collection[str]) -> dict[str, nn.Module]:
+    """Name -> attention module, one of these classes for each layer; ``HK-ARCH`` where there are more or fewer."""
+    found = {name: module for name, module in model.named_modules() if type(module).__name__ in classes}
+    if len(found) != base.decoder.layers:
+        raise HubkitError(
+            "HK-ARCH",
+            "the model has another number of attention modules than its configuration says",
+            where=base.source,
+            want=f"{base.decoder.layers} of class {' or '.join(classes)}",
+            have=str(len(found)),
+        )
+    return found
+
+
+def require_attention(config: Any) -> None:
+    """Refuses a model that has chosen an attention whose mask is another's business: ``HK-ATTENTION``."""
+    kind = attention_of(config)
+    if kind not in ATTENTIONS:
+        raise HubkitError(
+            "HK-ATTENTION",
+            "virtual tokens need an attention whose mask they can widen",
+            want="sdpa or eager",
+            have=str(kind),
+            fix='model.set_attn_implementation("sdpa")',
+        )
+
+
+def parted_where_checkpointed(front: Front, plan: Virtual, trunk: nn.Module, modules: Iterable[Any]) -> Front:
+    """`front`, which takes its gradient by a copy where layers of `trunk` are run again in the backward pass."""
+    checkpointed = trunk.training and any(module.gradient_checkpointing for module in modules)
+    if checkpointed and torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
+        front.part_from_graph()
+    return front
+
+
 class VirtualHooks:
     """The hooks on one model that put virtual tokens in front of its text.
 
@@ -96,15 +131,7 @@ class VirtualHooks:
         under: Callable[[Any], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         _require_release(base)
-        attentions = {n: m for n, m in model.named_modules() if type(m).__name__ == base.arch.attention}
-        if len(attentions) != base.decoder.layers:
-            raise HubkitError(
-                "HK-ARCH",
-                "the model has another number of attention modules than its configuration says",
-                where=base.source,
-                want=f"{base.decoder.layers} of class {base.arch.attention}",
-                have=str(len(attentions)),
-            )
+        attentions = attentions_of(model, base, (base.arch.attention,))
         name, attention = next(iter(attentions.items()))
         stack = next(i for i, part in enumerate(name.split(".")) if part.isdigit())
         self.decoder = model.get_submodule(".".join(name.split(".")[: stack - 1]))
@@ -139,7 +166,7 @@ class VirtualHooks:
         if plan is None and making is None:
             self._now.set(None)
             return None
-        self._require_attention()
+        require_attention(self.decoder.config)
         listed, named = list(args), dict(kwargs)
         text = self._ids.get(listed, named)
         text = self._embeds.get(listed, named) if text is None else text
@@ -221,24 +248,10 @@ class VirtualHooks:
         own = self.decoder.build_alibi_tensor(ones, len(alibi) // rows, alibi.dtype)  # type: ignore[operator]
         return torch.cat([(own[..., :-1] - own[..., -1:]).repeat(rows, 1, 1), alibi], -1)
 
-    def _require_attention(self) -> None:
-        kind = attention_of(self.decoder.config)
-        if kind not in ATTENTIONS:
-            raise HubkitError(
-                "HK-ATTENTION",
-                "virtual tokens need an attention whose mask they can widen",
-                want="sdpa or eager",
-                have=str(kind),
-                fix='model.set_attn_implementation("sdpa")',
-            )
-
     def _front(self, plan: Virtual, rows: int) -> Front:
         """What is in front of this forward's text of `rows` rows."""
         front = self._made_of_rows(plan, rows) if isinstance(plan, RowsVirtual) else self._kept(plan)
-        checkpointed = self.decoder.training and any(m.gradient_checkpointing for m in self._checkpointing)
-        if checkpointed and torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
-            front.part_from_graph()
-        return front
+        return parted_where_checkpointed(front, plan, self.decoder, self._checkpointing)
 
     def _made_of_rows(self, plan: RowsVirtual, rows: int) -> Front:
         fronts = {}
@@ -318,18 +331,3 @@ def _layer(module: nn.Module) -> int:
 def _after(first: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Keys and values of one layer, joined where the first are: a prefix is on one device, layers may be on several."""
     return torch.cat([first[0], then[0].to(first[0])], 2), torch.cat([first[1], then[1].to(first[1])], 2)
-
-
-def run_once(model: nn.Module, base: Base, inputs: Mapping[str, Tensor]) -> Layers:
-    """Keys and values, per layer, that a bare model makes of one row, in eval mode; what is attached stays out."""
-    hooks = VirtualHooks(model, base, lambda: None)
-    training = model.training
-    token = BARE.set(True)
-    model.eval()
-    try:
-        with torch.no_grad():
-            return hooks.run(inputs, Front([], 0))
-    finally:
-        model.train(training)
-        BARE.reset(token)
-        hooks.remove()

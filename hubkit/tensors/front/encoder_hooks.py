@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hubkit.compat.transformers import attention_of
 from hubkit.errors import HubkitError
-from hubkit.tensors.front.decoder_hooks import ATTENTIONS, BARE, VirtualHooks
+from hubkit.tensors.front.decoder_hooks import (
+    BARE,
+    VirtualHooks,
+    attentions_of,
+    parted_where_checkpointed,
+    require_attention,
+)
 from hubkit.tensors.front.front import CacheView, Front, Layers, joined
 from hubkit.tensors.front.plan import RowsVirtual, Virtual, VirtualPlan
 from hubkit.tensors.parts.part import Tokens
@@ -53,6 +58,20 @@ def virtual_hooks(
         return plan
 
     return EncoderHooks(model, base, alike)
+
+
+def run_once(model: nn.Module, base: Base, inputs: Mapping[str, Tensor]) -> Layers:
+    """Keys and values, per layer, that a bare model makes of one row, in eval mode; what is attached stays out."""
+    hooks = virtual_hooks(model, base, lambda: None, lambda plan: nullcontext())
+    training, token = model.training, BARE.set(True)
+    model.eval()
+    try:
+        with torch.no_grad():
+            return hooks.run(inputs, Front([], 0))
+    finally:
+        model.train(training)
+        BARE.reset(token)
+        hooks.remove()
 
 
 @dataclass
@@ -83,23 +102,15 @@ class EncoderHooks:
     """
 
     def __init__(self, model: nn.Module, base: Base, active: Active) -> None:
-        facts, sizes = base.arch.encoder, base.decoder
+        facts = base.arch.encoder
         assert facts is not None
-        attentions = {n: m for n, m in model.named_modules() if type(m).__name__ in facts.attention}
-        if len(attentions) != sizes.layers:
-            raise HubkitError(
-                "HK-ARCH",
-                "the model has another number of attention modules than its configuration says",
-                where=base.source,
-                want=f"{sizes.layers} of class {' or '.join(facts.attention)}",
-                have=str(len(attentions)),
-            )
+        attentions = attentions_of(model, base, facts.attention)
         table = base.site("tokens").module
         assert table is not None
         self.table = table
         self.trunk = model.get_submodule(_common(next(iter(attentions)), _name_of(table, model)))
         config: Any = self.trunk.config
-        self._config, self._context, self._active = config, sizes.context, active
+        self._config, self._context, self._active = config, base.decoder.context, active
         self._pad: int | None = config.pad_token_id if facts.counted_positions else None
         self._names = list(inspect.signature(self.trunk.forward).parameters)
         inner = list(inspect.signature(next(iter(attentions.values())).forward).parameters)
@@ -125,7 +136,7 @@ class EncoderHooks:
         if bare is not None or plan is None:
             self._now.set(None if bare is None else _Pass(bare))
             return None
-        self._require_attention()
+        require_attention(self._config)
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
         ids = named.pop("input_ids", None)
         if (ids is None) == (named.get("inputs_embeds") is None):
@@ -191,10 +202,7 @@ class EncoderHooks:
             return Front([], 0)
         rows = joined(kept, 3)
         front = Front([(layer[0][None], layer[1][None]) for layer in rows.unbind(0)], rows.shape[3])
-        checkpointed = self.trunk.training and any(m.gradient_checkpointing for m in self._checkpointing)
-        if checkpointed and torch.is_grad_enabled() and any(p.requires_grad for p in plan.sources):
-            front.part_from_graph()
-        return front
+        return parted_where_checkpointed(front, plan, self.trunk, self._checkpointing)
 
     def _before_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         named = {**dict(zip(self._inner, args, strict=False)), **kwargs}
@@ -233,17 +241,6 @@ class EncoderHooks:
             return None
         uncut, now.uncut = now.uncut, None
         return (uncut, *args[1:])
-
-    def _require_attention(self) -> None:
-        kind = attention_of(self._config)
-        if kind not in ATTENTIONS:
-            raise HubkitError(
-                "HK-ATTENTION",
-                "virtual tokens need an attention whose mask they can widen",
-                want="sdpa or eager",
-                have=str(kind),
-                fix='model.set_attn_implementation("sdpa")',
-            )
 
     def run(self, inputs: Mapping[str, Tensor], front: Front) -> Layers:
         """Keys and values, per layer, that the encoder makes of one row by itself."""
@@ -292,17 +289,3 @@ def _cut(value: Any, tokens: int, whole: int) -> Any:
     if isinstance(value, Mapping):
         return type(value)(**{key: _cut(item, tokens, whole) for key, item in value.items()})
     return tuple(_cut(item, tokens, whole) for item in value) if isinstance(value, tuple) else value
-
-
-def run_encoder_once(model: nn.Module, base: Base, inputs: Mapping[str, Tensor]) -> Layers:
-    """Keys and values, per layer, that a bare encoder makes of one row, in eval mode; what is attached stays out."""
-    hooks = EncoderHooks(model, base, lambda: None)
-    training, token = model.training, BARE.set(True)
-    model.eval()
-    try:
-        with torch.no_grad():
-            return hooks.run(inputs, Front([], 0))
-    finally:
-        model.train(training)
-        BARE.reset(token)
-        hooks.remove()

@@ -25,8 +25,8 @@ from hubkit.tensors.live.pool import Load
 from hubkit.tensors.live.recompute import checkpointing_modules, stand_in, step_aside
 from hubkit.tensors.live.roster import Roster
 from hubkit.tensors.live.route_plan import make_plan
-from hubkit.tensors.live.slots import Compiled, Slots
-from hubkit.tensors.lowrank.rows import Rows, repeated, row_count
+from hubkit.tensors.live.slots import Compiled, names_of_rows
+from hubkit.tensors.lowrank.rows import repeated, row_count
 from hubkit.tensors.parts import mix as mixes
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Mix, Route
@@ -86,11 +86,6 @@ class Attached(Likeness):
         return self._roster.pool.names
 
     @property
-    def slots(self) -> Slots | None:
-        """The slots of the newest `compiled` forward."""
-        return self._roster.slots
-
-    @property
     def memory(self) -> int | None:
         """Bytes that offered adapters may take together; the least recently used give way. None: no limit."""
         return self._roster.pool.budget
@@ -129,7 +124,7 @@ class Attached(Likeness):
             mixes.require_known(name, self.adapters)
             self._roster.require_sites(name, adapter)
             plan = self._plan
-            if name in self._active_names:
+            if name in mixes.names(self.mix):
                 plan = make_plan(self.mix, {**self.adapters, name: adapter}, self.sites)
             self._roster.replace(name, adapter)
             self._plan = plan
@@ -139,7 +134,7 @@ class Attached(Likeness):
         """Takes an adapter off; it must not be in the active mix. Calls that are running with it end with it."""
         with self._roster.lock:
             mixes.require_known(name, self._roster.known)
-            if name in self._active_names:
+            if name in mixes.names(self.mix):
                 raise HubkitError("HK-IN-USE", f"adapter {name!r} is in the active mix", fix="set another mix first")
             self._roster.remove(name)
             self._routes.clear()
@@ -157,14 +152,9 @@ class Attached(Likeness):
             self._roster.require_free(name)
             self._roster.pool.offer(name, load)
 
-    @property
-    def _active_names(self) -> tuple[str, ...]:
-        """Names of the adapters in the active mix."""
-        return () if self.mix is None else tuple(mixes.names(self.mix))
-
     def _moved(self, fn: Callable[[Tensor], Tensor]) -> None:
-        if self.slots is not None:
-            self.slots.apply(fn)
+        if self._roster.slots is not None:
+            self._roster.slots.apply(fn)
         self._follow()
 
     def _follow(self) -> None:
@@ -227,11 +217,9 @@ class Attached(Likeness):
     def _with_offered(self, mix: Mix | None, make: Callable[[Mapping[str, Adapter]], T]) -> T:
         """What `make` makes of the adapters that are there once those that `mix` names are."""
         self.require_unmerged()
-        named: Iterable[str] = ()
-        if mix is not None and self.offered:
+        if mix is not None:
             mixes.require_known(mix, self._roster.known)
-            named = mixes.names(mix)
-        made, gone = self._roster.with_offered(named, self._active_names, make)
+        made, gone = self._roster.with_offered(mixes.names(mix), mixes.names(self.mix), make)
         if gone:
             self._routes = {route: plan for route, plan in self._routes.items() if not gone & {*mixes.names(route)}}
         return made
@@ -308,28 +296,9 @@ class Attached(Likeness):
             HubkitError: ``HK-SLOTS`` where an adapter is attached that is more than low-rank parts at linear layers;
                 ``HK-OPTIONS``.
         """
-        if slots < 1 or rank < 1:
-            have = f"{slots} slots of rank {rank}"
-            raise HubkitError("HK-OPTIONS", "out of range", want="slots >= 1, rank >= 1", have=have)
         self.require_unmerged()
-        sites = self._roster.hooked
-        if self._roster.has_virtual or not sites or any(site.kind != "linear" for site in sites):
-            raise HubkitError(
-                "HK-SLOTS",
-                "only low-rank parts at linear layers can be compiled",
-                where=self.sites.source,
-                have=[f"{site.name}: {site.kind}" for site in sites if site.kind != "linear"] or "none of these",
-                fix="attach such adapters alone, or call the model as it is",
-            )
-        made = self._roster.slots = Slots(sites, slots, rank)
-
-        def run(index: Tensor, *args: Any, **kwargs: Any) -> Any:
-            made.index = index
-            return self.model(*args, **kwargs)
-
-        return Compiled(
-            made, torch.compile(run, **options), self._adapters_of_rows, self.using_plan, lambda: self.slots
-        )
+        made = self._roster.new_slots(slots, rank)
+        return Compiled(made, self.model, self._adapters_of_rows, self.using_plan, lambda: self._roster.slots, options)
 
     def compiled_training(self, **options: Any) -> contextlib.AbstractContextManager[None]:
         """Within it training runs the base's layers compiled, under the mix active now: `hubkit.tensors.compiling`."""
@@ -343,15 +312,10 @@ class Attached(Likeness):
         """
         if self._roster.base_moved:
             self._follow()
-        mix = Route(route) if route is not None else Route([self.mix] * rows)
-        Rows([None] * len(mix.rows)).require(rows)
-        several = [row for row in mix.rows if row is not None and not isinstance(row, str)]
-        if several:
-            raise HubkitError("HK-SLOTS", "a slot holds one adapter, not a mix", have=repr(several[0]))
+        names = names_of_rows([self.mix] * rows if route is None else route, rows)
         with self._roster.lock:
-            mixes.require_known(mix, self._roster.known)
-            there = self._with_offered(mix, dict)
-            return [there[row] if isinstance(row, str) else None for row in mix.rows]
+            there = self._with_offered(Route(names), dict)
+            return [None if name is None else there[name] for name in names]
 
     def detach(self) -> nn.Module:
         """Takes every adapter off and gives back the base: same object, same parameters, same ``requires_grad``."""

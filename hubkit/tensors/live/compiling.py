@@ -32,6 +32,7 @@ from hubkit.compat.torch import (
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
+from hubkit.tensors.experts.expert import is_expert
 from hubkit.tensors.fourbit.linear import swapped
 from hubkit.tensors.live.block_hooks import changed
 from hubkit.tensors.live.plan import At, Plan
@@ -208,6 +209,7 @@ def _require_compilable(base: Base, plan: Plan, layers: Mapping[str, nn.Module],
     faults = {
         "the base has no layers": not layers,
         "a route gives each row a mix of its own": plan.rows is not None,
+        "experts are computed one after the other": any(map(is_expert, plan)),
         "virtual tokens act on a layer's cache": plan.virtual is not None,
         "checkpointed layers run twice": any(getattr(m, "gradient_checkpointing", False) for m in base.model.modules()),
         "hooks or forwards of others would be left out": bool(strange),

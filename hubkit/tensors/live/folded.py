@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.fourbit.linear import packed_of
-from hubkit.tensors.parts.part import LowRank
+from hubkit.tensors.experts.expert import Expert
+from hubkit.tensors.fourbit.linear import Dense, packed_of
 from hubkit.tensors.weights.merging import BESIDE, MergePlan
 
 
@@ -26,7 +26,8 @@ class Folded:
     """A mix merged into the weights of a live model until `undo`; also a context manager, whose value is the model.
 
     Everything is computed before the first weight changes; it takes memory for one more copy of the weights that
-    change. No other thread may run the model while it is merged or restored: it would meet weights of both kinds.
+    change, decoded where they are packed: quantized layers multiply by their merged weights meanwhile. No other thread
+    may run the model while it is merged or restored: it would meet weights of both kinds.
 
     Args:
         model: the live base.
@@ -34,21 +35,23 @@ class Folded:
         hold: told of this object once the weights are replaced, and of None once they are back.
 
     Raises:
-        HubkitError: ``HK-NOT-MERGEABLE`` for a quantized base; ``HK-NAN``. The model is then as it was.
+        HubkitError: ``HK-NOT-MERGEABLE``; ``HK-QUANT-STATE`` for layers of bitsandbytes whose first forward came
+            before the adapters; ``HK-NAN``. The model is then as it was.
     """
 
     @torch.no_grad()
     def __init__(self, model: nn.Module, plan: MergePlan, hold: Callable[[Folded | None], None]) -> None:
-        _require_floats(plan)
-        replaced, split = _weights(plan)
+        replaced, split, packed = _weights(plan)
         self._model, self._hold, self._merged = model, hold, True
         self._before = [(parameter, parameter.data) for parameter, _ in replaced]
+        self._dense: list[Dense] = []
         self._tied = [(module, module.get_parameter("weight")) for module, _ in split]
         try:
             for module, value in split:
                 module.register_parameter("weight", nn.Parameter(value, requires_grad=False))
             for parameter, value in replaced:
                 parameter.data = value
+            self._dense += [Dense(module, value) for module, value in packed]
             hold(self)
         except BaseException:
             self._restore()
@@ -62,6 +65,8 @@ class Folded:
             self._hold(None)
 
     def _restore(self) -> None:
+        for dense in self._dense:
+            dense.undo()
         for parameter, value in self._before:
             parameter.data = value.to(parameter.device, parameter.dtype)  # it may have been moved or cast meanwhile
         for module, own in self._tied:
@@ -78,23 +83,27 @@ class Folded:
         self.undo()
 
 
-def _require_floats(plan: MergePlan) -> None:
-    packed = [site.name for site in plan.sites if packed_of(site.module) is not None]
-    if packed:
-        raise HubkitError(
-            "HK-NOT-MERGEABLE",
-            "the base is in 4 bits: rounding to its levels would undo most of the change",
-            have=f"{len(packed)} of {len(plan.sites)} weights are packed, first {packed[0]}",
-            fix="leave it unmerged; or hubkit merge into the 16-bit base that it was made from",
-        )
+_Modules = list[tuple[nn.Module, Tensor]]
 
 
-def _weights(plan: MergePlan) -> tuple[list[tuple[nn.Parameter, Tensor]], list[tuple[nn.Module, Tensor]]]:
-    """Parameter -> its merged value; and the output head -> its own weight, where it ceases to be that of a table."""
+def _weights(plan: MergePlan) -> tuple[list[tuple[nn.Parameter, Tensor]], _Modules, _Modules]:
+    """Parameter -> its merged value; the output head -> its own weight, where it ceases to be that of a table; and
+    quantized layers -> their merged weights, (out, in)."""
     replaced: list[tuple[nn.Parameter, Tensor]] = []
-    split: list[tuple[nn.Module, Tensor]] = []
+    split: _Modules = []
+    packed: _Modules = []
+    experts: dict[nn.Parameter, Tensor] = {}
     head = plan.tied_head
     for site in plan.sites:
+        if isinstance(site.module, Expert):
+            all = site.module.all
+            site.module.within(experts.setdefault(all, all.detach().clone())).copy_(plan.weight(site))
+            continue
+        if packed_of(site.module) is not None:
+            assert site.module is not None
+            packed.append((site.module, plan.weight(site).t() if site.transposed else plan.weight(site)))
+            replaced += _bias(plan, site)
+            continue
         module, weight = _live(site, "weight")
         value = plan.weight(site).to(weight.device)
         if site.tied:
@@ -105,13 +114,11 @@ def _weights(plan: MergePlan) -> tuple[list[tuple[nn.Parameter, Tensor]], list[t
     if head is not None and not split:
         module, weight = _live(head, "weight")
         split.append((module, weight.data))
-    return replaced, split
+    return [*replaced, *experts.items()], split, packed
 
 
 def _bias(plan: MergePlan, site: Site) -> list[tuple[nn.Parameter, Tensor]]:
-    if all(isinstance(a.parts.get(site.name), LowRank | None) for a in plan.adapters.values()):
-        return []
-    if plan.delta(site).bias is None:
+    if plan.keeps_bias(site) or plan.delta(site).bias is None:
         return []
     if site.bias_tensor is None:
         raise HubkitError(

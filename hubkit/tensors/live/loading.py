@@ -36,9 +36,11 @@ from hubkit.compat.transformers_names import as_in_files
 from hubkit.documents.arguments import checked
 from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.agreement import refuse_incomplete
-from hubkit.tensors.base.tokenizer import model_class, transformers_module
+from hubkit.tensors.base.agreement import refuse_incomplete, require_release
+from hubkit.tensors.base.token_sites import heads_last
+from hubkit.tensors.base.tokenizer import CAUSAL, model_class, transformers_module, why
 from hubkit.tensors.device import computing, device_named, require_dtype
+from hubkit.tensors.files.coded import QUANTIZATION
 from hubkit.tensors.files.dtypes import DTYPE_NAMES, dtype_named
 from hubkit.tensors.files.shards import tensor_bytes
 from hubkit.tensors.live.loading_4bit import is_packed, load_packed
@@ -83,9 +85,10 @@ def load_base(
         )
     config = read_config(local(path))
     _require_own(path, config)
+    transformers = transformers_module()
+    require_release(config, path)
     wanted, stored = dtype_named(dtype), is_packed(config)
     require_dtype(place, wanted or _stated_dtype(config))
-    transformers = transformers_module()
     options: dict[str, Any] = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
     if place.type != "cpu":
@@ -97,8 +100,9 @@ def load_base(
                 model, found = load_packed(path, transformers, None if stored else codec, options, place)
             else:
                 stated = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+                _decoded_when_loaded(stated)
                 loader = model_class(transformers, stated)
-                model, found = loader.from_pretrained(path, trust_remote_code=False, **options)
+                model, found = loader.from_pretrained(path, config=stated, trust_remote_code=False, **options)
     except HubkitError:
         raise
     except Exception as e:  # on a config of another maker, transformers can raise anything
@@ -106,8 +110,8 @@ def load_base(
             "HK-BASE-LOAD",
             "transformers cannot load the base as a language model",
             where=str(path),
-            have=f"{type(e).__name__}: {e}",
-            fix="hubkit verify names what is wrong with its files",
+            have=why(e),
+            fix=CAUSAL,
         ) from e
     if not allow_incomplete_base:
         _require_complete(model, found, path)
@@ -116,6 +120,16 @@ def load_base(
     if codec and not stored:
         _ORIGINS[model] = (_values(model), fingerprint_folder(path), codec)
     return model
+
+
+def _decoded_when_loaded(config: Any) -> None:
+    """Asks transformers to decode the weights of compressed-tensors while it loads them.
+
+    Left to itself a layer decodes its weight in its first forward, and its parameter is another one from then on.
+    """
+    facts = getattr(config, QUANTIZATION, None)
+    if isinstance(facts, dict) and facts.get("quant_method") == "compressed-tensors":
+        facts |= {"dequantize": True, "run_compressed": False}  # 5.x and 4.57 call it so
 
 
 def _require_own(path: Path, config: Mapping[str, Any]) -> None:
@@ -197,7 +211,7 @@ def stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
     """
     seen: dict[tuple[int, torch.Size], str] = {}
     found: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in heads_last(model, model.state_dict(keep_vars=True).items()):
         key = (tensor.data_ptr(), tensor.shape)
         if tensor.numel() and seen.setdefault(key, name) != name:
             continue
@@ -282,7 +296,16 @@ def _probe(tensor: Tensor) -> list[float]:
 
 
 def _config(model: Any) -> dict[str, Any]:
-    return dict(json.loads(model.config.to_json_string(use_diff=False))) if hasattr(model, "config") else {}
+    """The configuration of a live model; whether its head is tied, the model itself says.
+
+    transformers 4.57 fills in that the whole is tied where the language model in it is not.
+    """
+    if not hasattr(model, "config"):
+        return {}
+    config = dict(json.loads(model.config.to_json_string(use_diff=False)))
+    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    table, head = (getattr(end, "weight", None) for end in ends)
+    return config if table is None or head is None else {**config, "tie_word_embeddings": table is head}
 
 
 def _digest(item: tuple[str, Tensor]) -> TensorDigest:

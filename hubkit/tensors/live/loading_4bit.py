@@ -6,25 +6,29 @@ filled one by one. At no time is there more than the 4-bit model and one tensor 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hubkit.compat.transformers import quantization
+from hubkit.compat.transformers import has_its_values, quantization
+from hubkit.compat.transformers_names import file_naming, fused_rows
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.base.tokenizer import model_class
+from hubkit.tensors.experts.expert import Expert
+from hubkit.tensors.experts.finding import experts_of
+from hubkit.tensors.experts.products import QuantExperts
+from hubkit.tensors.files.coded import QUANTIZATION
 from hubkit.tensors.files.shards import Shards, open_shards
-from hubkit.tensors.fourbit.files import PackedHeaders
+from hubkit.tensors.fourbit.files import PackedHeaders, settings
 from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
 from hubkit.tensors.fourbit.nf4 import CODEC, PackedWeight, packed_on, quantize
-
-QUANTIZATION = "quantization_config"
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
@@ -57,29 +61,69 @@ def load_packed(
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if hasattr(config, QUANTIZATION):
         del config.quantization_config
-    empty = quantization(lambda model: _empty(model, [site.name for site in sites]))
+    own: set[str] = set()
+    empty = quantization(lambda model: own.update(_empty(model, {site.name for site in sites})))
     model, found = model_class(transformers, config).from_pretrained(
         path, config=config, quantization_config=empty, trust_remote_code=False, **options
     )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    there = dict(model.named_modules())
+    there = {name: module for name, (_, module) in _places(model).items()}
+    _require_layers(fused_rows(model), sites)
     sites = [site for site in sites if site.name in there]
     _require_shapes(there, sites, path)
-    filled = [_fill(model, site, shards, headers, dtype, device) for site in sites]
+    filled = [_fill(there[site.name], site, shards, headers, dtype, device) for site in sites]
     if filled:
-        kept = [site.name for site in base.sites.values() if site.kind == "linear" and site not in sites]
-        model.config.quantization_config = _settings(filled[0], dtype, kept)
-    own = {stem for site in sites for stem in (site.name, site.tensor.removesuffix(".weight"))}
-    rest = {key for key in found["unexpected_keys"] if key.partition(".weight")[0] not in own}
+        kept = [site.name for site in base.linear() if site not in sites]
+        model.config.quantization_config = settings(filled[0], dtype, kept)
+    own |= {stem for site in sites for stem in (site.name, site.tensor.removesuffix(".weight"))}
+    rest = {key for key in found["unexpected_keys"] if own.isdisjoint(accumulate(key.split("."), "{}.{}".format))}
     return model, {**found, "unexpected_keys": rest}
 
 
-def _empty(model: nn.Module, names: Iterable[str]) -> None:
-    """Puts empty quantized layers in the named places of a model that is about to be loaded: nothing will be there."""
-    there = dict(model.named_modules())
-    for name in names:
-        if name in there and quantizable(there[name]):
-            model.set_submodule(name, shell(there[name]))
+def _empty(model: nn.Module, names: set[str]) -> set[str]:
+    """Puts empty quantized layers in the named places of a model that is about to be loaded: nothing will be there.
+
+    Returns:
+        what the model calls the weights that it had there.
+    """
+    gone: set[str] = set()
+    for name, (path, module) in _places(model).items():
+        if name in names and quantizable(module):
+            layer, parent = shell(module), model.get_submodule(path.rpartition(".")[0])
+            has_its_values(layer)
+            if not any(True for of in (parent.parameters, parent.buffers) for _ in of(recurse=False)):
+                has_its_values(parent)  # else Siglip's attention draws weights for layers that have none yet
+            model.set_submodule(path, layer)
+            gone.add(path)
+    held: dict[nn.Module, dict[str, Expert]] = {}
+    for name, expert in experts_of(model).items():
+        held.setdefault(expert.holder, {})[name] = expert
+    paths = {module: path for path, module in model.named_modules()}
+    for holder, experts in held.items():
+        if experts.keys() <= names:
+            below = {name.rpartition(".experts.")[2]: expert for name, expert in experts.items()}
+            model.set_submodule(paths[holder], QuantExperts(holder, below))
+            gone |= {f"{paths[holder]}.{expert.tensor}" for expert in experts.values()}
+    return gone
+
+
+def _places(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """Name in the files -> path and module, of the modules with a weight."""
+    naming = file_naming(model)
+    named = ((naming(f"{path}.weight"), path, module) for path, module in model.named_modules() if path)
+    return {name.removesuffix(".weight"): (path, module) for name, path, module in named if name is not None}
+
+
+def _require_layers(fused: Collection[str], sites: list[Site]) -> None:
+    """Refuses weights to pack that the model holds as part of a tensor of many: ``HK-BASE-LOAD``."""
+    have = [site.name for site in sites if site.tensor in fused]
+    if have:
+        raise HubkitError(
+            "HK-BASE-LOAD",
+            "quantized experts belong to a model that computes them in a way in which nothing can be in their place",
+            have=have,
+            fix="use the original base without quantizing it",
+        )
 
 
 def _require_shapes(modules: Mapping[str, nn.Module], sites: list[Site], path: Path) -> None:
@@ -104,9 +148,8 @@ def _require_shapes(modules: Mapping[str, nn.Module], sites: list[Site], path: P
 
 
 def _fill(
-    model: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, dtype: torch.dtype, device: torch.device
+    layer: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, dtype: torch.dtype, device: torch.device
 ) -> PackedWeight:
-    layer = model.get_submodule(site.name)
     if not isinstance(layer, QuantLinear):
         raise HubkitError(
             "HK-BASE-LOAD",
@@ -125,17 +168,3 @@ def _fill(
             raise
     layer.fill(packed)
     return packed
-
-
-def _settings(packed: PackedWeight, dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
-    """The part of ``config.json`` by which transformers and bitsandbytes load what is saved from here."""
-    return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": packed.kind,
-        "bnb_4bit_use_double_quant": packed.nested_map is not None,
-        "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": kept,
-    }

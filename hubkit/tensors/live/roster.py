@@ -18,7 +18,9 @@ from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.fourbit.linear import Swap
+from hubkit.tensors.experts.expert import Expert
+from hubkit.tensors.experts.products import Products
+from hubkit.tensors.fourbit.linear import Swap, keep_packed
 from hubkit.tensors.front.decoder_hooks import VirtualHooks
 from hubkit.tensors.front.encoder_hooks import EncoderHooks, virtual_hooks
 from hubkit.tensors.live.block_hooks import BlockHooks
@@ -63,11 +65,14 @@ class Roster:
         self._swaps: list[Swap] = []
         self._virtual: VirtualHooks | EncoderHooks | None = None
         self._vocabulary: VocabularyHooks | None = None
+        self._products: dict[nn.Module, Products] = {}
         self._handles: dict[str, torch.utils.hooks.RemovableHandle | BlockHooks] = {}
         weighty = [site for site in base.sites.values() if site.module is not None]
         layers = {re.sub(r"(\.\d+)\..*", r"\1", site.name): site for site in weighty}  # one site of each layer
         self._ends = list(layers.values())
         self._placed = self._place()
+        for site in weighty:
+            keep_packed(site.module)
 
     @property
     def known(self) -> set[str]:
@@ -75,20 +80,20 @@ class Roster:
         return {*self.adapters, *self.pool.names}
 
     @property
-    def hooked(self) -> list[Site]:
-        """The sites that some adapter has acted at."""
-        return [self.sites.sites[name] for name in self._handles]
-
-    @property
     def hook_numbers(self) -> set[int]:
         """The numbers that torch has given to the hooks at sites."""
         held = [h.handles if isinstance(h, BlockHooks) else (h,) for h in self._handles.values()]
         return {handle.id for handles in held for handle in handles}
 
-    @property
-    def has_virtual(self) -> bool:
-        """Whether some adapter has put tokens in front of the text."""
-        return self._virtual is not None
+    def new_slots(self, count: int, rank: int) -> Slots:
+        """Slots wherever some adapter has acted; hooks that are traced know the newest alone.
+
+        Raises:
+            HubkitError: ``HK-SLOTS``, ``HK-OPTIONS``.
+        """
+        virtual = [] if self._virtual is None else self.sites.virtual.values()
+        self.slots = Slots([*(self.sites.sites[name] for name in self._handles), *virtual], count, rank)
+        return self.slots
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Takes in an adapter under a name that is free.
@@ -190,6 +195,9 @@ class Roster:
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        for products in self._products.values():
+            products.remove()
+        self._products.clear()
         if self._virtual is not None:
             self._virtual.remove()
         if self._vocabulary is not None:
@@ -255,7 +263,20 @@ class Roster:
         if isinstance(site, Block):
             return BlockHooks(site, act)
         assert site.module is not None
+        if isinstance(site.module, Expert):
+            self._run_by_products(site.module.holder)
         return site.module.register_forward_hook(self._hook(site.name), with_kwargs=True)
+
+    def _run_by_products(self, holder: nn.Module) -> None:
+        """Has a module of experts ask their layers for each product, while something acts at one of them."""
+        if holder in self._products:
+            return
+        here = {name: s.module for name, s in self.sites.sites.items() if isinstance(s.module, Expert)}
+        experts = {name: expert for name, expert in here.items() if expert.holder is holder}
+        acts = self._active
+        made = Products(holder, experts.values(), lambda: not acts().keys().isdisjoint(experts))
+        made.attach()
+        self._products[holder] = made
 
     def _hook(self, name: str) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:

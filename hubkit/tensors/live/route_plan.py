@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.decoder import embedding_table
+from hubkit.tensors.base.site import Site
+from hubkit.tensors.experts.expert import is_expert
 from hubkit.tensors.front.plan import RowsVirtual, VirtualPlan, plan_virtual
 from hubkit.tensors.live.plan import Actions, At, Plan, actions_of, grouped, plan_alike
 from hubkit.tensors.lowrank.routed import RowGroup
@@ -98,12 +100,10 @@ def _virtual(
 
 def _require_rows(sites: set[str], base: Base) -> None:
     """Refuses sites whose module is not called with one row per row of the batch."""
-    table = embedding_table(base.sites.values(), base.arch)
     blind = [
         name
         for name, site in base.sites.items()
-        if name in sites
-        and ("experts" in name.split(".") or (site.kind == "embedding" and table and site.shape[0] != table.shape[0]))
+        if name in sites and (is_expert(name) or (site.kind == "embedding" and not _is_of_text(site, base)))
     ]
     if blind:
         raise HubkitError(
@@ -113,6 +113,12 @@ def _require_rows(sites: set[str], base: Base) -> None:
             have=blind,
             fix="the same mix for all rows, or an adapter without them",
         )
+
+
+def _is_of_text(site: Site, base: Base) -> bool:
+    """Whether a table is as wide as that of the input tokens: positions are looked up once for all rows."""
+    table = embedding_table(base.sites.values(), base.arch)
+    return table is None or site.shape[0] == table.shape[0]
 
 
 def _grouped(group: RowGroup, name: str) -> At:

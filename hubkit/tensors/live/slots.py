@@ -8,20 +8,22 @@ https://arxiv.org/abs/2311.03285, with ranks padded by zeros; slot 0 holds zeros
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.delta import accumulation_dtype
 from hubkit.tensors.base.site import Site
+from hubkit.tensors.experts.expert import is_expert
 from hubkit.tensors.live.plan import At, Plan
-from hubkit.tensors.lowrank.rows import row_count
+from hubkit.tensors.lowrank.rows import Rows, row_count
 from hubkit.tensors.parts.adapter import Adapter
+from hubkit.tensors.parts.mix import Mix, Route
 from hubkit.tensors.parts.part import LowRank
 
 
@@ -29,12 +31,26 @@ class Slots:
     """Stacked factors of every site: down (slots, rank, in) and up (slots, out, rank), scaled, in the base's dtype.
 
     Args:
-        sites: where adapters may act; linear ones.
+        sites: where adapters may act.
         count: how many adapters there is room for at once.
         rank: the largest rank of one.
+
+    Raises:
+        HubkitError: ``HK-SLOTS`` for sites that are not linear, or none; ``HK-OPTIONS``.
     """
 
-    def __init__(self, sites: Iterable[Site], count: int, rank: int) -> None:
+    def __init__(self, sites: Sequence[Site], count: int, rank: int) -> None:
+        if count < 1 or rank < 1:
+            have = f"{count} slots of rank {rank}"
+            raise HubkitError("HK-OPTIONS", "out of range", want="slots >= 1, rank >= 1", have=have)
+        others = [f"{s.name}: {s.kind}" for s in sites if s.kind != "linear" or is_expert(s.name)]  # rows of no batch
+        if others or not sites:
+            raise HubkitError(
+                "HK-SLOTS",
+                "only low-rank parts at linear layers can be compiled",
+                have=others or "none of these",
+                fix="attach such adapters alone, or call the model as it is",
+            )
         self.count, self.rank = count, rank
         self.down: dict[str, Tensor] = {}
         self.up: dict[str, Tensor] = {}
@@ -142,6 +158,24 @@ class Slots:
             )
 
 
+def names_of_rows(mixes: Iterable[Mix | None], rows: int) -> list[str | None]:
+    """The adapter's name of each row of a batch, None for the base alone.
+
+    Args:
+        mixes: the mix of each.
+        rows: how many rows the batch has.
+
+    Raises:
+        HubkitError: ``HK-ROUTE`` for another number of them; ``HK-SLOTS`` for a mix of several adapters.
+    """
+    listed = Route(mixes).rows
+    Rows([None] * len(listed)).require(rows)
+    several = [mix for mix in listed if not (mix is None or isinstance(mix, str))]
+    if several:
+        raise HubkitError("HK-SLOTS", "a slot holds one adapter, not a mix", have=repr(several[0]))
+    return [mix if isinstance(mix, str) else None for mix in listed]
+
+
 class SlotPlan(Plan):
     """What slots do, for modules that are run and not traced: a forward may be compiled in part only.
 
@@ -162,21 +196,28 @@ class Compiled:
 
     Args:
         slots: the factors.
-        run: the compiled function: (the slot of each row, arguments of the model) -> its output.
+        model: the base, whose hooks look into the slots.
         adapters_of: the adapter of each row, by a route or by the active mix: (route, number of rows).
         under: makes a plan the active one, inside a ``with``.
         newest: the slots of the newest compiled forward: hooks that are traced know no others.
+        options: of torch.compile.
     """
 
     def __init__(
         self,
         slots: Slots,
-        run: Callable[..., Any],
+        model: nn.Module,
         adapters_of: Callable[[Iterable[str | None] | None, int], list[Adapter | None]],
         under: Callable[[Plan], AbstractContextManager[None]],
         newest: Callable[[], Slots | None],
+        options: Mapping[str, Any],
     ) -> None:
-        self.slots, self._run, self._adapters_of, self._under, self._newest = slots, run, adapters_of, under, newest
+        def run(index: Tensor, *args: Any, **kwargs: Any) -> Any:
+            slots.index = index
+            return model(*args, **kwargs)
+
+        self.slots, self._adapters_of, self._under, self._newest = slots, adapters_of, under, newest
+        self._run = torch.compile(run, **options)
 
     def __call__(self, *args: Any, route: Iterable[str | None] | None = None, **kwargs: Any) -> Any:
         """The base's forward, compiled.

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hubkit.tensors.native import built, wanted
+from hubkit.tensors.native import built
 
 _SOURCE = Path(__file__).with_name("rows.c")
 STRIP = 64
 """Outputs that the kernel computes together; as in rows.c."""
-_lock = threading.Lock()
 
 
 class RowKernel:
@@ -64,22 +62,10 @@ def tiled(up: Tensor) -> Tensor:
     return padded.view(mixes, rank, -1, STRIP).transpose(1, 2).contiguous()
 
 
-def row_kernel() -> RowKernel | None:
-    """The kernel; None where torch has to do."""
-    if not wanted():
-        return None
-    with _lock:
-        return _loaded()
-
-
 @functools.cache
-def _loaded() -> RowKernel | None:
-    library = built(_SOURCE)
-    try:
-        kernel = None if library is None else RowKernel(library)
-    except AttributeError:
-        return None
-    return kernel if kernel is not None and _agrees(kernel) else None
+def row_kernel() -> RowKernel | None:
+    """The kernel of this process, compiled if need be; None where torch has to do."""
+    return built(_SOURCE, RowKernel, _agrees)
 
 
 def _agrees(kernel: RowKernel) -> bool:

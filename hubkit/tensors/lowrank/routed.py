@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from hubkit.compat.torch import parameters_of
 from hubkit.tensors.base.delta import accumulation_dtype
 from hubkit.tensors.device import indices
-from hubkit.tensors.lowrank.group import FEW, Group, SiteParts, add_low_rank, is_few, owns_output
+from hubkit.tensors.lowrank.group import FEW, Group, SharedInput, SiteParts, add_low_rank, is_few, owns_output
 from hubkit.tensors.lowrank.kernel import RowKernel, tiled
 from hubkit.tensors.lowrank.rows import Rows
-from hubkit.tensors.lowrank.shared_input import SharedInput
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm, require_all, split_keys, to_key
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
-from hubkit.tensors.base.delta import Delta, accumulation_dtype
+from hubkit.tensors.base.delta import Delta, accumulation_dtype, aligned
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.parts.part import KV, Edit, Part, Tokens
 from hubkit.tensors.parts.tied import TiedChange
@@ -85,19 +85,22 @@ class Adapter:
         return adapter
 
     @classmethod
-    def read(cls, name: str, method: MethodLike, config: Any, base: Base, weights: Path, dtype: str | None) -> Adapter:
-        """The adapter whose tensors are in the safetensors file `weights`.
+    def read(
+        cls, name: str, method: MethodLike, config: Any, base: Base, file: Path, dtype: str | None, mapped: bool = False
+    ) -> Adapter:
+        """The adapter whose tensors are in the safetensors `file`.
 
         Args:
             dtype: ``"base"``: each part in the dtype of its site (inference); ``"master"``: fp32 masters, trainable;
                 None: as stored.
+            mapped: leave the values in the file, see `hubkit.tensors.files.shards.read_file`.
 
         Raises:
             HubkitError: ``HK-KEYS`` (missing or homeless tensors), ``HK-SHAPE``, ``HK-NAN``.
         """
         from hubkit.tensors.files.shards import read_file
 
-        return cls.of_stored(name, method, config, base, read_file(weights), str(weights), dtype)
+        return cls.of_stored(name, method, config, base, read_file(file, mapped=mapped), str(file), dtype)
 
     @classmethod
     def of_stored(
@@ -118,7 +121,7 @@ class Adapter:
         whole = [site for site, part in self.parts.items() if isinstance(part, WholeModule | TiedChange)]
         keys = split_keys(self.method.peft_form, stored, where, whole)
         self._refuse_foreign_copies(keys.copies, stored, self.base, where)
-        want = {key: at for at, key in self._keys().items()}
+        want = {key: at for at, key in self.keys().items()}
         require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
         repeated = {key: at for key, at in want.items() if isinstance(self.parts[at[0]], TiedChange)}
         want = {key: at for key, at in want.items() if key not in repeated}
@@ -266,7 +269,7 @@ class Adapter:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors under their names in the file, contiguous, on the CPU."""
         values = {site: part.values() for site, part in self.parts.items()}
-        return {key: values[site][role].detach().cpu().contiguous() for (site, role), key in self._keys().items()}
+        return {key: values[site][role].detach().cpu().contiguous() for (site, role), key in self.keys().items()}
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """``<site>.<role>`` -> the parameter that training moves for it."""
@@ -276,7 +279,7 @@ class Adapter:
         """``<site>.<role>`` -> tensors that training reads and does not change: a resumed run needs the same."""
         return {name: p for name, p in self.parameters().items() if not p.requires_grad}
 
-    def _keys(self) -> dict[tuple[str, str], str]:
+    def keys(self) -> dict[tuple[str, str], str]:
         """(site, role) -> name of the tensor in the file, in a fixed order."""
         form = self.method.peft_form
         return {
@@ -298,30 +301,32 @@ class Adapter:
             for role, value in wide.items():
                 part.get_parameter(role).data = value.to(target_dtype("master", at.dtype, at.dtype))
 
-    def delta(self, site: Site, *, grad: bool = False) -> Delta | None:
+    def delta(self, site: Site, *, grad: bool = False, device: torch.device | None = None) -> Delta | None:
         """What this adapter adds to the weight of `site`, accumulated wide; None when it does not act there.
 
         Args:
             grad: let gradients flow into the part's parameters; off, the result is detached.
+            device: where the parameters are taken; on ``meta``, at a `Site.hollow`, only shapes come of it.
 
         Raises:
             hubkit.methods.api.NotMergeable: from the method, with its reason.
         """
-        change, rows = self._delta(site, grad), rows_delta(site, self.parts, grad)
+        change, rows = self._delta(site, grad, device), rows_delta(site, self.parts, grad)
         if rows is None or change is None:
             return change if rows is None else rows
         return change.plus(rows)
 
-    def _delta(self, site: Site, grad: bool) -> Delta | None:
+    def _delta(self, site: Site, grad: bool, device: torch.device | None) -> Delta | None:
         """As `delta`, of the part at the site alone."""
         part = self.parts.get(site.name)
         if part is None:
             return None
         if isinstance(part, TiedChange):
-            change = self._delta(part.seen_from(site), grad)
+            change = self._delta(part.seen_from(site), grad, device)
             return None if change is None else change.transposed()
         wide = accumulation_dtype(site.dtype)
-        tensors = {role: (value if grad else value.detach()).to(wide) for role, value in part.merged().items()}
+        values = {role: value if grad else value.detach() for role, value in part.merged().items()}
+        tensors = {role: aligned(value.to(device or value.device, wide)) for role, value in values.items()}
         if isinstance(part, WholeModule):
             return whole_delta(site.widened(), tensors)
         change = self.method.merge(site.widened(), tensors, self.config)

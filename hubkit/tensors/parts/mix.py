@@ -116,19 +116,19 @@ def _of_row(mix: Mix | None, row: int) -> Mix | None:
     return type(mix)(kept) if kept else None
 
 
-def names(mix: Mix) -> list[str]:
+def names(mix: Mix | None) -> list[str]:
     """The adapters in a tree, each once, in order of appearance."""
     return list(dict.fromkeys(name for name, _ in leaves(mix)))
 
 
-def leaves(mix: Mix, weight: float = 1.0) -> Iterator[tuple[str, float]]:
+def leaves(mix: Mix | None, weight: float = 1.0) -> Iterator[tuple[str, float]]:
     """(adapter, product of the weights above it) for every leaf: the whole truth when no part reads y or the weight."""
     if isinstance(mix, str):
         yield mix, weight
     elif isinstance(mix, Route):
         for row in mix.rows:
-            yield from () if row is None else leaves(row, weight)
-    else:
+            yield from leaves(row, weight)
+    elif mix is not None:
         for member, factor in mix.members:
             yield from leaves(member, weight * factor)
 

@@ -204,6 +204,11 @@ class Tokens(_Virtual):
         length: n, the number of virtual tokens.
     """
 
+    def __init__(self, base: Base, length: int) -> None:
+        if base.decoder.mutual and not base.arch.encoder:
+            raise no_place("tokens", base.arch, base.source, "whose tokens see those behind them")
+        super().__init__(base, length)
+
     def forward(self) -> Tensor:
         """The embeddings, (n, hidden)."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -27,6 +28,22 @@ def require_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
             have=bad,
             fix="train again from the last good checkpoint, with a lower learning rate",
         )
+
+
+def in_range(values: Tensor, where: str) -> Tensor:
+    """`values` of a merged weight, all finite: what is not shows in the least or the largest of them.
+
+    Raises:
+        HubkitError: ``HK-NAN``.
+    """
+    if values.numel() and not all(map(math.isfinite, torch.stack(values.aminmax()).tolist())):
+        raise HubkitError(
+            "HK-NAN",
+            f"the result leaves the range of {str(values.dtype).removeprefix('torch.')}",
+            where=where,
+            fix="--dtype float32",
+        )
+    return values
 
 
 def target_dtype(rule: str | None, base: torch.dtype, stored: torch.dtype) -> torch.dtype:

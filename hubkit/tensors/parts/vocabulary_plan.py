@@ -55,14 +55,13 @@ class VocabularyPlan:
             total = total.index_add(0, indices(tuple(place[i] for i in part.ids), rows.device), rows * weight)
         return ids, total
 
-    def longer(self, site: Site, weight: Tensor) -> Tensor:
-        """The merged weight of `site` as it is stored, (vocabulary, hidden), with the rows of added tokens below it."""
+    def added(self, site: Site, rows: int) -> Tensor | None:
+        """The rows of new tokens, (n, hidden), wide, below the `rows` of the table of `site`; None without any."""
         virtual = self.at(site)
-        if virtual is None or self.size == weight.shape[0]:
-            return weight
+        if virtual is None or self.size == rows:
+            return None
         ids, change = self.change(virtual)
-        added = change[[at for at, i in enumerate(ids) if i >= weight.shape[0]]].detach()
-        return torch.cat([weight, added.to(weight.dtype)])
+        return change[[at for at, i in enumerate(ids) if i >= rows]].detach()
 
 
 def plan_vocabulary(mix: Mix, adapters: Mapping[str, Adapter], base: Base) -> VocabularyPlan | None:

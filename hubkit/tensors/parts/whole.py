@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,12 @@ from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.delta import Delta, accumulation_dtype
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.parts.additive import effect, forward_with
-from hubkit.tensors.parts.part import Edit
+from hubkit.tensors.parts.part import Edit, Part
+from hubkit.tensors.parts.tied import Tied, at_tables, with_tied_heads
 
 WHOLE_KINDS = ("linear", "embedding", "norm")
+Holds = Literal["change", "values"]
+"""What parts of whole tensors hold: what is added to them, or what they are then."""
 
 
 class WholeModule(Edit):
@@ -77,7 +81,17 @@ def whole_delta(site: Site, held: Mapping[str, Tensor]) -> Delta:
     weight, bias, own_bias = held["weight"], held.get("bias"), own.bias()
     matrix = weight.t() if site.transposed else weight.reshape(site.shape)
     shift = None if bias is None or own_bias is None else bias - own_bias.to(bias.dtype)
-    return Delta.full(matrix - own.weight().to(matrix.dtype), shift)
+    change = matrix - own.weight().to(matrix.dtype)
+    if site.change is not None:  # on top of others it is what it adds
+        return Delta.full(change, shift)
+    return Delta(dense=change, bias=shift, value=matrix, bias_value=bias)
+
+
+def whole_parts(base: Base, names: Collection[str], tied: Tied) -> dict[str, Part]:
+    """Parts that hold the modules `names` whole; a tied head follows its table where `tied` is ``keep``."""
+    chosen = at_tables(base, names) if tied == "keep" else set(names)
+    parts: dict[str, Part] = {name: WholeModule(site) for name, site in base.sites.items() if name in chosen}
+    return with_tied_heads(base, parts) if tied == "keep" else parts
 
 
 def whole_sites(base: Base, names: Collection[str]) -> set[str]:

@@ -6,11 +6,9 @@ Nothing is decided after the first byte: which tensors change, which tied pair i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -19,21 +17,25 @@ from torch import Tensor
 from hubkit.artifact.identity.base_files import INDEX, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
-from hubkit.tensors.base.delta import Delta, apply_bias, apply_weight
+from hubkit.tensors.base.delta import TILE_ELEMENTS, Delta, Tiles, apply_bias, apply_weight
 from hubkit.tensors.base.formats import refuse_codes
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.files.dtypes import torch_dtype
-from hubkit.tensors.files.shards import Shards, Written, computed, write_file
+from hubkit.tensors.files.dtypes import DTYPE_NAMES, torch_dtype
+from hubkit.tensors.files.pipeline import Block, Pipeline
+from hubkit.tensors.files.shards import Shards, Written, computed, split, tensor_bytes, unwritten, write_file
 from hubkit.tensors.parts import mix as mixes
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Mix
 from hubkit.tensors.parts.part import LowRank
 from hubkit.tensors.parts.tied import keeps_tie
+from hubkit.tensors.parts.values import in_range
 from hubkit.tensors.parts.vocabulary import has_rows
 from hubkit.tensors.parts.vocabulary_plan import VocabularyPlan, plan_vocabulary
+from hubkit.tensors.weights.beside import merged_config, write_index
+from hubkit.tensors.weights.finished import Finished
 
-TIES = "tie_word_embeddings"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+CPU = torch.device("cpu")
 BESIDE = "keep the adapter beside its base: hubkit generate, hubkit deploy"
 
 
@@ -61,6 +63,15 @@ class MergePlan:
         change = mixes.delta(self.mix, site, lambda name, at: self.adapters[name].delta(at))
         return Delta() if change is None else change
 
+    def adds_bias(self, site: Site) -> bool:
+        """Whether the mix changes the bias of one of `sites`; reads no value where its methods compute on ``meta``."""
+        meta = torch.device("meta")
+        try:
+            change = mixes.delta(self.mix, site.hollow(), lambda name, at: self.adapters[name].delta(at, device=meta))
+        except (RuntimeError, NotImplementedError):  # a method that looks at values
+            change = self.delta(site)
+        return change is not None and change.bias is not None
+
     def weight(self, site: Site, dtype: torch.dtype | None = None) -> Tensor:
         """The merged weight of one site, as it is stored ((in, out) where transposed), in `dtype` or the stored one.
 
@@ -69,14 +80,24 @@ class MergePlan:
         """
         stored = site.weight().t() if site.transposed else site.weight()
         merged = apply_weight(stored, self.delta(site), transposed=site.transposed, dtype=dtype)
-        merged = merged if self.vocabulary is None else self.vocabulary.longer(site, merged)
-        return _in_range(merged.view(-1) if site.kind == "norm" else merged, site.name)
+        added = None if self.vocabulary is None else self.vocabulary.added(site, merged.shape[0])
+        merged = merged if added is None else torch.cat([merged, added.to(merged.dtype)])
+        return in_range(merged.view(-1) if site.kind == "norm" else merged, site.name)
 
     def shape(self, site: Site, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The merged weight's shape: `stored`, unless the vocabulary grows."""
         if self.vocabulary is None or self.vocabulary.at(site) is None:
             return stored
         return self.vocabulary.size, *stored[1:]
+
+    def config(self, config: Mapping[str, object], dtype: torch.dtype | None = None) -> bytes:
+        """The bytes of the merged checkpoint's ``config.json``, of the base's `config`."""
+        size = None if self.vocabulary is None else self.vocabulary.size
+        return merged_config(config, self.tied_head is not None, dtype, size)
+
+    def keeps_bias(self, site: Site) -> bool:
+        """Whether no member can change the bias of `site`."""
+        return all(isinstance(adapter.parts.get(site.name), LowRank | None) for adapter in self.adapters.values())
 
     def bias(self, site: Site, dtype: torch.dtype | None = None) -> Tensor | None:
         """The merged bias of one site, or None where there is none.
@@ -85,19 +106,7 @@ class MergePlan:
             HubkitError: as `weight`.
         """
         stored = site.bias()
-        return None if stored is None else _in_range(apply_bias(stored, self.delta(site), dtype=dtype), site.name)
-
-
-def _in_range(values: Tensor, where: str) -> Tensor:
-    """`values`, all finite: the sum tells at once, unless it is itself beyond fp32."""
-    if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
-        raise HubkitError(
-            "HK-NAN",
-            f"the result leaves the range of {str(values.dtype).removeprefix('torch.')}",
-            where=where,
-            fix="--dtype float32",
-        )
-    return values
+        return None if stored is None else in_range(apply_bias(stored, self.delta(site), dtype=dtype), site.name)
 
 
 def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePlan:
@@ -105,7 +114,7 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
 
     Raises:
         HubkitError: ``HK-NOT-MERGEABLE`` with each member's reason, or for a base in 4 bits; ``HK-BASE-FORMAT`` for one
-            that stores codes;
+            in memory that stores codes, and for files with codes that are not decoded here;
             ``HK-UNKNOWN-ADAPTER``, ``HK-SHAPE``; ``HK-VOCABULARY`` for members that add different tokens.
     """
     mixes.require_known(mix, adapters)
@@ -117,15 +126,15 @@ def plan_merge(base: Base, mix: Mix, adapters: Mapping[str, Adapter]) -> MergePl
     sites = tuple(
         s for s in base.sites.values() if any(s.name in a.parts or has_rows(s, a.parts) for a in used.values())
     )
-    refuse_codes([site.name for site in sites if site.coded], base.source)
+    refuse_codes([site.name for site in sites if site.coded and site.codes is None], base.source)
     packed = [site.name for site in sites if site.packed and site.module is None]
     if packed:
         raise HubkitError(
             "HK-NOT-MERGEABLE",
-            "the base is stored in 4 bits: rounding to its levels would undo most of the change",
+            "the base is stored in 4 bits, and nothing can be added to codes",
             where=base.source,
             have=f"{len(packed)} of {len(sites)} weights are packed, first {packed[0]}",
-            fix="merge into the 16-bit base that it was made from, with --allow-base-mismatch",
+            fix="--into trained decodes them; or the 16-bit base that it was made from, with --allow-base-mismatch",
         )
     head = next((site for site in base.sites.values() if site.tied), None)
     if head is not None and all(keeps_tie(a.parts, base, head) for a in used.values()):
@@ -143,113 +152,194 @@ class MergedFiles:
     changed: tuple[str, ...]
 
 
-def write_merged(plan: MergePlan, shards: Shards, out: Path, dtype: torch.dtype | None = None) -> MergedFiles:
-    """Streams the merged weights, config and index into folder `out`: the same shards under the same names.
+def write_merged(
+    plan: MergePlan,
+    shards: Shards,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    limit: int | None = None,
+    key: str = "",
+) -> MergedFiles:
+    """Streams the merged weights, config and index into folder `out`.
 
     Args:
         dtype: cast every floating tensor to it; None keeps each tensor's own dtype.
+        limit: bytes of the tensors of one file, see `in_files`; None for the base's own files under their names.
+        key: of the merge, so that finished files in `out` are taken over; see `hubkit.tensors.weights.finished`.
     """
     changed: set[str] = set()
-    changes = {name: _watched(new, shards, changed) for name, new in _changes(plan, shards, dtype).items()}
+    placed = in_files(plan, shards, dtype, limit, changed)
     files: dict[str, str] = {}
-    placed: dict[str, list[Written]] = {name: [] for name in shards.files()}
-    for tensor in shards.headers:
-        change = changes.pop(tensor, None)
-        placed[shards.file_of[tensor]].append(change or _kept(shards, tensor, dtype))
-    last = shards.files()[-1]
-    placed[last] += changes.values()
-    for name, tensors in placed.items():
-        files[name] = write_file(out / name, tensors)
-    if shards.files() != [WEIGHTS]:
-        _write_index(out / INDEX, placed)
-    size = None if plan.vocabulary is None else plan.vocabulary.size
-    (out / "config.json").write_bytes(_config(shards.config, plan.tied_head is not None, dtype, size))
+    held = unwritten(shards.path / name for name in shards.files())
+    with held, Finished(out, key) as finished, Pipeline() as pipeline:
+        for name, tensors in placed.items():
+            if (known := finished.found(name)) is not None:
+                files[name] = known[0]
+                changed.update(known[1])
+                continue
+            files[name] = write_file(out / name, tensors, pipeline)
+            finished.add(name, files[name], {tensor.name for tensor in tensors} & changed)
+    if [*placed] != [WEIGHTS]:
+        write_index(out / INDEX, placed)
+    (out / "config.json").write_bytes(plan.config(shards.config, dtype))
     changed |= {t for t, info in shards.headers.items() if dtype and torch_dtype(info.dtype) not in (dtype, *_INTEGERS)}
     return MergedFiles(files, tuple(t.name for tensors in placed.values() for t in tensors if t.name in changed))
 
 
-def _watched(new: Written, shards: Shards, changed: set[str]) -> Written:
-    """`new`, noting in `changed` whether any value differs from the base's."""
-    info = shards.headers.get(new.name)
+def in_files(
+    plan: MergePlan, shards: Shards, dtype: torch.dtype | None, limit: int | None, changed: set[str]
+) -> dict[str, list[Written]]:
+    """File name -> the tensors that the merge puts into it, in order: the base's own files, or those of `split`.
 
-    def blocks() -> Iterator[bytes | memoryview]:
-        same = info is not None and (info.dtype, info.shape) == (new.dtype, new.shape)
-        before = shards.copied(new.name).values() if same else ()
-        for block, old in zip_longest(new.values(), before):
-            if block is not None:
-                yield block
-            if block is None or old is None or bytes(block) != bytes(old):
-                changed.add(new.name)
+    Args:
+        changed: writing the tensors notes here which are not the base's, bit for bit.
+    """
+    changes = _changes(plan, shards, dtype, changed)
+    files = shards.files()
+    placed: dict[str, list[Written]] = {name: [] for name in files}
+    for tensor in shards.headers:
+        change = changes.pop(tensor, None)
+        placed[shards.file_of[tensor]].append(change or _kept(shards, tensor, dtype))
+    placed[files[-1]] += changes.values()
+    if limit is None:
+        return placed
+    return split([one for tensors in placed.values() for one in tensors], limit)
 
-    return Written(new.name, new.dtype, new.shape, blocks)
+
+def _merged(
+    plan: MergePlan, shards: Shards, site: Site, dtype: torch.dtype | None, changed: set[str], room: Tensor
+) -> Written:
+    """The merged weight of one site, from file to file in tiles of rows: bit for bit what `MergePlan.weight` makes.
+
+    Args:
+        site: where its tensor holds the matrices of several, what is made of this one alone.
+        room: what tiles are summed in, one after the other.
+    """
+    info = shards.headers[site.tensor]
+    name = f"{site.name}.weight" if site.tied else site.tensor
+    stored = torch_dtype(info.dtype)
+    wanted = dtype or stored
+    rows, columns = site.shape[::-1] if site.transposed else site.shape
+    before = (site.number or 0) * rows
+    shape = plan.shape(site, info.shape)
+    changed |= {name} if shape != info.shape else set()
+
+    def blocks() -> Iterator[Block]:
+        whole = None if shards.holds(site.tensor) else shards.read(site.tensor).view(-1, columns)
+        delta = plan.delta(site)
+        tiles = Tiles((rows, columns), stored, delta, device=CPU, transposed=site.transposed, room=room)
+
+        def make(part: slice, old: Tensor, new: Tensor) -> None:
+            sums = tiles.sum(part, old.view(stored).view(-1, columns))
+            in_range(new.view(wanted).view(-1, columns).copy_(sums), site.name)
+            if name not in changed and not (wanted == stored and torch.equal(old, new)):
+                changed.add(name)
+
+        for part in tiles.parts():
+            count = (part.stop - part.start) * columns
+            if whole is None:
+                first, last = ((before + at) * columns * stored.itemsize for at in (part.start, part.stop))
+                yield shards.range(site.tensor, first, last, count * wanted.itemsize, partial(make, part))
+            else:
+                made = torch.empty(count * wanted.itemsize, dtype=torch.uint8)
+                rest = whole[before + part.start : before + part.stop]
+                make(part, rest.reshape(-1).view(torch.uint8), made)
+                yield tensor_bytes(made)
+        if plan.vocabulary is not None:
+            added = plan.vocabulary.added(site, rows)
+            yield b"" if added is None else tensor_bytes(in_range(added.to(wanted), site.name))
+
+    return Written(name, DTYPE_NAMES[wanted], shape, blocks)
 
 
-def _changes(plan: MergePlan, shards: Shards, dtype: torch.dtype | None) -> dict[str, Written]:
+def _changes(plan: MergePlan, shards: Shards, dtype: torch.dtype | None, changed: set[str]) -> dict[str, Written]:
     """Tensor name -> how its merged values are made; includes a head that is no longer tied."""
     changes: dict[str, Written] = {}
-    for site in plan.sites:
-        info = shards.headers[site.tensor]
-        name = f"{site.name}.weight" if site.tied else site.tensor
-        wanted = dtype or torch_dtype(info.dtype)
-        changes[name] = computed(name, wanted, plan.shape(site, info.shape), partial(plan.weight, site, dtype))
-        if all(isinstance(a.parts.get(site.name), LowRank | None) for a in plan.adapters.values()):
+    room = torch.empty(TILE_ELEMENTS)
+    for tensor, own in matrices(plan).items():
+        pieces = {number: _merged(plan, shards, site, dtype, changed, room) for number, site in own.items()}
+        changes[tensor] = _in_turn(shards, tensor, dtype, pieces)
+    for site in (site for site in plan.sites if site.number is None):
+        new = _merged(plan, shards, site, dtype, changed, room)
+        changes[new.name] = new
+        if plan.keeps_bias(site):
             continue
         if site.bias_tensor is not None:
-            info = shards.headers[site.bias_tensor]
-            wanted = dtype or torch_dtype(info.dtype)
-            changes[info.name] = computed(info.name, wanted, info.shape, partial(_bias, plan, site, wanted))
-        elif plan.delta(site).bias is not None:
+            changes[site.bias_tensor] = _bias(plan, shards, site, dtype, changed)
+        elif plan.adds_bias(site):
             raise HubkitError(
                 "HK-NOT-MERGEABLE",
                 f"the mix adds a bias at {site.name} and the base has none there",
                 where=site.tensor,
                 fix=BESIDE,
             )
-    _untie(plan, shards, changes, dtype)
+    _untie(plan, shards, changes, dtype, changed)
     return changes
 
 
-def _bias(plan: MergePlan, site: Site, dtype: torch.dtype) -> Tensor:
-    bias = plan.bias(site, dtype)
-    assert bias is not None
-    return bias
+def matrices(plan: MergePlan) -> dict[str, dict[int, Site]]:
+    """Tensor of the files that holds matrices of several sites -> number -> site whose own changes."""
+    found: dict[str, dict[int, Site]] = {}
+    for site in plan.sites:
+        if site.number is not None:
+            found.setdefault(site.tensor, {})[site.number] = site
+    return found
 
 
-def _untie(plan: MergePlan, shards: Shards, changes: dict[str, Written], dtype: torch.dtype | None) -> None:
+def _in_turn(shards: Shards, tensor: str, dtype: torch.dtype | None, pieces: Mapping[int, Written]) -> Written:
+    """A tensor that holds one matrix after the other, of which some change."""
+
+    def blocks() -> Iterator[Block]:
+        done = 0
+        for number in sorted(pieces):
+            yield from _kept(shards, tensor, dtype, slice(done, number)).blocks()
+            yield from pieces[number].blocks()
+            done = number + 1
+        yield from _kept(shards, tensor, dtype, slice(done, shards.headers[tensor].shape[0])).blocks()
+
+    return replace(_kept(shards, tensor, dtype), blocks=blocks)
+
+
+def _bias(plan: MergePlan, shards: Shards, site: Site, dtype: torch.dtype | None, changed: set[str]) -> Written:
+    assert site.bias_tensor is not None
+    info = shards.headers[site.bias_tensor]
+
+    def make() -> Tensor:
+        old, new = site.bias(), plan.bias(site, dtype)
+        assert old is not None
+        assert new is not None
+        if new.dtype != old.dtype or not torch.equal(_bits(old), _bits(new)):
+            changed.add(info.name)
+        return new
+
+    return computed(info.name, dtype or torch_dtype(info.dtype), info.shape, make)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
+def _untie(
+    plan: MergePlan, shards: Shards, changes: dict[str, Written], dtype: torch.dtype | None, changed: set[str]
+) -> None:
     """The half of a tied pair that does not change is written out beside the half that does."""
     head = plan.tied_head
-    if head is None or f"{head.name}.weight" in changes:
-        return
-    kept = _kept(shards, head.tensor, dtype)
-    changes[f"{head.name}.weight"] = Written(f"{head.name}.weight", kept.dtype, kept.shape, kept.values)
+    if head is not None and f"{head.name}.weight" not in changes:
+        changes[f"{head.name}.weight"] = replace(_kept(shards, head.tensor, dtype), name=f"{head.name}.weight")
+    changed.update(name for name in changes if name not in shards.headers)
 
 
-def _kept(shards: Shards, tensor: str, dtype: torch.dtype | None) -> Written:
+def _kept(shards: Shards, tensor: str, dtype: torch.dtype | None, part: slice | None = None) -> Written:
+    """A tensor that the mix leaves alone, or some of its rows, cast where another dtype is wanted."""
     info = shards.headers[tensor]
     stored = torch_dtype(info.dtype)
     if dtype is None or dtype == stored or not stored.is_floating_point:
-        return shards.copied(tensor)
-    return computed(tensor, dtype, info.shape, lambda: _in_range(shards.read(tensor).to(dtype), tensor))
+        return shards.copied(tensor, part=part)
+    if not shards.holds(tensor):
+        return computed(tensor, dtype, info.shape, lambda: in_range(shards.read(tensor).to(dtype), tensor))
 
+    def cast(before: Tensor, after: Tensor) -> None:
+        in_range(after.view(dtype).copy_(before.view(stored)), tensor)
 
-def _write_index(path: Path, placed: Mapping[str, list[Written]]) -> None:
-    total = sum(tensor.size for tensors in placed.values() for tensor in tensors)
-    weight_map = {tensor.name: name for name, tensors in placed.items() for tensor in tensors}
-    document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def _config(config: Mapping[str, object], breaks_tie: bool, dtype: torch.dtype | None, size: int | None) -> bytes:
-    document = dict(config)
-    if size is not None:
-        text = document.get("text_config")
-        if "vocab_size" not in document and isinstance(text, Mapping):
-            document["text_config"] = {**text, "vocab_size": size}
-        else:
-            document["vocab_size"] = size
-    if breaks_tie:
-        document[TIES] = False
-    if dtype is not None:
-        key = "torch_dtype" if "torch_dtype" in document else "dtype"
-        document[key] = str(dtype).removeprefix("torch.")
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return shards.copied(tensor, dtype, cast, part)

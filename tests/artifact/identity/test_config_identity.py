@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hubkit.artifact.identity.config_identity import config_values, ties
+from hubkit.artifact.identity.config_identity import TEXT_TYPE, config_values, ties
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -101,7 +101,8 @@ def test_a_window_that_is_not_used() -> None:
 
 def test_the_language_part_of_a_config() -> None:
     whole = {"model_type": "llava", "architectures": ["X"], "text_config": LLAMA, "tie_word_embeddings": False}
-    assert config_values(whole) == {**config_values(LLAMA), "model_type": "llava", "architectures": ["X"]}
+    own = {"model_type": "llava", "architectures": ["X"], TEXT_TYPE: "llama"}
+    assert config_values(whole) == {**config_values(LLAMA), **own}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def make(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from variants import rows_file
 
+    from hubkit.documents.lock import pretty
     from hubkit.verbs.compose import compose
     from hubkit.verbs.lock import lock
     from hubkit.verbs.mix import mix
@@ -71,7 +72,9 @@ def make(folder: Path) -> None:
     mix(f"stack({folder / 'lora'}, 0.5*sum({folder / 'dora'}, -1*{folder / 'full'}))", folder / "mix")
     compose(f"1.0*{folder / 'lora'} + -0.5*{folder / 'lora'}", folder / "composed")
     (folder / "hubkit.toml").write_text(RECIPE)
-    lock(folder)
+    made_now = lock(folder).lock
+    (folder / "hubkit.lock").replace(folder / "sealed.lock")
+    (folder / "hubkit.lock").write_bytes(pretty(made_now.to_document(), "lock"))  # as locks were before they had seals
     made = [
         name for name in sorted(path.name for path in folder.iterdir()) if (folder / name / "hubkit.json").is_file()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hubkit.registry.directory import rules
 
 PATHS = ["a.bin", "x/a.bin", "x/y/a.bin", "a.txt", "x/a.txt", "x/y/z/a.txt", "xa.bin", "x/b", "b/x/c", "x.y/a.bin"]
-PIECES = st.sampled_from(["a", "x", "y", "*", "?", "**", "*.bin", "a.*", "b", "x.y"])
+PIECES = st.sampled_from(["a", "x", "y", "*", "?", "**", "*.bin", "a.*", "b", "x.y", "[ax]*", "[!x]", "x**a*"])
 PATTERNS = st.builds(
     lambda anchor, pieces, end: anchor + "/".join(pieces) + end,
     st.sampled_from(["", "/"]),
@@ -34,16 +35,33 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def git(repository: Path, *words: str) -> list[str]:
+    told = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True)
+    return told.stdout.splitlines()
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(patterns=st.lists(PATTERNS, min_size=1, max_size=2))
-def test_ignore_patterns_match_what_git_ignores(repository: Path, patterns: list[str]) -> None:
-    text = "\n".join(patterns) + "\n"
-    (repository / ".gitignore").write_text(text)
-    told = subprocess.run(
-        ["git", "-C", str(repository), "check-ignore", "--no-index", *PATHS], capture_output=True, text=True
-    ).stdout.split()
-    read = rules.read_ignores(text)
-    assert [p for p in PATHS if rules.decide(read, p) is False] == told
+def test_patterns_match_what_they_match_for_git(repository: Path, patterns: list[str]) -> None:
+    ignores = "\n".join(patterns) + "\n"
+    attributes = "".join(f"{pattern} filter=lfs\n" for pattern in patterns)
+    (repository / ".gitignore").write_text(ignores)
+    (repository / ".gitattributes").write_text(attributes)
+    read = rules.read_ignores(ignores)
+    assert [p for p in PATHS if rules.ignored(read, p)] == git(repository, "check-ignore", "--no-index", *PATHS)
+    read = rules.read_attributes(attributes)
+    large = [f"{p}: filter: lfs" for p in PATHS if rules.decide(read, p)]
+    assert large == [line for line in git(repository, "check-attr", "filter", *PATHS) if line.endswith(": lfs")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [("**/" * 12 + "z", "a/" * 30 + "a"), ("**/a*/" * 12 + "z", "aa/" * 60 + "a"), ("*a" * 120 + "z", "a" * 4000)],
+)
+def test_no_pattern_takes_long(pattern: str, path: str) -> None:
+    read, start = rules.read_ignores(pattern), time.perf_counter()
+    assert not rules.ignored(read, path)
+    assert time.perf_counter() - start < 1, "twelve ** and thirty folders took minutes"
 
 
 def test_attributes_decide_like_git_lfs_would() -> None:

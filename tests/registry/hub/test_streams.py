@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hubkit.errors import HubkitError
-from hubkit.registry.hub.streams import SharedFile, opened
+from hubkit.registry.hub.streams import SharedFile, Slice, opened
 
 STEPS = st.lists(
     st.tuples(st.just("read"), st.none() | st.integers(-1, 40))
@@ -42,6 +42,14 @@ def test_it_reads_like_bytes(tmp_path: Path, data: bytes, steps: list[tuple[str,
     for content in (data, path):
         with opened(content) as file:
             assert _run(file, steps) == _run(io.BytesIO(data), steps)
+
+
+@given(data=st.binary(max_size=30), start=st.integers(0, 30), stop=st.integers(0, 30), steps=STEPS)
+def test_a_slice_reads_like_its_bytes(data: bytes, start: int, stop: int, steps: list[tuple[str, int | None]]) -> None:
+    start, stop = sorted((min(start, len(data)), min(stop, len(data))))
+    piece = Slice(SharedFile(data), start, stop)
+    assert len(piece) == stop - start
+    assert _run(piece, steps) == _run(io.BytesIO(data[start:stop]), steps)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

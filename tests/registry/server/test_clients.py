@@ -192,7 +192,7 @@ def test_the_python_client_finds_all_it_asks_for(client: Client, hub_server: Hub
         "RepositoryNotFoundError",
         "RevisionNotFoundError",
     ]
-    assert out["moved"] == [False, True]
+    assert out["moved"] == [True, True], "the old name leads to the new one"
     assert out["squashed"] == 1
     assert Path(out["snapshot"]).is_dir()
     assert out["bad name"] == ["BadRequestError", 400]

@@ -58,6 +58,7 @@ def test_packets_are_not_held_back() -> None:
 def test_tokens_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     path.write_text(json.dumps({"a": "ana", "b": "bob:read", "c": {"user": "cy", "organizations": ["acme"]}}))
+    path.chmod(0o600)
     tokens = read_tokens(path)
     assert tokens == {"a": Account("ana"), "b": Account("bob", "read"), "c": Account("cy", "write", ("acme",))}
     assert tokens["c"].owns("acme/x")

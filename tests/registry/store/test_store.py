@@ -21,7 +21,7 @@ import pytest
 from hubkit.documents.manifest import BaseFingerprint, FileEntry, Manifest
 from hubkit.documents.schema import sha256
 from hubkit.errors import HubkitError
-from hubkit.registry.api import Arrived, RemoteFile
+from hubkit.registry.api import Arrived, Refs, RemoteFile
 from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.hub.huggingface import HuggingFaceRegistry
 from hubkit.registry.store.selection import MAX_DOCUMENT
@@ -69,14 +69,21 @@ class Counting(DirectoryRegistry):
         self.calls.append("files")
         return super().files(repo, commit) if self.listing is None else tuple(self.listing)
 
-    def download(self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None) -> None:
+    def refs(self, repo: str) -> Refs:
+        if self.down:
+            raise HubkitError("HK-OFFLINE", "the registry does not answer")
+        return super().refs(repo)
+
+    def download(
+        self, repo: str, commit: str, path: str, dest: Path, progress: Arrived | None = None, *, resume: bool = False
+    ) -> str:
         self.calls.append(f"download {path}")
         if path not in self.swap:
-            return super().download(repo, commit, path, dest, progress)
+            return super().download(repo, commit, path, dest, progress, resume=resume)
         dest.write_bytes(self.swap[path])
         if progress is not None:
             progress(len(self.swap[path]))
-        return None
+        return sha256(self.swap[path])
 
     @property
     def downloads(self) -> list[str]:
@@ -342,7 +349,7 @@ def test_a_damaged_artifact_is_fetched_again(registry: Counting, store: Store) -
     path = store.pull(registry, "ana/chat").path
     os.chmod(path, 0o755)
     (path / "adapter_config.json").unlink()
-    refused("HK-OFFLINE", store.pull, registry, "ana/chat", offline=True)
+    assert "hubkit pull" in refused("HK-FILES", store.pull, registry, "ana/chat", offline=True).fix
     assert store.list() == ()
     assert store.pull(registry, "ana/chat", commit).fetched > 0
     assert content(path) == files
@@ -392,10 +399,11 @@ from pathlib import Path
 from hubkit.registry.directory.directory import DirectoryRegistry
 from hubkit.registry.store.store import Store
 class Slow(DirectoryRegistry):
-    def download(self, repo, commit, path, dest, progress=None):
-        super().download(repo, commit, path, dest, progress)
+    def download(self, *args, **named):
+        found = super().download(*args, **named)
         os.write(1, b"arrived" + bytes([10]))
         time.sleep(float(sys.argv[3]))
+        return found
 print(Store(Path(sys.argv[2])).pull(Slow(Path(sys.argv[1])), "ana/chat").digest, flush=True)
 """
 
@@ -430,6 +438,26 @@ def test_a_pull_beside_does_not_sweep_the_living(registry: Counting, store: Stor
     assert process.wait() == 0
     process.stdout.close()
     assert content(found.path) == files
+
+
+def test_many_locks_are_remembered_at_once(store: Store, tmp_path: Path) -> None:
+    """And those that are gone are forgotten beside it, none of the others with them."""
+    kept = [tmp_path / f"{number}.lock" for number in range(12)]
+    for path in kept:
+        path.touch()
+
+    def work(number: int) -> None:
+        store.needs.register(tmp_path / f"gone.{number}")
+        store.needs.forget_gone()
+        store.needs.register(kept[number])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(kept))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.needs.forget_gone()
+    assert store.needs.documents() == tuple(sorted(kept))
 
 
 def test_many_pulls_at_once(registry: Counting, store: Store) -> None:

@@ -58,8 +58,8 @@ MIXERS: dict[str, Any] = {
     "heads": ["readout"],
     "layers": ["blocks"],
     "sublayers": [
-        {"role": "attention", "name": "turn", "projection": "turn", "output": "turn", "residual": "before"},
-        {"role": "feedforward", "name": "narrow", "projection": "narrow", "output": "narrow", "residual": "after"},
+        {"role": "attention", "name": "attention", "projection": "turn", "output": "turn", "residual": "before"},
+        {"role": "feedforward", "name": "feed", "projection": "narrow", "output": "narrow", "residual": "after"},
     ],
 }
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from bases.architectures import ARCHITECTURES, config_of, known
+from bases.architectures import ARCHITECTURES, VISION, config_of, known, save
 from torch import Tensor, nn
+from variants import refused
 
+from hubkit.artifact.identity.config_identity import config_values
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
+from hubkit.tensors.base.agreement import outline
 from hubkit.tensors.base.arch import known_layers
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block, block_sites
@@ -111,6 +115,23 @@ class Streams:
             self.after[path] = (y if isinstance(y, Tensor) else y[0]).clone()
 
         return hook
+
+
+@pytest.mark.parametrize(("kind", "own"), CASES)
+def test_a_block_takes_no_weights_place(kind: str, own: dict[str, Any]) -> None:
+    """Sites are known by their names: a sub-layer that is called as a linear layer would hide it from every method."""
+    base = Base.from_model(model_of(kind, **own))
+    held = {site.module for site in base.sites.values() if not isinstance(site, Block)}
+    lost = {n for n, m in base.model.named_modules() if type(m) is nn.Linear and m not in held}  # type: ignore[union-attr]
+    assert {name for name in lost if not base.arch.skips(name)} <= {"lm_head"}
+
+
+def test_a_block_that_would_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"role": "feedforward", "name": "mlp.down_proj", "residual": "post_attention_layernorm"}
+    (tmp_path / "arch.json").write_text(json.dumps({"llama": {"sublayers": [own]}}))
+    monkeypatch.setenv("HUBKIT_ARCH", str(tmp_path / "arch.json"))
+    error = refused("HK-ARCH-FILE", Base.from_model, model_of("llama"))
+    assert '"output": "mlp.down_proj"' in error.fix
 
 
 @pytest.mark.parametrize(("kind", "own"), CASES)
@@ -243,3 +264,21 @@ def test_a_module_called_by_itself_and_a_copied_model() -> None:
     assert seen == [None]
     copy.deepcopy(model)
     hooks.remove()
+
+
+SEEING = [kind for kind, row in ARCHITECTURES.items() if row.saved == VISION and kind in known()]
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_of_several_parts_the_blocks_are_the_language_models(kind: str, tmp_path: Path) -> None:
+    """By its configuration's ``text_config``, or by what an adapter recorded of it; the tower has none."""
+    save(kind, tmp_path)
+    shards = open_shards(tmp_path)
+    files, live = Base.from_folder(tmp_path), Base.from_model(outline(tmp_path))
+    recorded = Base.from_headers(shards.headers, config_values(shards.config), "recorded")
+    named = [{n: s.role for n, s in b.sites.items() if isinstance(s, Block)} for b in (files, live, recorded)]
+    assert named[0] == named[1] == named[2] != {}
+    assert not any("vision" in name or "visual" in name for name in named[0])
+    assert files.virtual.keys() == live.virtual.keys() == recorded.virtual.keys()
+    heads = [{s.name: s.tied for s in b.sites.values() if b.arch.is_head(s.name)} for b in (files, live, recorded)]
+    assert heads[0] == heads[1] == heads[2] != {}

@@ -28,9 +28,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """A home for all tests of this file: what one of them compiled, the others load."""
     monkeypatch.setenv("HUBKIT_HOME", str(tmp_path_factory.getbasetemp() / "compiled-home"))
     monkeypatch.delenv(native.SWITCH, raising=False)
-    compiled._loaded.cache_clear()
+    compiled._decoder.cache_clear()
     yield
-    compiled._loaded.cache_clear()
+    compiled._decoder.cache_clear()
 
 
 def packed(shape: tuple[int, int], block: int = 64, nested: bool = True) -> PackedWeight:
@@ -86,7 +86,7 @@ def test_threads_decode_at_once() -> None:
 @needs_compiler
 def test_it_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled._decoder() is not None
-    compiled._loaded.cache_clear()
+    compiled._decoder.cache_clear()
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
     assert compiled._decoder() is not None
 
@@ -116,9 +116,9 @@ def test_without_compiler_or_home_or_wish_torch_decodes(tmp_path: Path, monkeypa
         with monkeypatch.context() as patch:
             patch.setenv("HUBKIT_HOME", str(tmp_path / "home"))
             patch.setenv(name, value)
-            compiled._loaded.cache_clear()
+            compiled._decoder.cache_clear()
             assert compiled.decoder_for(weight, torch.float32) is None
-    compiled._loaded.cache_clear()
+    compiled._decoder.cache_clear()
     monkeypatch.setenv(native.SWITCH, "0")
     assert compiled.decoder_for(weight, torch.float32) is None
 
@@ -127,7 +127,7 @@ def test_without_compiler_or_home_or_wish_torch_decodes(tmp_path: Path, monkeypa
 def test_a_library_of_another_user_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled._decoder() is not None
     path = next((Path(os.environ["HUBKIT_HOME"]) / "compiled").iterdir())
-    compiled._loaded.cache_clear()
+    compiled._decoder.cache_clear()
     other = os.stat_result((0, 0, 0, 0, os.getuid() + 1, 0, 0, 0, 0, 0))
     real = Path.stat
     monkeypatch.setattr(Path, "stat", lambda self, **k: other if self == path else real(self, **k))

@@ -123,6 +123,7 @@ def script(task: str, folder: Path, **environment: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 @needs_triton
 def test_every_bit_is_torchs_in_the_interpreter(tmp_path: Path) -> None:
     answer = script("interpret", tmp_path, TRITON_INTERPRET="1")
@@ -135,6 +136,7 @@ def test_every_bit_is_torchs_in_the_interpreter(tmp_path: Path) -> None:
     assert not any(answer["disagrees"]), "a fused or truncating kernel would be found out"
 
 
+@pytest.mark.slow
 @needs_triton
 def test_what_is_compiled_fuses_nothing_rounds_to_even_and_stores_16_bytes(tmp_path: Path) -> None:
     """Of the launch as `decoded` makes it, for sm_90, with counts of 32 and 64 bits."""

@@ -191,6 +191,7 @@ def test_a_layer_that_torch_cannot_compile_is_refused_and_undone() -> None:
     step(model)
 
 
+@pytest.mark.slow
 def test_the_loop_trains_compiled_with_its_own_loss(tmp_path: Path, backend: Counting) -> None:
     def trained(where: str, **how: Any) -> tuple[float, float | None, Mapping[str, Tensor]]:
         model = Attached(tiny.llama())
@@ -256,6 +257,7 @@ def test_inductor() -> None:
         alike(step(model), want)
 
 
+@pytest.mark.slow
 def test_one_training_does_not_use_up_what_the_next_may_compile(backend: Counting) -> None:
     """Torch counts programs by code, eight at the most: each training has a code of its own."""
     for rank in range(2, 12):

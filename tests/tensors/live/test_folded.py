@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,13 +182,66 @@ def test_a_bias_that_has_no_place() -> None:
     assert same(state(made), before)
 
 
-def test_a_quantized_base() -> None:
-    made = Attached(tiny_model("llama"))
-    put(made, "a", "qlora", {})
-    made.set_mix("a")
-    before = made(batch()).logits
-    assert "4 bits" in refused("HK-NOT-MERGEABLE", made.merge).what
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["qlora", "dora"])
+def test_a_quantized_base(family: str, method: str) -> None:
+    """Inside, its layers multiply by their decoded weights with what is merged; afterwards by their 4 bits again."""
+    made = Attached(tiny_model(family))
+    put(made, "q", "qlora", {})
+    put(made, "a", method, {}, seed=3)
+    made.set_mix(Sum({"q": 1.0, "a": -0.5}) if method == "qlora" else "a")
+    before, kept = made(batch()).logits, state(made)
+    with made.merge():
+        assert near(made(batch()).logits, before)
     assert torch.equal(made(batch()).logits, before)
+    assert same(state(made), kept)
+    made.set_mix(None)
+    assert bool(((made(batch()).logits - before).abs() > 1e-3).any())
+
+
+def rearranged(model: Any) -> int:
+    """How many layers bitsandbytes has rearranged for its CPU kernel; it does so itself where the processor has it."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    layers = [module for module in model.modules() if hasattr(getattr(module, "weight", None), "quant_state")]
+    for layer in layers:
+        if not getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            layer.weight.data, layer.weight.quant_state = functional._convert_weight_packed_for_cpu(
+                layer.weight.data, layer.weight.quant_state
+            )
+    return len(layers)
+
+
+def test_layers_that_bitsandbytes_rearranges(tmp_path: Path) -> None:
+    """Attached before the first forward they keep what they hold; afterwards nothing can be said of their weights."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, initializer_range=0.2, **sizes)).save_pretrained(tmp_path)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    load = partial(AutoModelForCausalLM.from_pretrained, tmp_path, quantization_config=how, dtype=torch.float32)
+    fresh, used = load().eval(), load().eval()
+    made = Attached(fresh)
+    put(made, "a", "lora", {"rank": 2})
+    made.set_mix("a")
+    ids = torch.arange(24).view(2, 12)
+    site = made.sites.sites["model.layers.0.mlp.up_proj"]
+    weight = site.weight()
+    with made.merge(), torch.no_grad():
+        before = made(ids).logits
+    with torch.no_grad():
+        made(ids)
+    assert rearranged(fresh) == 7
+    assert torch.equal(site.weight(), weight)
+    with made.merge(), torch.no_grad():
+        assert torch.equal(made(ids).logits, before)
+    assert rearranged(used) == 7
+    late = Attached(used)
+    put(late, "a", "lora", {"rank": 2})
+    late.set_mix("a")
+    refused("HK-QUANT-STATE", late.merge)
+    assert late.folded is None
 
 
 def test_values_beyond_the_dtype() -> None:

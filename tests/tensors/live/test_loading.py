@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from variants import refused
 
 from hubkit.artifact.identity.digest import fingerprint_folder
 from hubkit.errors import HubkitError
 from hubkit.methods.suite import tiny_model
+from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.live import loading as live
 from hubkit.tensors.live.loading import fingerprint_model, load_base
@@ -140,3 +142,16 @@ def test_a_folder_of_which_more_is_made_than_its_weights_is_refused(tiny_llama: 
         (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": word}))
         for codec in (None, "nf4/64/double"):
             assert "evil/kernel" in str(refused("HK-BASE-UNSAFE", load_base, folder, codec=codec).have)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_a_tied_head_in_front_of_its_table_is_known_by_its_files(kind: str, tmp_path: Path) -> None:
+    """XLM-RoBERTa makes its head first; files hold the table all the same."""
+    config = transformers.CONFIG_MAPPING[kind](
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert fingerprint_model(model).tensors == fingerprint_folder(tmp_path).tensors
+    files, made = Base.from_folder(tmp_path).sites, Base.from_model(model).sites
+    assert {n: (s.tensor, s.tied) for n, s in files.items()} == {n: (s.tensor, s.tied) for n, s in made.items()}

@@ -17,6 +17,8 @@ from hubkit.methods.config import parse_config
 from hubkit.methods.host import host
 from hubkit.methods.suite import randomize
 from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.lowrank import rows as lowrank_rows
+from hubkit.tensors.lowrank.kernel import row_kernel
 from hubkit.tensors.native import SWITCH
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Mix, Route, Stack, Sum, by_row, leaves, names, to_document
@@ -158,6 +160,7 @@ def test_half_precision_rows_in_a_step_of_decoding(kind: str, compiled: str, mon
     One adapter acts at some sites only; one row has none; three tokens of each row are still few.
     """
     monkeypatch.setenv(SWITCH, compiled)
+    monkeypatch.setattr(lowrank_rows, "row_kernel", row_kernel.__wrapped__)  # else asked once in a process
     attached = attached_zoo(kind, only=("a", "b", "few"), initializer_range=0.1)
     for parameter in attached.parts.parameters():
         parameter.requires_grad_(False).mul_(0.3)

@@ -26,7 +26,7 @@ TREES: st.SearchStrategy[Mix] = st.recursive(
 )
 STORED = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 FACTORS = {"a": 0.5, "b": -0.25, "c": 0.125}
-SITE = Site("x", "linear", (4, 5), torch.float64, False, "x.weight", None, read=lambda _: STORED)
+SITE = Site("x", "linear", (4, 5), torch.float64, False, "x.weight", None, read=lambda name, number=None: STORED)
 
 
 def relative(name: str, site: Site) -> Delta:
