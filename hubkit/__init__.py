@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from hubkit.tensors.weights.estimate import MergeEstimate as MergeEstimate
     from hubkit.tensors.weights.extracting import ExtractedSite as ExtractedSite
     from hubkit.tensors.weights.interference import Interference as Interference
-    from hubkit.training.data import Columns as Columns
     from hubkit.training.drift import Drift as Drift
     from hubkit.training.events import Event as Event
     from hubkit.training.events import Finished as Finished
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from hubkit.training.events import Validated as Validated
     from hubkit.training.options import TrainGiven as TrainGiven
     from hubkit.training.options import TrainOptions as TrainOptions
+    from hubkit.training.rows.data import Columns as Columns
     from hubkit.verbs.add import Added as Added
     from hubkit.verbs.add import add as add
     from hubkit.verbs.attach import attach as attach
@@ -172,10 +172,10 @@ _HOMES = {
     "hubkit.tensors.weights.estimate": ("MergeEstimate",),
     "hubkit.tensors.weights.extracting": ("ExtractedSite",),
     "hubkit.tensors.weights.interference": ("Interference",),
-    "hubkit.training.data": ("Columns",),
     "hubkit.training.drift": ("Drift",),
     "hubkit.training.events": ("Event", "Finished", "Metrics", "Saved", "Started", "Stepped", "Stopped", "Validated"),
     "hubkit.training.options": ("TrainGiven", "TrainOptions"),
+    "hubkit.training.rows.data": ("Columns",),
     "hubkit.verbs.add": ("Added", "add"),
     "hubkit.verbs.attach": ("attach",),
     "hubkit.verbs.bundle": ("Bundled", "bundle"),

@@ -84,7 +84,7 @@ def command(
     Example:
       hubkit train ./SmolLM2-135M-Instruct rows.jsonl --out ./chat --set rank=8 --epochs 2 --validation 0.1
     """
-    from hubkit.training.data import Columns
+    from hubkit.training.rows.data import Columns
 
     columns = Columns(text, messages, prompt, completion) if text or messages or prompt or completion else None
     with ProgressBar(f"pull {base}") as work, Drawing() as drawing:

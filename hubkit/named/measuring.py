@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.drift import Said
-    from hubkit.training.encode import Row
+    from hubkit.training.rows.encode import Row
 
 
 def texts_to_compare(
@@ -30,9 +30,9 @@ def texts_to_compare(
     from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.tensors.base.tokenizer import load_tokenizer
     from hubkit.tensors.parts.part import front_length
-    from hubkit.training.data import choose_columns, read_rows
     from hubkit.training.drift import ANSWER, MOST, read_texts
-    from hubkit.training.encode import encode
+    from hubkit.training.rows.data import choose_columns, read_rows
+    from hubkit.training.rows.encode import encode
 
     tokenizer, context = load_tokenizer(old), context_of_folder(old)
     room = (context or MOST) - front_length(made.parts.values())

@@ -1,1 +1,1 @@
-"""Training: rows from files (`data`, `encode`), steps of them (`batching`), the loop (`loop.fit`) and its own loss."""
+"""Training: rows from files (wing `rows`), steps of them, the loop (`loop.fit`) and its own loss."""

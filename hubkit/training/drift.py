@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
-from hubkit.training.data import SUFFIXES, choose_columns, read_rows
-from hubkit.training.encode import encode
+from hubkit.training.rows.data import SUFFIXES, choose_columns, read_rows
+from hubkit.training.rows.encode import encode
 
 PROMPTS = (
     "The capital of France is",

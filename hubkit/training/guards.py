@@ -18,8 +18,8 @@ from hubkit.documents.drafts import held
 from hubkit.documents.files import refusing
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.device import forked_rng
-from hubkit.training.encode import Row, require_targets
 from hubkit.training.options import TrainOptions
+from hubkit.training.rows.encode import Row, require_targets
 
 
 def require_usable(

@@ -18,14 +18,14 @@ from hubkit.errors import HubkitError
 from hubkit.tensors.device import computing, described
 from hubkit.training import checkpoint as checkpoints
 from hubkit.training.attention import short_attention
-from hubkit.training.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
 from hubkit.training.checkpoint import Checkpoint, RunProgress
-from hubkit.training.encode import Row, rows_digest
 from hubkit.training.events import Event, Finished, Metrics, Saved, Started, Stepped, Stopped, Validated
 from hubkit.training.guards import Interrupt, require_usable, run_folder, training_state
 from hubkit.training.history import History, write_result
 from hubkit.training.loss import chunked_loss
 from hubkit.training.options import WITHOUT_INFLUENCE, TrainOptions
+from hubkit.training.rows.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
+from hubkit.training.rows.encode import Row, rows_digest
 from hubkit.training.schedule import rate_factor
 from hubkit.training.stepper import Stepper, TrainStep
 

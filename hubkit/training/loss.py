@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from hubkit.compat.torch import hook_numbers, own_forward, running
 from hubkit.tensors.device import forked_rng
 from hubkit.tensors.live.likeness import Likeness
-from hubkit.training.encode import IGNORED
+from hubkit.training.rows.encode import IGNORED
 
 CHUNK = 256
 """Rows of logits in memory at once: at a vocabulary of 49,152 in bfloat16, 25 MB and 50 MB."""

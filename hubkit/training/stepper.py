@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from hubkit.compat.torch import scale_
 from hubkit.errors import HubkitError
-from hubkit.training.batching import collate
-from hubkit.training.encode import Row
 from hubkit.training.loss import counted
 from hubkit.training.optimizers import adopt_moment, make_optimizer, moments
+from hubkit.training.rows.batching import collate
+from hubkit.training.rows.encode import Row
 from hubkit.training.scaling import LossScale
 
 TrainStep = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]

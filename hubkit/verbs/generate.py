@@ -143,7 +143,7 @@ def _answer(
     import torch
 
     from hubkit.tensors.base.decoder import context_of_folder
-    from hubkit.training.encode import render
+    from hubkit.training.rows.encode import render
 
     text, templated = prompt, bool(tokenizer.chat_template) and not raw
     if templated:

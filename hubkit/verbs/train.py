@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from hubkit.methods.host import Method
     from hubkit.methods.reading import Planned
     from hubkit.tensors.parts.adapter import Adapter
-    from hubkit.training.data import Columns, Record
-    from hubkit.training.encode import Row
     from hubkit.training.events import Event, Metrics
     from hubkit.training.options import TrainGiven, TrainOptions
+    from hubkit.training.rows.data import Columns, Record
+    from hubkit.training.rows.encode import Row
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,9 +118,9 @@ def train(
     from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
-    from hubkit.training.data import read_rows
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
+    from hubkit.training.rows.data import read_rows
 
     require_license(license)
     out = Path(out)
@@ -222,34 +222,22 @@ def _rows(
     raw: bool,
     front: int,
 ) -> tuple[list[Row], list[Row]]:
-    """Encoded training and validation rows, short enough for `front` virtual tokens to stand in front of each."""
     from hubkit.tensors.base.decoder import context_of_folder
-    from hubkit.training.batching import split
-    from hubkit.training.data import choose_columns
-    from hubkit.training.encode import encode
+    from hubkit.training.rows.preparing import prepared_rows
 
-    chosen = choose_columns(records, columns)
-    context = context_of_folder(base)
-    longest = None if context is None else context - front
-    if options.max_length is not None and longest is not None and options.max_length > longest:
-        beside = f" beside {front} virtual tokens" if front else ""
-        raise HubkitError(
-            "HK-OPTIONS",
-            "max_length is beyond the base's context",
-            want=f"at most {longest}{beside}",
-            have=str(options.max_length),
-            fix=f"--max-length {longest}",
-            status=2,
-        )
-    limit = options.max_length or longest or 1 << 30
-
-    def encoded(some: list[Record], columns: Columns) -> list[Row]:
-        return encode(some, tokenizer, columns, max_length=limit, truncate=options.truncate, raw=raw, front=front)
-
-    rows = encoded(records, chosen)
-    if held is None:
-        return split(rows, options.validation, options.seed)
-    return rows, encoded(held, choose_columns(held, columns))
+    return prepared_rows(
+        records,
+        held,
+        tokenizer,
+        columns,
+        context=context_of_folder(base),
+        front=front,
+        max_length=options.max_length,
+        truncate=options.truncate,
+        raw=raw,
+        share=options.validation,
+        seed=options.seed,
+    )
 
 
 def _fit(
@@ -302,8 +290,8 @@ def _fit(
 
 
 def _training(options: TrainOptions, rows: list[Row], metrics: Metrics) -> dict[str, Any]:
-    from hubkit.training.encode import rows_digest
     from hubkit.training.options import WITHOUT_INFLUENCE
+    from hubkit.training.rows.encode import rows_digest
 
     settings = {k: v for k, v in options.to_document().items() if v is not None and k not in WITHOUT_INFLUENCE}
     return {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}

@@ -242,9 +242,9 @@ def step(model: nn.Module, rows: int, length: int, device: torch.device) -> Call
 
 def loop_step(model: Attached, rows: int, length: int, stack: ExitStack) -> Callable[[], object]:
     """A step of hubkit's own loop, with its loss, its check of the gradient and its one wait for the device."""
-    from hubkit.training.batching import collate
-    from hubkit.training.encode import Row
     from hubkit.training.loss import chunked_loss
+    from hubkit.training.rows.batching import collate
+    from hubkit.training.rows.encode import Row
     from hubkit.training.stepper import Stepper
 
     one = model.adapters["a0"]

@@ -61,9 +61,9 @@ def step(model: nn.Module) -> Callable[[], None]:
 def loop_step(model: Attached, stack: ExitStack, attention: bool = True) -> Callable[[], None]:
     """One step of hubkit's training loop on the same rows: every token is a target, none is skipped."""
     from hubkit.training.attention import short_attention
-    from hubkit.training.batching import collate
-    from hubkit.training.encode import Row
     from hubkit.training.loss import chunked_loss
+    from hubkit.training.rows.batching import collate
+    from hubkit.training.rows.encode import Row
     from hubkit.training.stepper import Stepper
 
     rows = [Row(ids, ids, "") for ids in tokens(ROWS, LENGTH).tolist()]

@@ -28,9 +28,9 @@ from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.live.loading import load_base
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Mix, Stack, Sum
-from hubkit.training.batching import collate
-from hubkit.training.encode import IGNORED, Row
 from hubkit.training.loss import chunked_loss
+from hubkit.training.rows.batching import collate
+from hubkit.training.rows.encode import IGNORED, Row
 from hubkit.training.stepper import Stepper
 
 STAND_IN, META = standin.install(), torch.device("meta")

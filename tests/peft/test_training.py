@@ -16,10 +16,10 @@ from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.live.loading import load_base
 from hubkit.tensors.parts.adapter import Adapter
-from hubkit.training.batching import collate, plan_epoch
-from hubkit.training.data import Columns, read_rows
-from hubkit.training.encode import encode
 from hubkit.training.events import Stepped
+from hubkit.training.rows.batching import collate, plan_epoch
+from hubkit.training.rows.data import Columns, read_rows
+from hubkit.training.rows.encode import encode
 from hubkit.verbs.train import train
 
 peft = pytest.importorskip("peft")

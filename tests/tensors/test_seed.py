@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from hubkit.tensors.seed import derived_seed
-from hubkit.training.batching import derive_seed
+from hubkit.training.rows.batching import derive_seed
 
 
 def test_the_bytes_that_are_hashed_stay_the_same() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import rows
 
 from hubkit.errors import HubkitError
-from hubkit.training.batching import collate, derive_seed, plan_epoch, plan_evaluation, split, steps_per_epoch
+from hubkit.training.rows.batching import collate, derive_seed, plan_epoch, plan_evaluation, split, steps_per_epoch
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=90)
 
@@ -52,7 +52,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_the_plan_does_not_depend_on_the_process() -> None:
     code = (
-        "from hubkit.training.batching import plan_epoch, split\n"
+        "from hubkit.training.rows.batching import plan_epoch, split\n"
         "print(plan_epoch(list(range(1, 30)), 4, 2, 5, 1), split(range(20), 0.2, 5))"
     )
     run = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "123"}, capture_output=True, check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hubkit.errors import HubkitError
-from hubkit.training.data import Columns, Record, choose_columns, read_rows
+from hubkit.training.rows.data import Columns, Record, choose_columns, read_rows
 
 
 def refused(code: str, call: Callable[..., object], *args: object) -> HubkitError:

@@ -11,8 +11,8 @@ import pytest
 from tiny import tokenizer
 
 from hubkit.errors import HubkitError
-from hubkit.training.data import Columns, Record
-from hubkit.training.encode import Row, encode, rows_digest
+from hubkit.training.rows.data import Columns, Record
+from hubkit.training.rows.encode import Row, encode, rows_digest
 
 TEXT, CHAT = Columns(text="text"), Columns(messages="messages")
 PAIR = Columns(prompt=("p",), completion="c")

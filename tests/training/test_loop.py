@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
 from hubkit.training import checkpoint as checkpoints
-from hubkit.training.encode import Row
 from hubkit.training.events import Event, Finished, Metrics, Saved, Started, Stepped, Stopped, Validated
 from hubkit.training.loop import fit
 from hubkit.training.options import TrainOptions
+from hubkit.training.rows.encode import Row
 from hubkit.training.stepper import TrainStep
 
 OPTIONS = TrainOptions(steps=8, batch_size=2, learning_rate=0.02, save_every=3, seed=1)
@@ -88,7 +88,7 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path: Path, other: tuple[in
 
 def test_one_step_is_that_of_plain_torch(tmp_path: Path) -> None:
     """Outside oracle: torch's own AdamW (not fused) and gradient clipping on the stock loss."""
-    from hubkit.training.batching import collate
+    from hubkit.training.rows.batching import collate
 
     options = TrainOptions(steps=1, batch_size=10, learning_rate=0.01, warmup=0, weight_decay=0.1, clip=0.05)
     _, found, events = train(tmp_path, options, model=Adapted(llama()))
@@ -267,7 +267,7 @@ def test_early_stopping_keeps_the_best_state(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_the_mean_over_targets_and_changes_nothing(tmp_path: Path) -> None:
-    from hubkit.training.batching import collate
+    from hubkit.training.rows.batching import collate
 
     with_held, without = (train(tmp_path / name, held=held)[1] for name, held in (("a", HELD), ("b", ())))
     assert torch.equal(with_held, without)

@@ -11,8 +11,8 @@ from tiny import VOCABULARY, Adapted, llama, rows, train_step
 from torch import Tensor, nn
 
 from hubkit.training import loss as module
-from hubkit.training.batching import collate
 from hubkit.training.loss import ChunkedOutput, chunked_loss, find_head
+from hubkit.training.rows.batching import collate
 
 # the same products in chunks of another height may be summed in another order: one rounding of the computing dtype
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}

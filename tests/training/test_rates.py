@@ -15,7 +15,7 @@ from hubkit.methods.layers import layer_rate
 from hubkit.methods.suite import tiny_model
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.parts.adapter import Adapter
-from hubkit.training.encode import Row
+from hubkit.training.rows.encode import Row
 from hubkit.training.stepper import Stepper
 from hubkit.verbs.train import train
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hubkit.training.encode import Row
+from hubkit.training.rows.encode import Row
 
 VOCABULARY = 61
 

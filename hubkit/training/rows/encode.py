@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hubkit.errors import HubkitError
-from hubkit.training.data import Columns, Record, shorten
+from hubkit.training.rows.data import Columns, Record, shorten
 
 IGNORED = -100
 """The label of a token that is no target, as torch's cross-entropy has it."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.seed import derived_seed
-from hubkit.training.encode import IGNORED, Row
+from hubkit.training.rows.encode import IGNORED, Row
 
 POOL = 8
 """Steps whose rows are sorted by length together: less padding, and still a new mixture in every epoch."""
