@@ -46,6 +46,7 @@ from hubkit.verbs.train import Trained, train
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="In which the base computes.")
 @device_option
 @click.option("--checkpointing", is_flag=True, default=None, help="Less memory, about a third more time.")
+@click.option("--packing", is_flag=True, default=None, help="Rows of a forward pass behind each other, not padded.")
 @click.option("--compile", is_flag=True, default=None, help="Faster steps after a slow first one: torch.compile.")
 @click.option("--validation", type=float, help="Share of the rows held out.  [default: 0]")
 @click.option("--validation-data", type=click.Path(path_type=Path), help="Rows to validate on, instead of a share.")

@@ -24,6 +24,7 @@ from hubkit.training.guards import Interrupt, require_usable, run_folder, traini
 from hubkit.training.history import History, write_result
 from hubkit.training.loss import chunked_loss
 from hubkit.training.options import WITHOUT_INFLUENCE, TrainOptions
+from hubkit.training.packing import packable, require_packing
 from hubkit.training.rows.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
 from hubkit.training.rows.encode import Row, rows_digest
 from hubkit.training.schedule import rate_factor
@@ -84,6 +85,7 @@ def fit(
         weight_decay=options.weight_decay,
         clip=options.clip,
         optimizer=options.optimizer,
+        packing=options.packing,
         rates=rates,
         kept=kept,
     )
@@ -100,6 +102,8 @@ def fit(
             chunked_loss(model, longest, options.chunked_loss) as chunked,
             Interrupt() as interrupt,
         ):
+            if options.packing:
+                require_packing(model, train_step, packable(train_rows))
             run.start(chunked, changes)
             run.train(lambda: interrupt.asked)
         metrics = run.finish(time.perf_counter() - begun)

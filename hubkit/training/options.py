@@ -17,6 +17,8 @@ OPTIMIZERS = ("adamw", "paged_adamw_32bit", "paged_adamw_8bit")
 WITHOUT_INFLUENCE = frozenset({"save_every", "checkpointing"})
 """Options that change cost but no computed bit: a resumed run may change them."""
 
+LATER = frozenset({"compile", "packing"})
+
 
 class TrainGiven(TypedDict, total=False):
     """Options of one run as they are given: any of the fields of `TrainOptions`; None is as good as not given."""
@@ -37,6 +39,7 @@ class TrainGiven(TypedDict, total=False):
     dtype: str | None
     checkpointing: bool | None
     compile: bool | None
+    packing: bool | None
     validation: float | None
     patience: int | None
     eval_every: int | None
@@ -67,6 +70,7 @@ class TrainOptions:
             float16 the loss is scaled, so that small gradients are not lost.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: train through torch.compile: faster steps after a first one that may take a minute.
+        packing: put the rows of a forward pass one after the other, without padding; each sees itself alone.
         validation: share of the rows held out, in [0, 1).
         patience: evaluations without improvement after which training stops and the best state is kept; None: never.
         eval_every: steps between evaluations; None: once per epoch. The last step is always evaluated.
@@ -95,6 +99,7 @@ class TrainOptions:
     dtype: str | None = None
     checkpointing: bool = False
     compile: bool = False
+    packing: bool = False
     validation: float = 0.0
     patience: int | None = None
     eval_every: int | None = None
@@ -174,9 +179,9 @@ class TrainOptions:
     def to_document(self) -> dict[str, object]:
         """Every option by name, as JSON values: for the manifest and for the identity of a checkpoint.
 
-        `compile` is left out where it is off: what was written before there was one reads the same.
+        What came later (`LATER`) is left out where it is off: what was written before there was one reads the same.
         """
-        return {name: value for name, value in asdict(self).items() if name != "compile" or value}
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value}
 
 
 def _is_number(value: object) -> bool:

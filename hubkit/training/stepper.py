@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from hubkit.compat.torch import scale_
 from hubkit.errors import HubkitError
+from hubkit.training.attention import rows_of
 from hubkit.training.loss import counted
 from hubkit.training.optimizers import adopt_moment, make_optimizer, moments
-from hubkit.training.rows.batching import collate
+from hubkit.training.rows.batching import collate, packed
 from hubkit.training.rows.encode import Row
 from hubkit.training.scaling import LossScale
 
@@ -28,6 +30,7 @@ class Stepper:
         clip: largest global norm of the gradient; 0 clips nothing.
         optimizer: one of `hubkit.training.options.OPTIMIZERS`.
         rates: parameter name -> what multiplies the learning rate for it; 1 for those left out.
+        packing: the rows of a micro-batch are one row, see `hubkit.training.packing`.
         kept: tensors that `train_step` reads and no step changes: part of the state, so that a resumed run has them.
     """
 
@@ -40,10 +43,12 @@ class Stepper:
         weight_decay: float,
         clip: float,
         optimizer: str = "adamw",
+        packing: bool = False,
         rates: Mapping[str, float] | None = None,
         kept: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.params, self.clip = model, params, clip
+        self.packing = packing
         self.kept = kept or {}
         self.train_step = train_step
         self.device = next(iter(params.values())).device
@@ -94,10 +99,15 @@ class Stepper:
         for batch, count in zip(batches, counts, strict=True):
             if cancelled():
                 return None
-            loss: Any = self._loss(batch) * (count / sum(counts))
-            (loss if self.scale.factor == 1.0 else loss * self.scale.factor).backward()
+            with self._rows_of(batch):
+                loss: Any = self._loss(batch) * (count / sum(counts))
+                (loss if self.scale.factor == 1.0 else loss * self.scale.factor).backward()
             total += loss.detach().to(self.device)
         return total
+
+    def _rows_of(self, batch: Sequence[Row]) -> AbstractContextManager[None]:
+        """What attention may know of a packed batch, in forward and backward."""
+        return rows_of([len(row.ids) for row in batch] if self.packing else ())
 
     def _measured(self, total: Tensor) -> tuple[float, float]:
         """The loss and the norm of the gradient: the one time in a step that the host waits for the device."""
@@ -125,7 +135,8 @@ class Stepper:
                     if cancelled():
                         return None
                     count = sum(row.targets() for row in batch)
-                    total += float(self._loss(batch)) * count
+                    with self._rows_of(batch):
+                        total += float(self._loss(batch)) * count
                     targets += count
         finally:
             self.model.train()
@@ -134,7 +145,7 @@ class Stepper:
         return total / targets
 
     def _loss(self, batch: Sequence[Row]) -> Tensor:
-        inputs = collate(batch, self.device)
+        inputs = (packed if self.packing else collate)(batch, self.device)
         with counted(inputs["labels"], sum(row.targets() for row in batch)):
             loss = self.train_step(self.model, inputs)
         if not isinstance(loss, Tensor) or loss.dim() != 0:

@@ -94,3 +94,19 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> dict[str
     ]
     batch = torch.tensor(sides, dtype=torch.int64, pin_memory=torch.device(device).type == "cuda")
     return dict(zip(("input_ids", "attention_mask", "labels"), batch.to(device, non_blocking=True), strict=True))
+
+
+def packed(rows: Sequence[Row], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """`rows` one after the other as a single row: input_ids, position_ids and labels, each (1, all tokens), int64.
+
+    Positions begin anew with each row, and there is no attention mask: by that transformers knows where rows begin,
+    and keeps them apart. Nothing is padded. The first label of a row is no target, so none crosses a border.
+    """
+    sides = [
+        [token for row in rows for token in row.ids],
+        [position for row in rows for position in range(len(row.ids))],
+        [label for row in rows for label in row.labels],
+    ]
+    batch = torch.tensor(sides, dtype=torch.int64, pin_memory=torch.device(device).type == "cuda")
+    whole = batch.to(device, non_blocking=True).unsqueeze(1)
+    return dict(zip(("input_ids", "position_ids", "labels"), whole, strict=True))
