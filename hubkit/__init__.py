@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     from hubkit.training.options import TrainGiven as TrainGiven
     from hubkit.training.options import TrainOptions as TrainOptions
     from hubkit.training.rows.data import Columns as Columns
+    from hubkit.training.rows.marked import MarkedRow as MarkedRow
+    from hubkit.training.rows.marked import Piece as Piece
+    from hubkit.training.rows.summary import Lengths as Lengths
+    from hubkit.training.rows.summary import Prepared as Prepared
     from hubkit.verbs.add import Added as Added
     from hubkit.verbs.add import add as add
     from hubkit.verbs.attach import attach as attach
@@ -117,6 +121,8 @@ if TYPE_CHECKING:
     from hubkit.verbs.outdated import outdated as outdated
     from hubkit.verbs.pack import Packed as Packed
     from hubkit.verbs.pack import pack as pack
+    from hubkit.verbs.preview import Preview as Preview
+    from hubkit.verbs.preview import preview as preview
     from hubkit.verbs.probe import Probed as Probed
     from hubkit.verbs.probe import ProbedAdapter as ProbedAdapter
     from hubkit.verbs.probe import probe as probe
@@ -176,6 +182,8 @@ _HOMES = {
     "hubkit.training.events": ("Event", "Finished", "Metrics", "Saved", "Started", "Stepped", "Stopped", "Validated"),
     "hubkit.training.options": ("TrainGiven", "TrainOptions"),
     "hubkit.training.rows.data": ("Columns",),
+    "hubkit.training.rows.marked": ("MarkedRow", "Piece"),
+    "hubkit.training.rows.summary": ("Lengths", "Prepared"),
     "hubkit.verbs.add": ("Added", "add"),
     "hubkit.verbs.attach": ("attach",),
     "hubkit.verbs.bundle": ("Bundled", "bundle"),
@@ -201,6 +209,7 @@ _HOMES = {
     "hubkit.verbs.offer": ("offer",),
     "hubkit.verbs.outdated": ("Outdated", "outdated"),
     "hubkit.verbs.pack": ("Packed", "pack"),
+    "hubkit.verbs.preview": ("Preview", "preview"),
     "hubkit.verbs.probe": ("Probed", "ProbedAdapter", "probe"),
     "hubkit.verbs.pull": ("Pulled", "pull"),
     "hubkit.verbs.push": ("Pushed", "push"),

@@ -13,19 +13,34 @@ from hubkit.cli.progress import ProgressBar
 from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, incomplete_option, offline_option
 from hubkit.cli.training import Drawing
+from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
+
+WRITING = frozenset({"name", "license", "resume", "replace", "device", "allow_incomplete_base"})
+"""Options that say nothing of rows."""
+DUPLICATES = "Rows that equal one before them.  [default: keep]"
+OVERLAP = "Rows that stand in the validation data, too.  [default: refuse]"
+DRY_RUN = (
+    "Show N rows as the model sees them (3), and figures of all; train nothing, write nothing. No --out is needed."
+)
 
 
 @declare("train")
 @click.argument("base")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The adapter's folder.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="The adapter's folder.")
 @click.option("--method", metavar="NAME", help="What to train; `hubkit methods` lists them. Default: hubkit's own.")
 @click.option("--set", "config", metavar="NAME=VALUE", multiple=True, help="Option of the method; may be repeated.")
 @click.option("--text", metavar="COLUMN", help="Column of plain text: every token is learnt.")
 @click.option("--messages", metavar="COLUMN", help="Column of chat messages: assistant turns are learnt.")
 @click.option("--prompt", metavar="COLUMN", multiple=True, help="Column of the prompt; several are joined.")
 @click.option("--completion", metavar="COLUMN", help="Column of the completion: only it is learnt.")
+@click.option("--system", metavar="COLUMN", help="Column of the system message.")
+@click.option("--tools", metavar="COLUMN", help="Column of the tools that the chat template is given.")
+@click.option("--history", metavar="COLUMN", help="Column of earlier pairs of prompt and completion.")
+@click.option("--duplicates", type=click.Choice(["keep", "drop", "refuse"]), default="keep", help=DUPLICATES)
+@click.option("--overlap", type=click.Choice(["refuse", "drop"]), default="refuse", help=OVERLAP)
+@click.option("--dry-run", metavar="[N]", is_flag=False, flag_value=3, type=click.IntRange(min=0), help=DRY_RUN)
 @click.option("--raw", is_flag=True, help="Prompt and completion without the chat template.")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--epochs", type=float, help="Passes over the rows, instead of --steps.  [default: 1]")
@@ -68,18 +83,23 @@ from hubkit.verbs.train import Trained, train
 def command(
     base: str,
     data: Path,
-    out: Path,
+    out: Path | None,
     config: tuple[str, ...],
     text: str | None,
     messages: str | None,
     prompt: tuple[str, ...],
     completion: str | None,
+    system: str | None,
+    tools: str | None,
+    history: str | None,
+    dry_run: int | None,
     **options: Any,
 ) -> None:
     """Train an adapter on a base and your rows.
 
-    BASE is a folder or a repository. DATA is .jsonl, .json or .csv with text, chat messages, or prompt and
-    completion; the columns are found by their names. Loss is taken on completions only. The result is a complete
+    BASE is a folder or a repository. DATA is .jsonl, .json, .csv, .tsv, .parquet or .txt, also with .gz, a folder of
+    save_to_disk, or datasets:ORG/NAME[:CONFIG][@REVISION][#SPLIT]; with text, chat messages, or prompt and completion.
+    The columns are found by their names and shown. Loss is taken on completions only. The result is a complete
     adapter folder, bound to the exact base. Killed half-way, run it again with --resume: same bytes.
 
     Example:
@@ -87,7 +107,18 @@ def command(
     """
     from hubkit.training.rows.data import Columns
 
-    columns = Columns(text, messages, prompt, completion) if text or messages or prompt or completion else None
+    chosen = Columns(text, messages, prompt, completion, system, tools, history)
+    columns = chosen if chosen.names() else None
+    if dry_run is not None:
+        given = {name: value for name, value in options.items() if name not in WRITING}
+        with ProgressBar(f"pull {base}") as work:
+            shown = preview(
+                base, data, rows=dry_run, config=settings(config), columns=columns, progress=work.reach, **given
+            )
+        emit(shown, _render_preview)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out' / '-o'.")
     with ProgressBar(f"pull {base}") as work, Drawing() as drawing:
         result = train(
             base,
@@ -102,6 +133,16 @@ def command(
     if result.metrics.early:
         note(f"stopped early: step {result.metrics.kept_step} was the best")
     emit(result, _render)
+
+
+def _render_preview(shown: Preview) -> str:
+    lines = [*shown.figures.lines()]
+    if shown.rows:
+        lines += ["", "[[what is learnt]]"]
+    for row in shown.rows:
+        cut = f", {row.cut} more cut off" if row.cut else ""
+        lines += ["", f"{row.where}: {row.tokens} tokens, {row.targets} of them learnt{cut}", row.text()]
+    return "\n".join(lines)
 
 
 def _render(done: Trained) -> str:

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from hubkit.cli.output import note
 from hubkit.cli.progress import ProgressBar
-from hubkit.training.events import Event, Started, Stepped, Stopped, Validated
+from hubkit.training.events import Event, Prepared, Started, Stepped, Stopped, Validated
 
 
 class Drawing:
@@ -25,7 +25,10 @@ class Drawing:
             self._progress.__exit__(kind, error, trace)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, Prepared):
+            for line in event.lines():
+                note(line)
+        elif isinstance(event, Started):
             self._progress = ProgressBar("train", event.steps, "steps", estimate=False)
             self._progress.done = event.step
             rows = f"{event.rows} rows" + (f", {event.validation_rows} held out" if event.validation_rows else "")

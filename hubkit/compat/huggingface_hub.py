@@ -116,3 +116,10 @@ def exchanged(session: Any, method: str, url: str, headers: Mapping[str, str], b
         options = {"stream": True, "timeout": read, "allow_redirects": False}
         with session.request(method, url, headers=headers, json=body, **options) as response:
             yield response
+
+
+def dataset_commit(repo: str, revision: str | None) -> str:
+    """The commit that a revision of a data set of the Hub is now; its default branch where `revision` is None."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(repo, revision=revision).sha)

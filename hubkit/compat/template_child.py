@@ -1,7 +1,7 @@
 """A program: renders chat templates, which are programs of strangers, in a process that can be killed.
 
-It reads pickled requests (template, special tokens, messages, generation prompt) from its standard input, writes a line
-of JSON for each, and ends with its input. It is run as a file and imports nothing of hubkit.
+It reads pickled requests (template, special tokens, messages, generation prompt, tools) from its standard input, writes
+a line of JSON for each, and ends with its input. It is run as a file and imports nothing of hubkit.
 
 ``PreTrainedTokenizerBase.apply_chat_template`` is public and is what tokenizers use; that it needs no tokenizer but the
 three names of `Stub` when it does not tokenize is not promised. Read in transformers 4.57 and 5.23.
@@ -37,12 +37,12 @@ def main() -> None:
     _write(out, {"ready": True})
     while True:
         try:
-            template, tokens, messages, prompt = pickle.load(sys.stdin.buffer)
+            template, tokens, messages, prompt, tools = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
             text = PreTrainedTokenizerBase.apply_chat_template(
-                Stub(template, tokens), messages, tokenize=False, add_generation_prompt=prompt
+                Stub(template, tokens), messages, tools=tools, tokenize=False, add_generation_prompt=prompt
             )
             found = {"text": str(text)} if len(text) <= LONGEST else {"error": f"more than {LONGEST} characters"}
         except MemoryError:

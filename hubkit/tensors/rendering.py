@@ -30,23 +30,25 @@ class TemplateFailed(Exception):
     """A template refused, broke, or was killed; the words say how."""
 
 
-def rendered(tokenizer: Any, messages: Sequence[Any], prompt: bool) -> str:
+def rendered(tokenizer: Any, messages: Sequence[Any], prompt: bool, tools: list[Any] | None = None) -> str:
     """What ``tokenizer.apply_chat_template`` makes of a conversation as text.
 
     A tokenizer that has its own way with conversations, and thus no template of the base, is called as it is.
 
     Args:
         prompt: end with what the template lets the assistant's answer begin with.
+        tools: what the assistant may call, as JSON schemas; None: nothing is said of tools.
 
     Raises:
         TemplateFailed: it fails, or takes more than `SECONDS` or the child's memory.
     """
     if not _by_template(tokenizer):
         try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+            more = {"tools": tools} if tools else {}
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **more))
         except Exception as error:
             raise TemplateFailed(f"{type(error).__name__}: {error}") from None
-    return _CHILD.ask((tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, prompt))
+    return _CHILD.ask((tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, prompt, tools))
 
 
 def begin(base: Path) -> None:

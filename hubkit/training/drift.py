@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
-from hubkit.training.rows.data import SUFFIXES, choose_columns, read_rows
+from hubkit.training.rows.data import choose_columns, holds_rows, read_rows
 from hubkit.training.rows.encode import encode
 
 PROMPTS = (
@@ -69,7 +69,7 @@ def read_texts(path: Path | None, tokenizer: Any, longest: int) -> tuple[list[Te
     Raises:
         HubkitError: ``HK-MISSING``; ``HK-NO-ROWS`` for a file without a prompt; what reading rows raises.
     """
-    if path is not None and path.suffix.lower() in SUFFIXES:
+    if path is not None and holds_rows(path):
         records = read_rows(path)
         rows = encode(records, tokenizer, choose_columns(records), max_length=longest, truncate=True)
         return [torch.tensor([list(row.ids)]) for row in rows], False

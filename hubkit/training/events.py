@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from hubkit.training.rows.summary import Prepared as Prepared
+
 
 @dataclass(frozen=True)
 class Started:
@@ -127,4 +129,4 @@ class Finished:
     metrics: Metrics
 
 
-Event = Started | Stepped | Validated | Saved | Stopped | Finished
+Event = Prepared | Started | Stepped | Validated | Saved | Stopped | Finished

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hubkit.training.options import TrainGiven, TrainOptions
     from hubkit.training.rows.data import Columns, Record
     from hubkit.training.rows.encode import Row
+    from hubkit.training.rows.summary import Prepared
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,6 +69,8 @@ def train(
     columns: Columns | None = None,
     raw: bool = False,
     validation_data: Path | str | None = None,
+    duplicates: str = "keep",
+    overlap: str = "refuse",
     name: str | None = None,
     license: str | None = None,
     revision: str | None = None,
@@ -88,13 +91,16 @@ def train(
 
     Args:
         base: folder or repository of the base.
-        data: rows, ``.jsonl``, ``.json`` or ``.csv``: text, chat messages, or prompt and completion.
+        data: rows, ``.jsonl``, ``.json``, ``.csv``, ``.parquet``, ``.txt`` or ``datasets:...``: text, chat messages,
+            or prompt and completion; see ``docs/rows.md``.
         out: the adapter's folder.
         method: what to train; hubkit's default method when None.
         config: options of the method, JSON values or text.
         columns: which columns to train on; found from the data when None.
         raw: prompt and completion without the chat template.
         validation_data: rows to validate on, instead of a share of `data`.
+        duplicates: what becomes of rows that equal one before them: "keep", "drop", "refuse".
+        overlap: what becomes of rows that stand in `validation_data`, too: "refuse", "drop".
         name: the adapter's; the folder's name by default.
         license: SPDX identifier, for manifest and model card.
         revision: of the base, where `base` is a repository that names none.
@@ -120,7 +126,8 @@ def train(
     from hubkit.training import checkpoint
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
-    from hubkit.training.rows.data import read_rows
+    from hubkit.training.rows.data import read_data
+    from hubkit.training.rows.preparing import require_choices
 
     require_license(license)
     out = Path(out)
@@ -132,14 +139,18 @@ def train(
     wanted = TrainOptions.of(options, chosen.info.recipe)
     place = device_named(device)
     require_optimizer(wanted.optimizer, place)
-    records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
+    require_choices(duplicates, overlap)
+    (records, origin), held = read_data(data, offline), None
+    if validation_data:
+        held = read_data(validation_data, offline)[0]
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
     settings, vocabulary, tokens = prepared(settings, source.path)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
-    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front)
+    equal = (duplicates, overlap)
+    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front, equal, report)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
     adapter, metrics = _fit(
         source.path,
@@ -160,7 +171,7 @@ def train(
     manifest = dataclasses.replace(
         draft,
         config=document_of(adapter.config),
-        training=_training(wanted, rows, metrics) | ({"untrained": left} if left else {}),
+        training=_training(wanted, rows, metrics, origin) | ({"untrained": left} if left else {}),
         overrides=(INCOMPLETE,) if allow_incomplete_base else (),
     )
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
@@ -221,7 +232,10 @@ def _rows(
     options: TrainOptions,
     raw: bool,
     front: int,
+    equal: tuple[str, str],
+    report: Callable[[Prepared], object],
 ) -> tuple[list[Row], list[Row]]:
+    """Rows to train and to validate on; `equal`: what becomes of duplicates and of the overlap."""
     from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.training.rows.preparing import prepared_rows
 
@@ -230,13 +244,13 @@ def _rows(
         held,
         tokenizer,
         columns,
+        options,
         context=context_of_folder(base),
         front=front,
-        max_length=options.max_length,
-        truncate=options.truncate,
         raw=raw,
-        share=options.validation,
-        seed=options.seed,
+        duplicates=equal[0],
+        overlap=equal[1],
+        report=report,
     )
 
 
@@ -289,9 +303,10 @@ def _fit(
     return adapter.without_zeros(), metrics
 
 
-def _training(options: TrainOptions, rows: list[Row], metrics: Metrics) -> dict[str, Any]:
+def _training(options: TrainOptions, rows: list[Row], metrics: Metrics, origin: Mapping[str, str]) -> dict[str, Any]:
     from hubkit.training.options import WITHOUT_INFLUENCE
     from hubkit.training.rows.encode import rows_digest
 
     settings = {k: v for k, v in options.to_document().items() if v is not None and k not in WITHOUT_INFLUENCE}
-    return {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}
+    found = {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}
+    return found | ({"origin": dict(origin)} if origin else {})

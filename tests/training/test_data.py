@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hubkit.errors import HubkitError
-from hubkit.training.rows.data import Columns, Record, choose_columns, read_rows
+from hubkit.training.rows.data import Columns, Record, choose_columns, read_rows, unused
 
 
 def refused(code: str, call: Callable[..., object], *args: object) -> HubkitError:
@@ -138,3 +139,120 @@ def test_only_the_first_faults_are_spelt_out() -> None:
     error = refused("HK-COLUMNS", choose_columns, of("a") * 500, Columns(text="b"))
     assert len(error.have) == 11
     assert error.have[-1] == "and 490 more"
+
+
+PAIR = ("prompt", "completion")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (
+            [("instruction", "context", "response", "category")],
+            Columns(prompt=("instruction", "context"), completion="response"),
+        ),
+        (
+            [("system_prompt", "question", "response")],
+            Columns(prompt=("question",), completion="response", system="system_prompt"),
+        ),
+        ([("conversations", "system", "tools")], Columns(messages="conversations", system="system", tools="tools")),
+        (
+            [("instruction", "output"), ("instruction", "input", "output"), ("instruction", "output", "history")],
+            Columns(prompt=("instruction", "input"), completion="output", history="history"),
+        ),
+        (
+            [("messages",), ("messages", "tools"), ("messages", "system")],
+            Columns(messages="messages", system="system", tools="tools"),
+        ),
+    ],
+)
+def test_what_belongs_to_the_shape_is_found_in_whatever_row_it_stands(
+    rows: list[tuple[str, ...]], columns: Columns
+) -> None:
+    records = [record for names in rows for record in of(*names)]
+    assert choose_columns(records) == columns
+
+
+def test_rows_of_several_shapes_are_refused() -> None:
+    error = refused("HK-COLUMNS", choose_columns, [*of("messages"), *of("text"), *of(*PAIR), *of("text")])
+    assert error.have == ["r:1: messages", "r:1: text", "r:1: prompt, completion"]
+    refused("HK-COLUMNS", choose_columns, [*of(*PAIR, "system"), *of(*PAIR, "system_prompt")])
+
+
+def test_preferences_are_refused_unless_the_columns_are_named() -> None:
+    for names in (("chosen", "rejected"), ("prompt", "chosen", "rejected")):
+        assert "preferences" in refused("HK-COLUMNS", choose_columns, of(*names)).what
+    asked = Columns(prompt=("prompt",), completion="chosen")
+    assert choose_columns(of("prompt", "chosen", "rejected"), asked) == asked
+    labelled = [Record({"prompt": "x", "completion": "y", "label": False}, "r:1")]
+    assert "preferences" in refused("HK-COLUMNS", choose_columns, labelled).what
+    assert choose_columns(of(*PAIR, "label")) == Columns(prompt=("prompt",), completion="completion")
+
+
+def test_pictures_are_refused_unless_the_columns_are_named() -> None:
+    seen = [Record({"messages": [], "images": []}, "r:1"), Record({"messages": [], "images": ["x"]}, "r:2")]
+    assert refused("HK-DATA", choose_columns, seen).have == ["r:2: images"]
+    assert choose_columns(seen[:1]) == choose_columns(seen, Columns(messages="messages"))
+
+
+def test_columns_that_look_like_content_and_are_not_used_are_said() -> None:
+    records = [*of("text", "id"), *of("text", "answer", "title")]
+    assert unused(records, Columns(text="text")) == ("answer", "title")
+
+
+def test_a_named_column_that_rows_may_lack_stands_in_some_row() -> None:
+    asked = Columns(prompt=("prompt",), completion="completion", system="sys")
+    assert choose_columns([*of(*PAIR), *of(*PAIR, "sys")], asked) == asked
+    assert "(near: syst)" in refused("HK-COLUMNS", choose_columns, of(*PAIR, "syst"), asked).have[0]
+    refused("HK-COLUMNS", choose_columns, of("text", "sys"), Columns(text="text", system="sys"))
+    refused("HK-COLUMNS", choose_columns, of("sys"), Columns(system="sys"))
+
+
+def test_gzip_and_plain_lines(tmp_path: Path) -> None:
+    rows = '{"text": "one"}\n{"text": "two"}\n'
+    packed = read_rows(write(tmp_path, "r.jsonl.gz", gzip.compress(rows.encode())))
+    assert packed == [Record({"text": "one"}, "r.jsonl.gz:1"), Record({"text": "two"}, "r.jsonl.gz:2")]
+    lines = read_rows(write(tmp_path, "r.txt", " one\r\n\n two\u2028 \n"))
+    assert lines == [Record({"text": " one"}, "r.txt:1"), Record({"text": " two\u2028 "}, "r.txt:3")]
+    for broken in (b"plain", gzip.compress(rows.encode())[:-9]):
+        assert refused("HK-DATA", read_rows, write(tmp_path, "b.jsonl.gz", broken)).where == "b.jsonl.gz"
+
+
+def test_nul_characters_are_named_with_their_row(tmp_path: Path) -> None:
+    for name, text in (
+        ("r.jsonl", '{"a": "fine \\\\u0000"}\n{"a": [{"b": "x\\u0000"}]}\n'),
+        ("r.csv", "a\nx\0\n"),
+        ("r.txt", "one\ntwo\0\n"),
+    ):
+        error = refused("HK-DATA", read_rows, write(tmp_path, name, text))
+        assert (error.where, "NUL" in error.have[0]) == (f"{name}:2", True)
+
+
+def test_parquet_says_what_jsonl_says(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows: list[dict[str, object]] = [
+        {
+            "messages": [
+                {"role": "user", "content": "ü"},
+                {"role": "assistant", "content": None, "tool_calls": [{"x": 1}]},
+            ],
+            "tools": None,
+        },
+        {"messages": [{"role": "user", "content": "b", "weight": 0}], "tools": [{"y": ["z"]}]},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    plain = read_rows(write(tmp_path, "r.jsonl", "\n".join(map(json.dumps, rows))))
+    found = read_rows(tmp_path / "r.parquet")
+    assert [record.where for record in found] == ["r.parquet row 1", "r.parquet row 2"]
+    present = [{name: value for name, value in record.values.items() if value is not None} for record in found]
+    assert present == [{n: value for n, value in record.values.items() if value is not None} for record in plain]
+
+
+def test_broken_text_in_parquet_is_named_with_its_row(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array([b"fine", b"cut \xff"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "r.parquet")
+    error = refused("HK-DATA", read_rows, tmp_path / "r.parquet")
+    assert (error.where, error.have) == ("r.parquet row 2", ["byte 0xff"])

@@ -1,187 +1,117 @@
-"""Training rows as people have them: JSONL, JSON, CSV and TSV files, and which of their columns are meant."""
+"""Training rows as people have them, from files and data sets, and which of their columns are meant."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hubkit.errors import HubkitError, nearest
+from hubkit.training.rows.files import SUFFIXES as SUFFIXES
+from hubkit.training.rows.files import Record as Record
+from hubkit.training.rows.files import kind_of, read_file
+from hubkit.training.rows.sets import PREFIX, is_saved, read_set
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 TEXTS = ("text",)
 CHATS = ("messages", "conversations", "conversation")
 PROMPTS = ("prompt", "instruction", "question", "query", "input")
+FURTHER = ("context",)
+"""What a prompt is about; it stands behind the prompt."""
 COMPLETIONS = ("completion", "response", "answer", "output", "target")
+SYSTEMS = ("system", "system_prompt")
+TOOLS, HISTORIES = ("tools",), ("history",)
+PREFERRED, MEDIA = ("chosen", "rejected"), ("image", "images", "audio", "audios", "video", "videos")
+OTHERS = ("answers", "functions", "label", "reasoning", "thinking", "source", "summary", "title", "document")
+CONTENT: tuple[str, ...] = (
+    *TEXTS, *CHATS, *PROMPTS, *FURTHER, *COMPLETIONS, *SYSTEMS, *TOOLS, *HISTORIES, *PREFERRED, *MEDIA, *OTHERS
+)  # fmt: skip
+"""Names of columns that usually hold something to learn from: where one is not used, that is said."""
 SHOWN = 10
 """Faults of one kind that a refusal spells out; the rest are counted."""
 
-_CSV_LIMIT = threading.Lock()
 _NAME_THEM = "name them: --text COLUMN, or --messages COLUMN, or --prompt COLUMN --completion COLUMN"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row of a data file: its columns by name, and where it stands ("data.jsonl:17")."""
-
-    values: Mapping[str, object]
-    where: str
 
 
 @dataclass(frozen=True)
 class Columns:
     """The columns to train on: `text`, or `messages`, or `prompt` (joined by blank lines) with `completion`.
 
-    Empty fields are found from the data by `choose_columns`.
+    `prompt` and `completion` may hold lists of messages as well. Empty fields are found from the data by
+    `choose_columns`, where none is given. A row may lack what follows:
+
+    Args:
+        system: text that becomes the system message.
+        tools: what the assistant may call, a list of JSON schemas or its JSON text.
+        history: earlier turns of prompt and completion, a list of pairs.
     """
 
     text: str | None = None
     messages: str | None = None
     prompt: tuple[str, ...] = ()
     completion: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    history: str | None = None
 
     def names(self) -> list[str]:
         """All columns named, in a fixed order."""
-        return [n for n in (self.text, self.messages, *self.prompt, self.completion) if n]
+        return [n for n in (self.text, self.messages, *self.prompt, self.completion, *self.beside()) if n]
+
+    def beside(self) -> tuple[str, ...]:
+        """The columns that a row may lack."""
+        return tuple(name for name in (self.system, self.tools, self.history) if name)
+
+    def shape(self) -> tuple[str | None, ...]:
+        """What two rows of one shape have in common."""
+        return (self.text, self.messages, *self.prompt[:1], self.completion)
 
 
-def read_rows(path: Path) -> list[Record]:
-    """The rows of one file, in its order; blank lines of JSONL are skipped.
+def read_rows(data: Path | str, offline: bool = False) -> list[Record]:
+    """The rows of a file or a data set, in its order; see `read_data`."""
+    return read_data(data, offline)[0]
+
+
+def read_data(data: Path | str, offline: bool = False) -> tuple[list[Record], dict[str, str]]:
+    """The rows of a file or a data set, in its order, and of a data set where it came from.
+
+    Args:
+        data: a file (`read_file` says which), a folder of ``save_to_disk``, or ``datasets:...`` (`read_set`).
+        offline: fetch nothing.
 
     Raises:
-        HubkitError: HK-MISSING; HK-DATA for an unknown suffix, wrong encoding, bad JSON or CSV, half of a character, at
-            file:line; HK-NO-ROWS for a file without rows.
+        HubkitError: what `read_file` and `read_set` raise.
     """
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        base = (path / "config.json").is_file()
-        fix = f"hubkit train {path} ROWS: the base comes first" if base else f"hubkit train BASE {path}/ROWS.jsonl"
-        raise _fault(str(path), f"a file ending in {' '.join(SUFFIXES)}", "a base" if base else "a folder", fix)
-    if suffix not in SUFFIXES:
-        raise _fault(path.name, f"a file ending in {' '.join(SUFFIXES)}", suffix or "no suffix")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise HubkitError("HK-MISSING", "the training data is not there", where=str(path)) from None
-    except OSError as error:
-        raise HubkitError("HK-DATA", "the training data cannot be read", where=str(path), have=str(error)) from None
-    text = _decode(data, path.name)
-    if suffix in (".csv", ".tsv"):
-        rows = list(_read_csv(text, path.name, "\t" if suffix == ".tsv" else ","))
-    else:
-        rows = list(_read_json(text, path.name) if suffix == ".json" else _read_jsonl(text, path.name))
-    if not rows:
-        raise HubkitError("HK-NO-ROWS", "the training data has no rows", where=path.name, want="at least one row")
-    return rows
+    if str(data).startswith(PREFIX) or is_saved(Path(data)):
+        return read_set(str(data), offline)
+    return read_file(Path(data)), {}
 
 
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        have = f"byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise _fault(f"{name}:{line}", "UTF-8 text", have, "convert the file to UTF-8") from None
-
-
-def _fault(where: str, want: str, have: str | Sequence[str], fix: str = "") -> HubkitError:
-    return HubkitError("HK-DATA", "the training data cannot be read", where=where, want=want, have=have, fix=fix)
-
-
-def _read_jsonl(text: str, name: str) -> Iterator[Record]:
-    # split("\n"), not splitlines(): U+2028 and form feeds are ordinary characters inside JSON strings
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _record(_parse(line, name, number), f"{name}:{number}", "\\u" in line)
-
-
-def _parse(text: str, name: str, line: int) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{name}:{line + error.lineno - 1}"
-        raise _fault(where, "JSON", f"{error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise _fault(f"{name}:{line}", "JSON", "values nested too deeply") from None
-    except ValueError as error:
-        raise _fault(f"{name}:{line}", "JSON", str(error)) from None
-
-
-def _record(value: object, where: str, escaped: bool) -> Record:
-    """One row; `escaped`: characters may be written as ``\\uXXXX``, and half of a pair of them is no text."""
-    if not isinstance(value, dict):
-        raise _fault(where, "an object with named columns", _kind(value))
-    if escaped and (broken := [name for name, column in value.items() if not _is_text([name, column])]):
-        have = [f"half of a surrogate pair in column {name!r}" for name in broken]
-        raise _fault(where, "Unicode text", have, "write whole characters, or remove the row: it was cut inside of one")
-    return Record(value, where)
-
-
-def _is_text(value: object) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_json(text: str, name: str) -> Iterator[Record]:
-    value = _parse(text, name, 1)
-    if not isinstance(value, list):
-        raise _fault(name, "a list of objects", _kind(value), "one object per line belongs in a .jsonl file")
-    for number, row in enumerate(value, start=1):
-        yield _record(row, f"{name} row {number}", "\\u" in text)
-
-
-def _read_csv(text: str, name: str, delimiter: str) -> Iterator[Record]:
-    # the limit on a field's length is global to the csv module and by default below the length of long texts
-    with _CSV_LIMIT:
-        before = csv.field_size_limit(sys.maxsize)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        try:
-            lines = [(reader.line_num, row) for row in reader if row]
-        except csv.Error as error:
-            raise _fault(f"{name}:{reader.line_num}", "CSV", str(error)) from None
-        finally:
-            csv.field_size_limit(before)
-    if not lines:
-        return
-    header = lines[0][1]
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise _fault(f"{name}:1", "a header of distinct names", [f"{column!r} stands there twice" for column in twice])
-    for number, row in lines[1:]:
-        if len(row) != len(header):
-            raise _fault(f"{name}:{number}", f"{len(header)} fields", f"{len(row)} fields")
-        yield Record(dict(zip(header, row, strict=True)), f"{name}:{number}")
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+def holds_rows(path: Path) -> bool:
+    """Whether a file's name says that it has rows with columns, rather than plain lines."""
+    return kind_of(path) in SUFFIXES
 
 
 def choose_columns(records: Sequence[Record], asked: Columns | None = None) -> Columns:
-    """The columns to train on: those asked for, or the one usual choice that the first row offers.
+    """The columns to train on: those asked for, or the one usual choice that the rows offer.
 
     Raises:
         HubkitError: HK-NO-ROWS; HK-COLUMNS when a named column is absent from any row, when nothing usual is
-            there, when two choices are, or when `asked` is no complete choice.
+            there, when two choices are, when rows are of several shapes or preferences, or when `asked` is no complete
+            choice; HK-DATA for rows with pictures or sounds.
     """
     if not records:
         raise HubkitError("HK-NO-ROWS", "there are no rows to train on", want="at least one row")
-    present = list(records[0].values)
-    columns = asked if asked is not None and asked.names() else _detect(present, records[0].where)
-    _check_choice(columns)
+    if asked is not None and asked.names():
+        columns, wanted = asked, [n for n in asked.names() if n not in asked.beside()]
+        _check_choice(columns)
+        _require_somewhere(records, columns.beside())
+    else:
+        columns = _found(records)
+        wanted = [name for name in columns.shape() if name]
     faults = [
         f"{record.where}: no column {name!r}" + _hint(name, record.values)
         for record in records
-        for name in columns.names()
+        for name in wanted
         if name not in record.values
     ]
     if faults:
@@ -190,21 +120,84 @@ def choose_columns(records: Sequence[Record], asked: Columns | None = None) -> C
             "HK-COLUMNS",
             "rows lack a column that is to be trained on",
             where=where,
-            want=f"{', '.join(columns.names())} in every row",
+            want=f"{', '.join(wanted)} in every row",
             have=shorten(faults),
             fix=_NAME_THEM,
         )
     return columns
 
 
-def _detect(present: Sequence[str], where: str) -> Columns:
-    found: list[Columns] = [Columns(text=name) for name in TEXTS if name in present]
-    found += [Columns(messages=name) for name in CHATS if name in present]
+def unused(records: Sequence[Record], columns: Columns) -> tuple[str, ...]:
+    """Columns that usually hold something to learn from, are there, and are not trained on."""
+    present = {name for record in _kinds(records) for name in record.values} - set(columns.names())
+    return tuple(name for name in CONTENT if name in present)
+
+
+def _kinds(records: Sequence[Record]) -> list[Record]:
+    """The first row with each set of columns."""
+    kinds: dict[frozenset[str], Record] = {}
+    for record in records:
+        kinds.setdefault(frozenset(record.values), record)
+    return list(kinds.values())
+
+
+def _found(records: Sequence[Record]) -> Columns:
+    """The choice that the first row offers, with what further rows of that shape have beside it."""
+    first, *others = _kinds(records)
+    columns = _detect(first)
+    mixed = []
+    for other in others:
+        try:
+            found = _detect(other)
+        except HubkitError:
+            continue  # it may have the columns all the same
+        if found.shape() == columns.shape() and found.system in (None, columns.system or found.system):
+            columns = _together(columns, found)
+        elif found.system != columns.system or any(name not in other.values for name in columns.shape() if name):
+            mixed.append(f"{other.where}: {', '.join(found.names())}")
+    if mixed:
+        raise HubkitError(
+            "HK-COLUMNS",
+            "the rows are of several shapes",
+            where=first.where,
+            want="the same shape in every row",
+            have=[f"{first.where}: {', '.join(columns.names())}", *shorten(mixed)],
+            fix="write them all as messages, or train on one shape at a time",
+        )
+    _require_text_alone(records)
+    return columns
+
+
+def _together(one: Columns, two: Columns) -> Columns:
+    order = (*PROMPTS, *FURTHER)
+    prompt = tuple(sorted({*one.prompt[1:], *two.prompt[1:]}, key=order.index))
+    tools, history = one.tools or two.tools, one.history or two.history
+    return replace(one, prompt=one.prompt[:1] + prompt, system=one.system or two.system, tools=tools, history=history)
+
+
+def _detect(record: Record) -> Columns:
+    present, where = list(record.values), record.where
     prompts: list[tuple[str, ...]] = [(name,) for name in PROMPTS if name in present]
     if prompts == [("instruction",), ("input",)]:  # the Alpaca form: a task and what it is applied to
         prompts = [("instruction", "input")]
-    completions = [name for name in COMPLETIONS if name in present]
-    found += [Columns(prompt=prompt, completion=completion) for prompt in prompts for completion in completions]
+    if len(prompts) == 1:
+        prompts = [(*prompts[0], *(name for name in FURTHER if name in present))]
+    systems: list[str | None] = [name for name in SYSTEMS if name in present] or [None]
+    tools = next((name for name in TOOLS if name in present), None)
+    history = next((name for name in HISTORIES if name in present), None)
+    found: list[Columns] = [Columns(text=name) for name in TEXTS if name in present]
+    found += [Columns(messages=name, system=s, tools=tools) for name in CHATS if name in present for s in systems]
+    found += [
+        Columns(prompt=prompt, completion=name, system=s, tools=tools, history=history)
+        for prompt in prompts
+        for name in COMPLETIONS
+        if name in present
+        for s in systems
+    ]
+    if not found and set(PREFERRED) <= set(present):
+        raise _preferences(present, where, "--messages chosen, or --prompt prompt --completion chosen")
+    if len(found) == 1 and found[0].completion and isinstance(record.values.get("label"), bool):
+        raise _preferences(present, where, "keep the rows that are labelled true, and take the column away")
     if len(found) == 1:
         return found[0]
     have = [f"columns {', '.join(present) or 'none'}"]
@@ -212,10 +205,32 @@ def _detect(present: Sequence[str], where: str) -> Columns:
     raise _no_columns("text, or messages, or prompt and completion", have, where)
 
 
+def _preferences(present: Sequence[str], where: str, fix: str) -> HubkitError:
+    want, have = "answers to learn: text, messages, or prompt and completion", f"columns {', '.join(present)}"
+    what = "these rows are preferences between answers, on which no method here trains"
+    return HubkitError("HK-COLUMNS", what, where=where, want=want, have=have, fix=fix)
+
+
+def _require_text_alone(records: Sequence[Record]) -> None:
+    """Refuse rows with pictures or sounds beside their text, which the text speaks of: HK-DATA."""
+    seen = [f"{one.where}: {n}" for one in records for n in MEDIA if one.values.get(n)]
+    if seen:
+        what, fix = "the rows have more than text", f"to train on the text alone, {_NAME_THEM}"
+        raise HubkitError("HK-DATA", what, where=records[0].where, want="text", have=shorten(seen), fix=fix)
+
+
 def _check_choice(columns: Columns) -> None:
     kinds = [bool(columns.text), bool(columns.messages), bool(columns.prompt or columns.completion)]
-    if sum(kinds) != 1 or bool(columns.prompt) != bool(columns.completion):
+    whole = sum(kinds) == 1 and bool(columns.prompt) == bool(columns.completion)
+    if not whole or (columns.text and columns.beside()) or (columns.history and not columns.prompt):
         raise _no_columns("text, or messages, or prompt and completion", ", ".join(columns.names()), "flags")
+
+
+def _require_somewhere(records: Sequence[Record], names: Sequence[str]) -> None:
+    present = {name for record in _kinds(records) for name in record.values}
+    absent = [f"no row has a column {name!r}" + _hint(name, present) for name in names if name not in present]
+    if absent:
+        raise _no_columns(", ".join(names), absent, records[0].where.partition(":")[0])
 
 
 def _no_columns(want: str, have: str | Sequence[str], where: str) -> HubkitError:

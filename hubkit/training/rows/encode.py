@@ -7,20 +7,18 @@ included, because that is what the model has to produce when it is used.
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from hubkit.errors import HubkitError
+from hubkit.training.rows.chat import Chat, chat_of, has_chat, joined, prompt_text, system_text, text_of
 from hubkit.training.rows.data import Columns, Record, shorten
 
 IGNORED = -100
 """The label of a token that is no target, as torch's cross-entropy has it."""
-
-ROLES = {"human": "user", "gpt": "assistant"}
-"""Role names of the from/value form of chats, where they differ from those of templates."""
 
 
 class Tokenizer(Protocol):
@@ -33,7 +31,9 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
         """A mapping with "input_ids"."""
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any:
+    def apply_chat_template(
+        self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool, **more: Any
+    ) -> Any:
         """The conversation as one text."""
 
 
@@ -45,11 +45,13 @@ class Row:
         ids: token ids.
         labels: for each token itself if it is a target, else -100; the first is never a target (nothing precedes it).
         where: the record it came from, for messages.
+        cut: tokens that were cut off at its end.
     """
 
     ids: Sequence[int]
     labels: Sequence[int]
     where: str = ""
+    cut: int = 0
 
     def targets(self) -> int:
         """The number of targets."""
@@ -68,9 +70,9 @@ def encode(
 ) -> list[Row]:
     """The rows to train on, one per record, in order.
 
-    Messages go through the tokenizer's chat template; prompt and completion too, as user and assistant, when there
-    is a template and not `raw`. Text and raw rows get the special tokens the tokenizer adds, the beginning token at
-    most once, and the end token.
+    Messages go through the tokenizer's chat template, with the row's tools; prompt and completion too, as user and
+    assistant, when there is a template and not `raw`. Text and raw rows get the special tokens the tokenizer adds, the
+    beginning token at most once, and the end token.
 
     Args:
         max_length: most tokens of a row.
@@ -79,8 +81,9 @@ def encode(
         front: virtual tokens that `max_length` has left room for; for messages.
 
     Raises:
-        HubkitError: HK-DATA for a value of a wrong type; HK-TEMPLATE when the template is missing, fails, or renders
-            a beginning of a conversation otherwise than the same messages within the whole; HK-ROW-TOO-LONG;
+        HubkitError: HK-DATA for a value of a wrong type; HK-TEMPLATE when the template is missing, fails, leaves out
+            what the row says, or renders a beginning of a conversation otherwise than the same messages within the
+            whole; HK-ROW-TOO-LONG;
             HK-NO-TARGETS for rows on which nothing could be learnt; HK-NO-ROWS.
     """
     if not records:
@@ -89,7 +92,7 @@ def encode(
     rows = [encode_one(record) for record in records]
     _require_words(records, columns)
     if truncate:
-        rows = [Row(row.ids[:max_length], row.labels[:max_length], row.where) for row in rows]
+        rows = [_cut(row, max_length) if len(row.ids) > max_length else row for row in rows]
     long = [f"{row.where}: {len(row.ids)} tokens" for row in rows if len(row.ids) > max_length]
     if long:
         raise HubkitError(
@@ -101,6 +104,10 @@ def encode(
         )
     require_targets(rows)
     return rows
+
+
+def _cut(row: Row, length: int) -> Row:
+    return Row(row.ids[:length], row.labels[:length], row.where, len(row.ids) - length)
 
 
 def _require_words(records: Sequence[Record], columns: Columns) -> None:
@@ -119,7 +126,7 @@ def _require_words(records: Sequence[Record], columns: Columns) -> None:
 
 def _says(value: object) -> bool:
     if isinstance(value, list):
-        texts = [item.get("content", item.get("value")) for item in value if isinstance(item, Mapping)]
+        texts = [m.get("content", m.get("value", m.get("text"))) for m in value if isinstance(m, Mapping)]
         return len(texts) < len(value) or any(_says(text) for text in texts)
     return not isinstance(value, str | None) or bool(value and value.strip())
 
@@ -150,67 +157,39 @@ def rows_digest(rows: Sequence[Row]) -> str:
 def _encoder(tokenizer: Tokenizer, columns: Columns, raw: bool) -> Callable[[Record], Row]:
     if columns.text:
         name = columns.text
-        return lambda record: _plain(tokenizer, "", _text(record, name), record.where)
+        return lambda record: _plain(tokenizer, "", text_of(record, name), record.where)
+    parts = cache(lambda: _takes_parts(tokenizer))
     if columns.messages:
-        chat = columns.messages
         _require_template(tokenizer)
-        return lambda record: _chat(tokenizer, _messages(record, chat), record.where)
-    completion = columns.completion or ""
-    if raw or not tokenizer.chat_template:
-        return lambda record: _plain(tokenizer, _prompt(record, columns), _text(record, completion), record.where)
-    return lambda record: _chat(
-        tokenizer,
-        [
-            {"role": "user", "content": _prompt(record, columns)},
-            {"role": "assistant", "content": _text(record, completion)},
-        ],
-        record.where,
-    )
+
+    def encode_chat(record: Record) -> Row:
+        return _chat(tokenizer, chat_of(record, columns), record.where, parts)
+
+    def encode_plain(record: Record) -> Row:
+        if has_chat(record, columns):
+            _require_template(tokenizer)
+            what = "messages, history and tools cannot be written without the chat template"
+            raise HubkitError("HK-TEMPLATE", what, where=record.where, fix="leave --raw out")
+        prompt = system_text(record, columns) + prompt_text(record, columns)
+        return _plain(tokenizer, prompt, text_of(record, columns.completion or ""), record.where)
+
+    plain = not columns.messages and (raw or not tokenizer.chat_template)
+    return encode_plain if plain else encode_chat
 
 
-def _wrong(record: Record, name: str, want: str) -> HubkitError:
-    have = json.dumps(record.values.get(name), ensure_ascii=False, default=str)
-    what = f"column {name!r} holds something else than {want}"
-    return HubkitError("HK-DATA", what, where=record.where, want=want, have=have[:200])
+def _takes_parts(tokenizer: Tokenizer) -> bool:
+    """Whether the template writes content in parts, ``[{"type": "text", "text": ...}]``, as the text that it is."""
+    from hubkit.tensors.rendering import TemplateFailed, rendered
 
-
-def _text(record: Record, name: str) -> str:
-    value = record.values.get(name)
-    if not isinstance(value, str):
-        raise _wrong(record, name, "text")
-    return value
-
-
-def _prompt(record: Record, columns: Columns) -> str:
-    first, *others = columns.prompt
-    parts = [_text(record, first), *(_text(record, name) for name in others if record.values.get(name) is not None)]
-    return "\n\n".join([parts[0], *(part for part in parts[1:] if part)])
-
-
-def _messages(record: Record, name: str) -> list[dict[str, Any]]:
-    want = 'a list of messages {"role": ..., "content": ...}'
-    value = record.values.get(name)
-    if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise _wrong(record, name, want) from None
-    if not isinstance(value, list) or not value:
-        raise _wrong(record, name, want)
-    messages = [_message(item) for item in value]
-    if None in messages:
-        raise _wrong(record, name, want)
-    return [message for message in messages if message is not None]
-
-
-def _message(item: object) -> dict[str, Any] | None:
-    """One message in the form of templates, or None if it is none."""
-    if not isinstance(item, Mapping):
-        return None
-    if "role" not in item and isinstance(item.get("from"), str) and isinstance(item.get("value"), str):
-        return {"role": ROLES.get(item["from"], item["from"]), "content": item["value"]}
-    speaks = isinstance(item.get("content"), str) or (item.get("content") is None and item.get("tool_calls"))
-    return dict(item) if isinstance(item.get("role"), str) and speaks else None
+    word = "hubkit"
+    try:
+        made, plain = (
+            rendered(tokenizer, [{"role": "user", "content": content}], False)
+            for content in ([{"type": "text", "text": word}], word)
+        )
+    except TemplateFailed:
+        return False
+    return word in made and made == plain
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
@@ -258,21 +237,59 @@ def _require_template(tokenizer: Tokenizer) -> None:
         )
 
 
-def _chat(tokenizer: Tokenizer, messages: list[dict[str, Any]], where: str) -> Row:
-    whole = render(tokenizer, messages, False, where)
-    ids = _ids(tokenizer, whole, special=False)
-    spans = []
+def _chat(tokenizer: Tokenizer, chat: Chat, where: str, parts: Callable[[], bool]) -> Row:
+    messages, tools = chat.messages, chat.tools
+    if any(isinstance(message.get("content"), list) for message in messages) and not parts():
+        messages = joined(messages)
+    whole = render(tokenizer, messages, False, where, tools=tools)
+    _require_kept(tokenizer, messages, tools, whole, where)
+    ids, spans = _ids(tokenizer, whole, special=False), []
     for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = render(tokenizer, messages[:index], True, where)
-            after = render(tokenizer, messages[: index + 1], False, where)
+        if message["role"] == "assistant" and chat.learnt[index]:
+            before = render(tokenizer, messages[:index], True, where, tools=tools)
+            after = render(tokenizer, messages[: index + 1], False, where, tools=tools)
             _require_prefix(before, after, whole, index, where)
             spans.append(tuple(_common(_ids(tokenizer, text, special=False), ids) for text in (before, after)))
     return _row(ids, [(start, stop) for start, stop in spans], where)
 
 
+def _require_kept(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[Any] | None, whole: str, where: str
+) -> None:
+    """Refuse a template that leaves out what the row says: HK-TEMPLATE.
+
+    What cannot be seen in the text is left out on trial: where the text stays the same, it was not in it.
+    """
+    from hubkit.tensors.rendering import TemplateFailed, rendered
+
+    trials: list[tuple[str, list[dict[str, Any]], list[Any] | None]] = [("tools", messages, None)] if tools else []
+    for index, message in enumerate(messages):
+        name, content = f"message {index + 1} ({message['role']})", message.get("content")
+        if message["role"] == "system" and isinstance(content, str) and content.strip() not in whole:
+            trials.append((name, [*messages[:index], *messages[index + 1 :]], tools))
+        for field in ("tool_calls", "reasoning_content", "thinking"):
+            if message.get(field):
+                less = {key: value for key, value in message.items() if key != field}
+                trials.append((f"{field} of {name}", [*messages[:index], less, *messages[index + 1 :]], tools))
+    lost = []
+    for name, fewer, given in trials:
+        try:
+            lost += [name] if rendered(tokenizer, fewer, False, given) == whole else []
+        except TemplateFailed:
+            continue  # without it the template fails: so it is read
+    if lost:
+        what, fix = "the chat template leaves out what the row says", "take it out of the row, or another base"
+        want = "a template that writes all of the row"
+        raise HubkitError("HK-TEMPLATE", what, where=where, want=want, have=[f"left out: {n}" for n in lost], fix=fix)
+
+
 def render(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], prompt: bool, where: str, fix: str = "change the row"
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    prompt: bool,
+    where: str,
+    fix: str = "change the row",
+    tools: list[Any] | None = None,
 ) -> str:
     """The conversation as the chat template of the base writes it.
 
@@ -280,6 +297,7 @@ def render(
         prompt: end with what the template lets the assistant's answer begin with.
         where: the row, or the base, for messages.
         fix: what a user can do when the template fails.
+        tools: what the assistant may call, as JSON schemas.
 
     Raises:
         HubkitError: ``HK-TEMPLATE``.
@@ -287,7 +305,7 @@ def render(
     from hubkit.tensors.rendering import TemplateFailed, rendered
 
     try:
-        return rendered(tokenizer, messages, prompt)
+        return rendered(tokenizer, messages, prompt, tools)
     except TemplateFailed as error:
         roles = ", ".join(str(message["role"]) for message in messages) or "no message"
         what, have = "the chat template refuses a conversation", [str(error), f"messages: {roles}"]

@@ -1,0 +1,124 @@
+"""`preview`: what a training would learn from: rows as the model sees them, and figures of all; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from hubkit.documents.arguments import checked
+from hubkit.documents.shown import Shown
+from hubkit.named.outline import outline
+from hubkit.named.sources import Source, base_reference, base_source
+from hubkit.named.vocabulary import prepared, tokenizer_with
+from hubkit.registry.api import Progress
+from hubkit.registry.opening import Where
+
+if TYPE_CHECKING:
+    from hubkit.methods.host import Method
+    from hubkit.training.options import TrainGiven
+    from hubkit.training.rows.data import Columns
+    from hubkit.training.rows.marked import MarkedRow
+    from hubkit.training.rows.summary import Prepared
+
+
+@dataclass(frozen=True, repr=False)
+class Preview(Shown):
+    """What a training would learn from.
+
+    Args:
+        figures: of all rows.
+        rows: the first training rows, what is learnt of them marked.
+    """
+
+    figures: Prepared
+    rows: tuple[MarkedRow, ...]
+
+
+@checked
+def preview(
+    base: Path | str,
+    data: Path | str,
+    *,
+    rows: int = 3,
+    method: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    columns: Columns | None = None,
+    raw: bool = False,
+    validation_data: Path | str | None = None,
+    duplicates: str = "keep",
+    overlap: str = "refuse",
+    revision: str | None = None,
+    registry: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    **options: Unpack[TrainGiven],
+) -> Preview:
+    """Reads rows as `train` would, with the same arguments, and shows them. Nothing is trained or written.
+
+    Of the base its tokenizer and configuration are needed, and the headers of its weights where they are there.
+
+    Args:
+        base: folder or repository of the base.
+        data: rows, as `train` takes them.
+        rows: how many of the training rows to show.
+        method, config: what would be trained: it may add tokens, or take room for virtual ones.
+        columns: which columns to train on; found from the data when None.
+        raw: prompt and completion without the chat template.
+        validation_data: rows to validate on, instead of a share of `data`.
+        duplicates, overlap: as in `train`.
+        revision: of the base, where `base` is a repository that names none.
+        progress: of the base's download.
+        options: fields of `hubkit.training.options.TrainOptions`.
+
+    Raises:
+        HubkitError: what `train` raises of its arguments, its rows, and the base's tokenizer.
+    """
+    from hubkit.methods.config import parse_config
+    from hubkit.methods.host import host
+    from hubkit.tensors.base.decoder import context_of_folder
+    from hubkit.training.options import TrainOptions
+    from hubkit.training.rows.data import read_data
+    from hubkit.training.rows.marked import marked
+    from hubkit.training.rows.preparing import prepared_rows
+
+    chosen = host().load(method or host().default())
+    settings = parse_config(chosen.info.config, config or {}, "--set")
+    wanted = TrainOptions.of(options, chosen.info.recipe)
+    records = read_data(data, offline)[0]
+    held = read_data(validation_data, offline)[0] if validation_data else None
+    source = _base(base, revision, Where(registry, offline, progress))
+    settings, vocabulary, _ = prepared(settings, source.path)
+    tokenizer = tokenizer_with(source.path, (vocabulary or {}).get("tokens", {}), "the adapter")
+    figures: list[Prepared] = []
+    found, _ = prepared_rows(
+        records,
+        held,
+        tokenizer,
+        columns,
+        wanted,
+        context=context_of_folder(source.path),
+        front=_front(chosen, settings, source.path),
+        raw=raw,
+        duplicates=duplicates,
+        overlap=overlap,
+        report=figures.append,
+    )
+    return Preview(figures[0], tuple(marked(row, tokenizer) for row in found[: max(0, rows)]))
+
+
+def _base(base: Path | str, revision: str | None, where: Where) -> Source:
+    """The base's folder; of a repository that is not here yet, one without the values of its weights."""
+    reference = base_reference(base, revision)
+    made = None if reference.path is not None or where.offline else outline(reference, where)
+    return base_source(base, revision, where) if made is None else Source(made.path, str(reference), outline=made)
+
+
+def _front(method: Method, settings: Any, base: Path) -> int:
+    """Virtual tokens that would stand in front of each row; none where the base's weights are not there to say."""
+    from hubkit.methods.reading import planned
+    from hubkit.tensors.base.base import Base
+
+    there = any(base.glob("*.safetensors"))
+    return planned(method, settings, Base.from_folder(base)).front if there else 0
