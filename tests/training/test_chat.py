@@ -159,7 +159,8 @@ def test_tools_reach_the_template() -> None:
     for tools in ([TOOL], json.dumps([TOOL])):
         assert made({"messages": talk, "tools": tools}, tok) == wanted(tok, talk, [TOOL])
         assert made({"prompt": "one two", "completion": "three", "tools": tools}, tok) == wanted(tok, talk[::3], [TOOL])
-    for nothing in (None, "", [], "[]"):
+    nothings: tuple[object, ...] = (None, "", [], "[]")
+    for nothing in nothings:
         assert made({"messages": talk, "tools": nothing}, tok) == wanted(tok, talk)
     for wrong in ("no json", {"a": 1}, ["six"], 3):
         refused({"messages": talk, "tools": wrong}, "HK-DATA", tok)

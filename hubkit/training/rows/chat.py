@@ -76,7 +76,7 @@ Turn = tuple[dict[str, Any], bool]
 def wrong(record: Record, name: str, want: str, why: str = "") -> HubkitError:
     """``HK-DATA``: a column holds something else than what is wanted, and why if that is not plain to see."""
     have = json.dumps(record.values.get(name), ensure_ascii=False, default=str)
-    what = f"column {name!r} holds something else than {want}"
+    what = f"column {name!r} holds " + ("a message that cannot be used" if why else f"something else than {want}")
     return HubkitError("HK-DATA", what, where=record.where, want=want, have=[*([why] if why else []), have[:200]])
 
 

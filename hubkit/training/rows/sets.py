@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubkit.compat.huggingface_hub import dataset_commit
+from hubkit.compat.huggingface_hub import dataset_commit, is_forbidden
 from hubkit.errors import HubkitError
 from hubkit.training.rows.files import EXTRA, Record, fault, rows_of_table, rows_of_values
 
@@ -69,6 +69,7 @@ def read_set(text: str, offline: bool = False) -> tuple[list[Record], dict[str, 
         raise HubkitError("HK-EXTRA", what, where=text, fix=EXTRA) from None
     asked = parse_set(text) if text.startswith(PREFIX) else SetReference(text)
     folder, source = Path(asked.name), {}
+    name = folder.resolve().name if folder.is_dir() else asked.name
     try:
         if is_saved(folder):
             found = datasets.load_from_disk(str(folder))
@@ -81,10 +82,12 @@ def read_set(text: str, offline: bool = False) -> tuple[list[Record], dict[str, 
     except HubkitError:
         raise
     except Exception as error:  # readers of files of any kind, a network: they can raise anything
+        if is_forbidden(error):
+            raise _offline(text) from None
         have = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise fault(text, FORM, have, "is it there, and may you read it?") from None
     chosen, split = _split(found, asked.split, text)
-    records = list(_records(chosen, f"{asked.name}#{split}" if split else folder.name))
+    records = list(_records(chosen, f"{name}#{split}" if split else name))
     if not records:
         raise HubkitError("HK-NO-ROWS", "the training data has no rows", where=text, want="at least one row")
     source |= {"split": split, "digest": digest_of(records)}
@@ -94,9 +97,13 @@ def read_set(text: str, offline: bool = False) -> tuple[list[Record], dict[str, 
 def _commit(asked: SetReference, text: str, offline: bool) -> str:
     """The commit of the Hub that is meant, asked for unless it is one already."""
     if offline:
-        fix = "save it once: datasets.load_dataset(...).save_to_disk(DIR), then hubkit train BASE DIR"
-        raise HubkitError("HK-OFFLINE", "the data set would have to be fetched", where=text, fix=fix)
+        raise _offline(text)
     return asked.revision if _COMMIT.fullmatch(asked.revision) else dataset_commit(asked.name, asked.revision or None)
+
+
+def _offline(text: str) -> HubkitError:
+    fix = "save it once: datasets.load_dataset(...).save_to_disk(DIR), then hubkit train BASE DIR"
+    return HubkitError("HK-OFFLINE", "the data set would have to be fetched", where=text, fix=fix)
 
 
 def _split(found: Any, asked: str, text: str) -> tuple[Any, str]:
