@@ -62,7 +62,7 @@ def test_rows_say_where_they_stand(tmp_path: Path) -> None:
         ("r.csv", "a,b\n1,2\n1,2,3\n", "r.csv:3"),
         ("r.csv", 'a,b\n1,"2\n', "r.csv:2"),
         ("r.csv", "a,a\n1,2\n", "r.csv:1"),
-        ("r.parquet", "", "r.parquet"),
+        ("r.xlsx", "", "r.xlsx"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, name: str, content: str | bytes, where: str) -> None:
@@ -247,6 +247,12 @@ def test_parquet_says_what_jsonl_says(tmp_path: Path) -> None:
     assert [record.where for record in found] == ["r.parquet row 1", "r.parquet row 2"]
     present = [{name: value for name, value in record.values.items() if value is not None} for record in found]
     assert present == [{n: value for n, value in record.values.items() if value is not None} for record in plain]
+
+
+def test_what_is_no_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for content in (b"", b"PAR1", b"PAR1" * 9):
+        assert refused("HK-DATA", read_rows, write(tmp_path, "r.parquet", content)).where == "r.parquet"
 
 
 def test_broken_text_in_parquet_is_named_with_its_row(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ DATA: dict[str, tuple[str, str, tuple[object, ...], str]] = {
     "half of a character": ("r.jsonl", '{"text": "cut \\ud83d"}', (), "HK-DATA"),
     "no objects": ("r.jsonl", '["x"]', (), "HK-DATA"),
     "no text": ("r.jsonl", '{"text": 5}', (), "HK-DATA"),
-    "unknown suffix": ("r.parquet", "PAR1", (), "HK-DATA"),
+    "unknown suffix": ("r.xlsx", "PK", (), "HK-DATA"),
     "ragged CSV": ("r.csv", "text\nx,y\n", (), "HK-DATA"),
     "a long row": ("r.jsonl", json.dumps({"text": "word " * 400}), (), "HK-ROW-TOO-LONG"),
     "nothing to learn": ("r.jsonl", '{"messages": [{"role": "user", "content": "x"}]}', (), "HK-NO-TARGETS"),
