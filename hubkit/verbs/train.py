@@ -124,6 +124,7 @@ def train(
     from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
+    from hubkit.training.advice.fitting import fitted_config, fitted_options
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
     from hubkit.training.rows.data import read_data
@@ -144,6 +145,7 @@ def train(
     if validation_data:
         held = read_data(validation_data, offline)[0]
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
+    wanted = fitted_options(options, chosen, settings, source.path)
     settings, vocabulary, tokens = prepared(settings, source.path)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
@@ -151,6 +153,7 @@ def train(
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     equal = (duplicates, overlap)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front, equal, report)
+    settings = fitted_config(chosen, settings, config or {}, source.path, rows, report)
     identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
     adapter, metrics = _fit(
         source.path,
