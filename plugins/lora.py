@@ -207,10 +207,10 @@ PEFT = PeftForm(
 RECIPE = {"learning_rate": 1e-3, "weight_decay": 0.0}
 SOURCES = (
     "LoRA Without Regret (https://thinkingmachines.ai/blog/lora/): all linear layers, about ten times the rate of full"
-    " fine-tuning, whatever the rank, which need only grow with the target tokens; its cookbook, by which training sets"
-    " the rate: 5e-4 · (2000 / hidden size)^0.781 on bases like Llama, so 1.3e-3 at 576 hidden units and 2.9e-4 at 4096,"
-    " with the exponent 0.0775 on Qwen, and at most 5e-4 on others. Starts at the weight (pissa, olora) and bases of"
-    " unknown width keep 1e-3; measured on a 135M Llama, 24 steps: held-out loss 2.07 before, 1.32 at 5e-4, 1.29 at"
+    " fine-tuning, whatever the rank, which need only grow with the target tokens; its cookbook, by which training"
+    " sets the rate: 5e-4 · (2000 / hidden size)^0.781 on bases like Llama, so 1.3e-3 at 576 hidden units and 2.9e-4 at"
+    " 4096, with the exponent 0.0775 on Qwen, and at most 5e-4 on others. Starts at the weight (pissa, olora) and bases"
+    " of unknown width keep 1e-3; measured on a 135M Llama, 24 steps: held-out loss 2.07 before, 1.32 at 5e-4, 1.29 at"
     " 1e-3, 1.25 at 2e-3"
 )
 

@@ -78,9 +78,7 @@ class LowRankConfig:
         """What multiplies the learning rate of one tensor: in a linear layer all but A have the ratio, as in PEFT."""
         return self.lora_plus_ratio if role in ("B", "m") and site.kind == "linear" else 1.0
 
-    def grown(
-        self, given: frozenset[str], sites: Mapping[str, Site], fits: Callable[..., int] = max
-    ) -> Self | None:
+    def grown(self, given: frozenset[str], sites: Mapping[str, Site], fits: Callable[..., int] = max) -> Self | None:
         """Twice the rank, or None where it stays; alpha stays, with which the best rate hardly depends on the rank.
 
         Args:

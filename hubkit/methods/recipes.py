@@ -3,6 +3,9 @@
 The rate's formula is that of Thinking Machines' tinker-cookbook (``hyperparam_utils.get_lr``), whose sweep found how a
 LoRA's best rate falls as bases grow wider; it stands here and nowhere else. That capacity matters only from where the
 rows hold more than the adapter can: LoRA Without Regret, https://thinkingmachines.ai/blog/lora/.
+
+Rates by layer: ULMFiT, Howard and Ruder 2018, https://arxiv.org/abs/1801.06146, §3.1; in the form of ELECTRA, Clark et
+al. 2020, https://arxiv.org/abs/2003.10555: rate · decay^(steps down from the top), the embeddings below layer 0.
 """
 
 from __future__ import annotations
@@ -10,9 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.identity.config_identity import TEXT_TYPE, config_values
+from hubkit.errors import HubkitError
+from hubkit.tensors.base.layers import layer_of
+
+if TYPE_CHECKING:
+    from hubkit.tensors.base.base import Base
 
 MOST_RANK = 256
 """Up to which a rank is doubled."""
@@ -76,3 +84,37 @@ def doubled_rank(rank: int, given: frozenset[str], widths: Iterable[int], fits: 
     """
     most = min(MOST_RANK, fits(widths, default=0))
     return None if given & {"rank", "rank_pattern"} or 2 * rank > most else 2 * rank
+
+
+def layers_of(base: Base) -> int:
+    """How many layers a base has."""
+    return 1 + max((number for site in base.sites if (number := layer_of(site)) is not None), default=-1)
+
+
+def layer_rate(site: str, decay: float, depth: int) -> float:
+    """What multiplies the learning rate at a site.
+
+    Args:
+        decay: of one layer to the one below it; 1.0: none.
+        depth: how many layers the base has.
+    """
+    from hubkit.tensors.base.arch import arch_of
+
+    layer = layer_of(site)
+    if layer is None:  # what is outside of the layers lies above them, unless it is an embedding
+        layer = -1 if site.rpartition(".")[2] in arch_of("").embeddings else depth
+    return float(decay ** (depth - layer))
+
+
+def require_depth(base: Base, decay: float, depth: int) -> None:
+    """Refuses a decay that counts from another number of layers than the base has: ``HK-CONFIG``."""
+    found = layers_of(base)
+    if decay != 1.0 and depth != found:
+        raise HubkitError(
+            "HK-CONFIG",
+            "layer-wise decay counts down from the top of the base",
+            where=base.source,
+            want=f"depth {found}",
+            have=f"depth {depth}",
+            fix=f"--set depth={found}",
+        )

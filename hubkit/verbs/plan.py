@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from hubkit.methods.host import Method
     from hubkit.training.advice.memory import Run
+    from hubkit.training.rows.encode import Row
 
 TOKENS = 512
 """Of a row, where neither rows nor --max-length say it."""
@@ -121,8 +122,10 @@ def plan(
     _require(batch_size, max_length, gpus, device)
     source = config_source(base, revision, Where(registry, offline, progress))
     model = outline(source.path)
-    longest, targets = lengths(data, source.path, max_length)
-    run = _run(model, batch_size, longest, gpus, optimizer, checkpointing, dtype, device)
+    rows = rows_of(data, source.path, max_length) if data is not None else []
+    targets = sum(row.targets() for row in rows) if data is not None else None
+    longest = max((len(row.ids) for row in rows), default=max_length or TOKENS)
+    run = run_of(model, batch_size, longest, gpus, optimizer, checkpointing, dtype, device)
     plans, left = [], {}
     names = _names(method)
     for name in names:
@@ -160,27 +163,25 @@ def config_source(base: Path | str, revision: str | None, where: Where) -> Sourc
     return source
 
 
-def lengths(data: Path | str | None, base: Path, max_length: int | None) -> tuple[int, int | None]:
-    """Tokens of the longest row, and target tokens of all; (``max_length`` or 512, None) without rows."""
-    from hubkit.tensors.base.decoder import context_of_folder
+def rows_of(data: Path | str, base: Path, max_length: int | None) -> list[Row]:
+    """The rows of `data` as training would see them, longer ones cut.
 
-    context = context_of_folder(base)
-    if data is None:
-        return max_length or min(TOKENS, context or TOKENS), None
+    Raises:
+        HubkitError: what rows are refused for.
+    """
+    from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.tensors.base.tokenizer import load_tokenizer
     from hubkit.training.rows.data import read_rows
     from hubkit.training.rows.preparing import prepared_rows
 
     rows, _ = prepared_rows(
-        read_rows(Path(data)), None, load_tokenizer(base), None, context=context, front=0, max_length=max_length,
-        truncate=True, raw=False, share=0.0, seed=0,
+        read_rows(Path(data)), None, load_tokenizer(base), None, context=context_of_folder(base), front=0,
+        max_length=max_length, truncate=True, raw=False, share=0.0, seed=0,
     )  # fmt: skip
-    return max(len(row.ids) for row in rows), sum(row.targets() for row in rows)
+    return rows
 
 
-def plan_of(
-    name: str, given: Mapping[str, Any] | None, model: nn.Module, targets: int | None, run: Run
-) -> MethodPlan:
+def plan_of(name: str, given: Mapping[str, Any] | None, model: nn.Module, targets: int | None, run: Run) -> MethodPlan:
     """The plan of one method.
 
     Args:
@@ -205,26 +206,18 @@ def plan_of(
 
 def _names(method: str | None) -> list[str]:
     """The methods to plan: one, all, or without a word hubkit's default and the first of each other kind."""
-    from hubkit.methods.host import host
+    from hubkit.training.advice.choosing import kinds, ordered
 
     if method is not None and method != ALL:
         return [method]
-    offers = host().offers()
-    default = host().default()
-    ordered = [default, *(name for name in offers if name != default)]
-    if method == ALL:
-        return ordered
-    kinds: dict[tuple[str, ...], str] = {}
-    for name in ordered:
-        if traits := host().load(name).info.traits:
-            kinds.setdefault(traits, name)
-    return list(kinds.values())
+    return ordered() if method == ALL else list(kinds().values())
 
 
-def _run(
+def run_of(
     model: nn.Module, rows: int, tokens: int, gpus: int | None, optimizer: str, checkpointing: bool,
     dtype: str | None, device: str | None,
 ) -> Run:  # fmt: skip
+    """What is planned; see `hubkit.training.advice.memory.Run`."""
     import torch
 
     from hubkit.tensors.device import device_named

@@ -17,7 +17,7 @@ from hubkit.methods.host import host
 from hubkit.methods.recipes import MOST_RANK, BaseFacts, doubled_rank, width_rate
 from hubkit.tensors.base.base import Base
 from hubkit.training.advice.fitting import fitted_options, grown_config, parameters_of
-from hubkit.training.events import Event, Fitted
+from hubkit.training.events import Event, Fitted, Started
 from hubkit.verbs.train import train
 
 
@@ -139,12 +139,13 @@ def test_what_looks_wrong_is_said_with_figures(tmp_path: Path) -> None:
 
 def test_the_manifest_records_what_was_fitted(tiny_llama: Path, tmp_path: Path) -> None:
     rows = rows_file(tmp_path / "rows.jsonl")
-    said: list[Event] = []
-    with pytest.warns(Notice, match="rows to learn from"):
+    method, said = host().load("lora"), list[Event]()
+    with pytest.warns(Notice, match="24 rows to learn from"):
         train(str(tiny_llama), rows, tmp_path / "a", steps=1, report=said.append)
     manifest = open_adapter(tmp_path / "a").manifest
-    (fitted,) = [event for event in said if isinstance(event, Fitted)]
+    (started,) = [event for event in said if isinstance(event, Started)]
     hidden = json.loads((tiny_llama / "config.json").read_text("utf-8"))["hidden_size"]
+    grown = grown_config(method, method.info.config(), (), Base.from_folder(tiny_llama), started.targets)
     assert manifest.training is not None
     assert manifest.training["options"]["learning_rate"] == width_rate(BaseFacts(hidden, "llama"))
-    assert manifest.config["rank"] == fitted.chosen["rank"]
+    assert manifest.config["rank"] == grown.rank

@@ -52,12 +52,13 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        rows, heads, tokens = query.shape[:3]
+        out = query.new_empty((rows, tokens, heads, value.shape[-1])).transpose(1, 2)  # as the kernels lay it out
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:3], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         raise AssertionError("it is only counted what is kept")
 
 

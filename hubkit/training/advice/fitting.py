@@ -29,7 +29,7 @@ LARGE_BATCH = 32
 HIGH_RATE = 3.0
 """Times the recipe's rate above which a given one is doubted."""
 FEW_ROWS = 100
-"""Below which a prompt with examples is the better first try; OpenAI's and Anthropic's guides begin at 50 to 100."""
+"""Below which a prompt with examples is the better first try."""
 
 
 def facts_of(base: Path, parameters: int = 0) -> BaseFacts:
@@ -55,8 +55,8 @@ def fitted_options(given: TrainGiven, method: Method, config: Any, base: Path) -
     batch = options.batch_size * options.accumulate
     if batch >= LARGE_BATCH and "low-rank" in method.info.traits:
         _notice(
-            f"{batch} rows a step: from {LARGE_BATCH} on a change of low rank learns less than full fine-tuning, at any"
-            " rank; 8 to 16 and more steps learn more (https://thinkingmachines.ai/blog/lora/)"
+            f"{batch} rows a step: from {LARGE_BATCH} on a change of low rank learns less than training all weights, at"
+            f" any rank; 8 to 16 and more steps learn more (hubkit methods {method.name} names the source)"
         )
     return options
 
@@ -122,6 +122,11 @@ def grown_config(
 def parameters_of(parts: Mapping[str, Part]) -> int:
     """Numbers in parts, those that several share once."""
     return sum({id(p): p.numel() for part in parts.values() for p in part.parameters()}.values())
+
+
+def parameters_on(method: Method, config: Any, base: Base) -> int:
+    """Numbers in an adapter of this configuration on this base."""
+    return parameters_of(_made(method, config, base)[0])
 
 
 def _made(method: Method, config: Any, base: Base) -> tuple[Mapping[str, Part], Mapping[str, Site]]:
