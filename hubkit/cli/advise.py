@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,14 +15,14 @@ from hubkit.verbs.advise import Advised, advise
 
 @declare("advise")
 @click.argument("base")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", metavar="DATA")
 @click.option("--memory", metavar="SIZE", help="Of one GPU: 24GB.  [default: what this machine has]")
 @click.option("--gpus", type=click.IntRange(min=1), help="How many GPUs there are.")
 @click.option("--revision", metavar="REV", help="Of the base.")
 @offline_option
 @registry_option
 @json_option
-def command(base: str, data: Path, **options: Any) -> None:
+def command(base: str, data: str, **options: Any) -> None:
     """Say which method and options fit a base and your rows, and why.
 
     Whether to train at all, what to train, how much memory and time it takes, and the command that does it, each with

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from hubkit.verbs.plan import MethodPlan, TrainingPlan, plan
 
 @declare("plan")
 @click.argument("base")
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, metavar="[DATA]")
 @click.option("--method", metavar="NAME|all", help="One method, or all. Default: hubkit's own and one of each kind.")
 @click.option("--set", "config", metavar="NAME=VALUE", multiple=True, help="Option of the method; may be repeated.")
 @click.option("--batch-size", type=int, default=4, show_default=True, help="Rows per forward pass, on one process.")
@@ -37,7 +36,7 @@ from hubkit.verbs.plan import MethodPlan, TrainingPlan, plan
 @offline_option
 @registry_option
 @json_option
-def command(base: str, data: Path | None, config: tuple[str, ...], **options: Any) -> None:
+def command(base: str, data: str | None, config: tuple[str, ...], **options: Any) -> None:
     """Show how much memory training a base takes, method by method.
 
     BASE may be a folder with a config.json alone: weights are neither needed nor read. With DATA, rows are as long as

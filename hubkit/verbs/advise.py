@@ -84,7 +84,7 @@ def advise(
 
     given = _bytes(memory) if memory is not None else None
     source = config_source(base, revision, Where(registry, offline, progress))
-    rows = rows_of(data, source.path, None)
+    rows = rows_of(data, source.path, None, offline)
     longest, targets = max(len(row.ids) for row in rows), sum(row.targets() for row in rows)
     model = outline(source.path)
     kind = "cuda" if given is not None or gpus else None

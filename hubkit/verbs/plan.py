@@ -122,7 +122,7 @@ def plan(
     _require(batch_size, max_length, gpus, device)
     source = config_source(base, revision, Where(registry, offline, progress))
     model = outline(source.path)
-    rows = rows_of(data, source.path, max_length) if data is not None else []
+    rows = rows_of(data, source.path, max_length, offline) if data is not None else []
     targets = sum(row.targets() for row in rows) if data is not None else None
     longest = max((len(row.ids) for row in rows), default=max_length or TOKENS)
     run = run_of(model, batch_size, longest, gpus, optimizer, checkpointing, dtype, device)
@@ -163,7 +163,7 @@ def config_source(base: Path | str, revision: str | None, where: Where) -> Sourc
     return source
 
 
-def rows_of(data: Path | str, base: Path, max_length: int | None) -> list[Row]:
+def rows_of(data: Path | str, base: Path, max_length: int | None, offline: bool) -> list[Row]:
     """The rows of `data` as training would see them, longer ones cut.
 
     Raises:
@@ -171,14 +171,14 @@ def rows_of(data: Path | str, base: Path, max_length: int | None) -> list[Row]:
     """
     from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.tensors.base.tokenizer import load_tokenizer
-    from hubkit.training.rows.data import read_rows
+    from hubkit.training.options import TrainOptions
+    from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import prepared_rows
 
-    rows, _ = prepared_rows(
-        read_rows(Path(data)), None, load_tokenizer(base), None, context=context_of_folder(base), front=0,
-        max_length=max_length, truncate=True, raw=False, share=0.0, seed=0,
-    )  # fmt: skip
-    return rows
+    records, _ = read_data(data, offline)
+    options = TrainOptions(max_length=max_length, truncate=True)
+    context = context_of_folder(base)
+    return prepared_rows(records, None, load_tokenizer(base), None, options, context=context, front=0, raw=False)[0]
 
 
 def plan_of(name: str, given: Mapping[str, Any] | None, model: nn.Module, targets: int | None, run: Run) -> MethodPlan:

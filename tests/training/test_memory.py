@@ -37,7 +37,7 @@ CPU = Run(2, 24, "adamw", False, 1, torch.float32, "cpu")
 def test_moments_are_those_that_torch_keeps() -> None:
     params = [nn.Parameter(torch.ones(*shape)) for shape in ((7, 5), (3,), (64, 64))]
     optimizer = make_optimizer("adamw", [{"params": params}], 0.0, torch.device("cpu"))
-    torch.stack([param.sum() for param in params]).sum().backward()
+    torch.stack([param.sum() for param in params]).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     held = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     assert sum(moment_bytes("adamw", param.numel()) for param in params) == held

@@ -18,7 +18,7 @@ LOW, PACKED = ("low-rank",), ("low-rank", "quantized-base")
 
 
 def many(path: Path, count: int) -> Path:
-    lines = [json.dumps({"prompt": "the cat", "completion": "sat on the mat"}) for _ in range(count)]
+    lines = [json.dumps({"prompt": f"the cat {n}", "completion": "sat on the mat"}) for n in range(count)]
     path.write_text("\n".join(lines), "utf-8")
     return path
 
