@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 VERBS = (
-    "add", "bundle", "cache", "completion", "compose", "config", "copy", "deploy", "diff", "export", "extract",
-    "generate", "inspect", "list", "lock", "log", "login", "merge", "methods", "migrate", "mix", "outdated", "pack",
-    "probe", "pull", "push", "rebase", "remove", "search", "serve", "sync", "tag", "train", "users", "verify", "yank",
+    "add", "advise", "bundle", "cache", "completion", "compose", "config", "copy", "deploy", "diff", "export",
+    "extract", "generate", "inspect", "list", "lock", "log", "login", "merge", "methods", "migrate", "mix", "outdated",
+    "pack", "plan", "probe", "pull", "push", "rebase", "remove", "search", "serve", "sync", "tag", "train", "users",
+    "verify", "yank",
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ if TYPE_CHECKING:
     from hubkit.tensors.weights.estimate import MergeEstimate as MergeEstimate
     from hubkit.tensors.weights.extracting import ExtractedSite as ExtractedSite
     from hubkit.tensors.weights.interference import Interference as Interference
+    from hubkit.training.advice.choosing import Reason as Reason
     from hubkit.training.drift import Drift as Drift
     from hubkit.training.events import Event as Event
     from hubkit.training.events import Finished as Finished
+    from hubkit.training.events import Fitted as Fitted
     from hubkit.training.events import Metrics as Metrics
     from hubkit.training.events import Saved as Saved
     from hubkit.training.events import Started as Started
@@ -68,6 +71,8 @@ if TYPE_CHECKING:
     from hubkit.training.rows.summary import Prepared as Prepared
     from hubkit.verbs.add import Added as Added
     from hubkit.verbs.add import add as add
+    from hubkit.verbs.advise import Advised as Advised
+    from hubkit.verbs.advise import advise as advise
     from hubkit.verbs.attach import attach as attach
     from hubkit.verbs.bundle import Bundled as Bundled
     from hubkit.verbs.bundle import bundle as bundle
@@ -121,6 +126,9 @@ if TYPE_CHECKING:
     from hubkit.verbs.outdated import outdated as outdated
     from hubkit.verbs.pack import Packed as Packed
     from hubkit.verbs.pack import pack as pack
+    from hubkit.verbs.plan import MethodPlan as MethodPlan
+    from hubkit.verbs.plan import TrainingPlan as TrainingPlan
+    from hubkit.verbs.plan import plan as plan
     from hubkit.verbs.preview import Preview as Preview
     from hubkit.verbs.preview import preview as preview
     from hubkit.verbs.probe import Probed as Probed
@@ -178,13 +186,25 @@ _HOMES = {
     "hubkit.tensors.weights.estimate": ("MergeEstimate",),
     "hubkit.tensors.weights.extracting": ("ExtractedSite",),
     "hubkit.tensors.weights.interference": ("Interference",),
+    "hubkit.training.advice.choosing": ("Reason",),
     "hubkit.training.drift": ("Drift",),
-    "hubkit.training.events": ("Event", "Finished", "Metrics", "Saved", "Started", "Stepped", "Stopped", "Validated"),
+    "hubkit.training.events": (
+        "Event",
+        "Finished",
+        "Fitted",
+        "Metrics",
+        "Saved",
+        "Started",
+        "Stepped",
+        "Stopped",
+        "Validated",
+    ),
     "hubkit.training.options": ("TrainGiven", "TrainOptions"),
     "hubkit.training.rows.data": ("Columns",),
     "hubkit.training.rows.marked": ("MarkedRow", "Piece"),
     "hubkit.training.rows.summary": ("Lengths", "Prepared"),
     "hubkit.verbs.add": ("Added", "add"),
+    "hubkit.verbs.advise": ("Advised", "advise"),
     "hubkit.verbs.attach": ("attach",),
     "hubkit.verbs.bundle": ("Bundled", "bundle"),
     "hubkit.verbs.cache": ("Cached", "Examined", "Freed", "cache"),
@@ -209,6 +229,7 @@ _HOMES = {
     "hubkit.verbs.offer": ("offer",),
     "hubkit.verbs.outdated": ("Outdated", "outdated"),
     "hubkit.verbs.pack": ("Packed", "pack"),
+    "hubkit.verbs.plan": ("MethodPlan", "TrainingPlan", "plan"),
     "hubkit.verbs.preview": ("Preview", "preview"),
     "hubkit.verbs.probe": ("Probed", "ProbedAdapter", "probe"),
     "hubkit.verbs.pull": ("Pulled", "pull"),

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from hubkit.methods.api import Base, Delta, MethodInfo, Part, PeftForm, Site, hookimpl
+from hubkit.methods.api import Base, BaseFacts, Delta, MethodInfo, Part, PeftForm, Site, hookimpl, width_recipe
 from hubkit.plugins.lora import PEFT, RECIPE, SOURCES, LoraConfig, LoraPart
 
 CODEC = "nf4/64/double"
@@ -46,7 +46,18 @@ def describe() -> MethodInfo:
         sources=f"as for LoRA: {SOURCES}; the paper, for 7B and more: r 64 with alpha 16, of which it finds r without"
         " influence when all layers are adapted (§4), constant 2e-4, gradient norm 0.3, dropout 0.1 up to 13B (B.2)",
         kinds=("linear", "embedding"),
+        traits=("low-rank", "quantized-base"),
     )
+
+
+@hookimpl
+def recipe_for(facts: BaseFacts, config: QloraConfig) -> Mapping[str, Any]:
+    return width_recipe(facts, RECIPE)
+
+
+@hookimpl
+def grown(config: QloraConfig, given: frozenset[str], sites: Mapping[str, Site]) -> QloraConfig | None:
+    return config.grown(given, sites)
 
 
 @hookimpl

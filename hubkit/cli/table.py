@@ -7,6 +7,8 @@ from __future__ import annotations
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Make": {
+        "advise": "Say which method and options fit a base and your rows, and why.",
+        "plan": "Show how much memory training a base takes, method by method.",
         "train": "Train an adapter on a base and your rows.",
         "pack": "Make an adapter folder complete, checked and ready to share.",
     },

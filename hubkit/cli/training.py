@@ -6,7 +6,7 @@ from types import TracebackType
 
 from hubkit.cli.output import note
 from hubkit.cli.progress import ProgressBar
-from hubkit.training.events import Event, Prepared, Started, Stepped, Stopped, Validated
+from hubkit.training.events import Event, Fitted, Prepared, Started, Stepped, Stopped, Validated
 
 
 class Drawing:
@@ -28,6 +28,9 @@ class Drawing:
         if isinstance(event, Prepared):
             for line in event.lines():
                 note(line)
+        elif isinstance(event, Fitted):
+            chosen = ", ".join(f"{name} {value}" for name, value in event.chosen.items())
+            note(f"{chosen}: {_count(event.parameters)} parameters for {_count(event.targets)} target tokens")
         elif isinstance(event, Started):
             self._progress = ProgressBar("train", event.steps, "steps", estimate=False)
             self._progress.done = event.step
@@ -47,3 +50,7 @@ class Drawing:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 100_000 else f"{number:,}"

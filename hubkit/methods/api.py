@@ -13,9 +13,9 @@ from hubkit.errors import HubkitError
 from hubkit.methods.foreign import foreign_files
 from hubkit.methods.hookspecs import hookimpl
 from hubkit.methods.info import MethodInfo, NotMergeable
-from hubkit.methods.layers import layer_rate, require_depth
 from hubkit.methods.lowrank import LowRankConfig
 from hubkit.methods.patterns import pattern_value
+from hubkit.methods.recipes import BaseFacts, layer_rate, require_depth, width_rate, width_recipe
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.blocks import Block
 from hubkit.tensors.base.choose import choose_blocks
@@ -27,8 +27,8 @@ from hubkit.tensors.parts.part import KV, Edit, LowRank, Part, Tokens
 from hubkit.tensors.parts.whole import whole_parts
 
 __all__ = [
-    "KV", "Adapter", "AdapterHubForm", "Base", "Block", "Delta", "Edit", "HubkitError", "LowRank", "LowRankConfig",
-    "MethodInfo", "NotMergeable", "Part", "PeftForm", "Site", "Tokens", "additive_parts", "choose_blocks",
-    "foreign_files", "hookimpl", "layer_rate", "pattern_value", "require_depth", "version_of",
-    "whole_parts",
+    "KV", "Adapter", "AdapterHubForm", "Base", "BaseFacts", "Block", "Delta", "Edit", "HubkitError", "LowRank",
+    "LowRankConfig", "MethodInfo", "NotMergeable", "Part", "PeftForm", "Site", "Tokens", "additive_parts",
+    "choose_blocks", "foreign_files", "hookimpl", "layer_rate", "pattern_value", "require_depth", "version_of",
+    "whole_parts", "width_rate", "width_recipe",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hubkit.artifact.adapterhub import AdapterHubForm
     from hubkit.artifact.forms import PeftForm
+    from hubkit.methods.recipes import BaseFacts
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.base.delta import Delta
     from hubkit.tensors.base.site import Site
@@ -78,6 +79,27 @@ def foreign_form(target: str) -> PeftForm | AdapterHubForm | None:
 @hookspec(firstresult=True)
 def learning_rate(config: Any, site: Site, role: str) -> float:  # type: ignore[empty-body]
     """What multiplies the learning rate of the tensor `role` at `site`: finite, not negative. Default: 1."""
+
+
+@hookspec(firstresult=True)
+def recipe_for(facts: BaseFacts, config: Any) -> Mapping[str, Any] | None:
+    """The training defaults on this base, under this configuration; `width_recipe` gives the rate by the base's width.
+
+    Default: the recipe of `describe`, on every base.
+    """
+
+
+@hookspec(firstresult=True)
+def grown(config: Any, given: frozenset[str], sites: Mapping[str, Site]) -> Any:
+    """The next larger configuration, for rows that hold more target tokens than the adapter has parameters.
+
+    Args:
+        config: that of training.
+        given: names of the options that the user gave: they stay as they are.
+        sites: name -> site of each part.
+
+    Default, and where it should grow no more: None.
+    """
 
 
 @hookspec(firstresult=True)

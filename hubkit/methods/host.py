@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hubkit.artifact.adapterhub import AdapterHubForm
     from hubkit.artifact.forms import PeftForm
     from hubkit.methods.info import MethodInfo
+    from hubkit.methods.recipes import BaseFacts
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.base.delta import Delta
     from hubkit.tensors.base.site import Site
@@ -148,6 +149,15 @@ class Method:
             fault = ValueError(f"{factor!r} at {site.name}.{role}")
             raise _plugin_error(self.offer, "gives no usable factor of the learning rate", fault)
         return float(factor)
+
+    def recipe_for(self, facts: BaseFacts, config: Any) -> tuple[Mapping[str, Any], bool]:
+        """See `hookspecs.recipe_for`; and whether the method answered, so that the recipe is one for this base."""
+        found: Mapping[str, Any] | None = self._call("recipe_for", Mapping | None, facts=facts, config=config)
+        return (self.info.recipe, False) if found is None else (found, True)
+
+    def grown(self, config: Any, given: frozenset[str], sites: Mapping[str, Site]) -> Any | None:
+        """See `hookspecs.grown`; None where the configuration stays as it is."""
+        return self._call("grown", self.info.config | None, config=config, given=given, sites=sites)
 
     def narrow(self, config: Any, changed: frozenset[str]) -> Any:
         """See `hookspecs.narrow`."""

@@ -8,6 +8,14 @@ from typing import Any
 
 from hubkit.errors import HubkitError
 
+TRAITS = {
+    "low-rank": "a small change of each chosen weight, with a rank",
+    "quantized-base": "the base lies in memory in 4 bits",
+    "whole-weights": "weights of the base are trained as they are",
+    "prompt": "a few learned tokens in front of the text, and nothing else",
+}
+"""Trait -> what it says. `hubkit advise` chooses by them: the host knows no method by name."""
+
 
 @dataclass(frozen=True)
 class MethodInfo:
@@ -20,9 +28,11 @@ class MethodInfo:
         paper: where the formulas come from.
         identity: a fresh adapter changes nothing.
         unmergeable: why it cannot be merged into a weight; empty when it can.
-        recipe: training defaults that the paper or measurements found to matter (``learning_rate``, ...).
+        recipe: training defaults that the paper or measurements found to matter (``learning_rate``, ...), where the
+            hook ``recipe_for`` says nothing better for a base.
         sources: where the recipe's values come from.
         kinds: kinds of sites it can act at.
+        traits: what it is to someone who chooses a method; of `TRAITS`.
     """
 
     name: str
@@ -34,6 +44,7 @@ class MethodInfo:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sources: str = ""
     kinds: tuple[str, ...] = ("linear",)
+    traits: tuple[str, ...] = ()
 
 
 class NotMergeable(HubkitError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 from hubkit.errors import HubkitError
 from hubkit.methods.patterns import pattern_value
+from hubkit.methods.recipes import doubled_rank
 from hubkit.tensors.base.layers import layer_numbers
 
 if TYPE_CHECKING:
@@ -76,6 +77,17 @@ class LowRankConfig:
     def learning_rate(self, site: Site, role: str) -> float:
         """What multiplies the learning rate of one tensor: in a linear layer all but A have the ratio, as in PEFT."""
         return self.lora_plus_ratio if role in ("B", "m") and site.kind == "linear" else 1.0
+
+    def grown(self, given: frozenset[str], sites: Mapping[str, Site], fits: Callable[..., int] = max) -> Self | None:
+        """Twice the rank, or None where it stays; alpha stays, with which the best rate hardly depends on the rank.
+
+        Args:
+            given, fits: as in `hubkit.methods.recipes.doubled_rank`.
+            sites: name -> site of each part.
+        """
+        widths = [min(site.shape) for site in sites.values() if site.kind == "linear"]
+        rank = doubled_rank(self.rank, given, widths, fits)
+        return None if rank is None else replace(self, rank=rank)
 
     def sites(self, base: Base, kinds: str | Sequence[str]) -> list[Site]:
         """The sites of `base` that targets and layers choose; see `Base.match`."""

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from hubkit.training.rows.summary import Prepared as Prepared
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How large the adapter was made for what there is to learn; before `Started`, where its method can say.
+
+    Args:
+        chosen: option of the method -> the value that was chosen.
+        parameters: numbers in the adapter.
+        targets: targets in all training rows.
+    """
+
+    chosen: Mapping[str, Any]
+    parameters: int
+    targets: int
 
 
 @dataclass(frozen=True)
@@ -129,4 +146,4 @@ class Finished:
     metrics: Metrics
 
 
-Event = Prepared | Started | Stepped | Validated | Saved | Stopped | Finished
+Event = Prepared | Fitted | Started | Stepped | Validated | Saved | Stopped | Finished

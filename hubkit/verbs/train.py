@@ -124,6 +124,7 @@ def train(
     from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
+    from hubkit.training.advice.fitting import fitted_config, fitted_options
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
     from hubkit.training.rows.data import read_data
@@ -137,13 +138,12 @@ def train(
     chosen = host().load(method or host().default())
     settings = parse_config(chosen.info.config, config or {}, "--set")
     wanted = TrainOptions.of(options, chosen.info.recipe)
-    place = device_named(device)
-    require_optimizer(wanted.optimizer, place)
+    require_optimizer(wanted.optimizer, place := device_named(device))
     require_choices(duplicates, overlap)
-    (records, origin), held = read_data(data, offline), None
-    if validation_data:
-        held = read_data(validation_data, offline)[0]
+    records, origin = read_data(data, offline)
+    held = read_data(validation_data, offline)[0] if validation_data else None
     source, record = base_with_record(base, revision, Where(registry, offline, progress))
+    wanted = fitted_options(options, chosen, settings, source.path)
     settings, vocabulary, tokens = prepared(settings, source.path)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
@@ -151,7 +151,7 @@ def train(
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     equal = (duplicates, overlap)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front, equal, report)
-    identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
+    settings = fitted_config(chosen, settings, config or {}, source.path, rows, report)
     adapter, metrics = _fit(
         source.path,
         chosen,
@@ -161,7 +161,7 @@ def train(
         wanted,
         run_dir=run_dir,
         report=report,
-        identity=identity,
+        weights=record.fingerprint.weights,
         resume=resume,
         name=name,
         codec=plan.codec,
@@ -268,7 +268,7 @@ def _fit(
     incomplete: bool,
     run_dir: Path,
     report: Callable[[Event], None],
-    identity: Mapping[str, object],
+    weights: str | None,
     resume: bool,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.compat.transformers import quiet
@@ -293,7 +293,7 @@ def _fit(
             options,
             run_dir=run_dir,
             report=report,
-            identity=identity,
+            identity={"base": weights, "method": method.name, "config": document_of(settings)},
             resume=resume,
             rates=adapter.learning_rates(),
             kept=adapter.kept(),

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import resource
 import shlex
 import statistics
@@ -26,6 +27,8 @@ from typing import Any
 DATA = Path(__file__).parent.parent.parent / "examples" / "data"
 WORDS = ("schedule", "dtype")
 """Options of training that are no numbers."""
+GENERAL = 32
+"""Rows on which is measured what training forgot."""
 
 
 def train(base: Path, steps: int, variant: str) -> None:
@@ -60,23 +63,50 @@ def train(base: Path, steps: int, variant: str) -> None:
             **options,
         )
         size = (out / "adapter_model.safetensors").stat().st_size
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        forgotten = forgetting(base, out)
     figures = {
         "variant": variant,
         "steps": steps,
         "before": run.metrics.untrained_loss,
         "after": run.metrics.validation_loss,
+        "forgetting": forgotten,
         "parameters": run.parameters,
         "bytes": size,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak": peak,
         "seconds": statistics.median(b - a for a, b in itertools.pairwise(stamps)),
     }
     print(json.dumps(figures))
 
 
+def forgetting(base: Path, adapter: Path) -> float:
+    """Nats a token that general rows (problems of GSM8K, of which the task says nothing) cost more than before."""
+    import torch
+
+    import hubkit
+
+    tokenizer = hubkit.load_tokenizer(base)
+    lines = (DATA / "gsm8k_heldout.jsonl").read_text("utf-8").splitlines()[:GENERAL]
+    rows = [json.loads(line) for line in lines]
+    texts = [tokenizer(f"{row['prompt']}\n{row['completion']}", return_tensors="pt") for row in rows]
+    tokens = sum(int(text["input_ids"].shape[1]) - 1 for text in texts)
+
+    def loss(model: Any) -> float:
+        total = 0.0
+        with torch.no_grad():
+            for text in texts:
+                total += float(model(**text, labels=text["input_ids"]).loss) * (text["input_ids"].shape[1] - 1)
+        return total / tokens
+
+    model = hubkit.load_base(base)
+    before: float = loss(model)
+    return loss(hubkit.attach(model, str(adapter), base=str(base))) - before
+
+
 def table(base: Path, steps: int, variants: list[str], log: Path | None) -> None:
     """Prints one row after another; rows that `log` holds are not computed again."""
-    print("| method | held-out before | after | trained parameters | s per step | peak MB | file MB |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| method | held-out before | after | forgetting | trained parameters | s per step | peak MB | file MB |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     lines = log.read_text().splitlines() if log and log.exists() else []
     known = {(f["variant"], f["steps"]): f for f in map(json.loads, lines)}
     for variant in variants:
@@ -92,8 +122,8 @@ def table(base: Path, steps: int, variants: list[str], log: Path | None) -> None
                 with log.open("a") as file:
                     file.write(json.dumps(f) + "\n")
         print(
-            f"| {variant} | {f['before']:.3f} | {f['after']:.3f} | {f['parameters']:,} | {f['seconds']:.2f} | "
-            f"{f['peak'] / 1024:.0f} | {f['bytes'] / 1e6:.2f} |",
+            f"| {variant} | {f['before']:.3f} | {f['after']:.3f} | {f.get('forgetting', math.nan):+.3f} | "
+            f"{f['parameters']:,} | {f['seconds']:.2f} | {f['peak'] / 1024:.0f} | {f['bytes'] / 1e6:.2f} |",
             flush=True,
         )
 

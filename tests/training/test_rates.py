@@ -11,7 +11,7 @@ from torch import nn
 from variants import rows_file, tree
 
 from hubkit.methods.host import host
-from hubkit.methods.layers import layer_rate
+from hubkit.methods.recipes import layer_rate
 from hubkit.methods.suite import tiny_model
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.parts.adapter import Adapter

@@ -1,0 +1,189 @@
+"""Which method and which options: the rules of `hubkit advise`, each with its source.
+
+Methods are known by their traits alone (`hubkit.methods.info.TRAITS`), so one that is installed later is advised like
+those that ship.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hubkit.training.advice.fitting import FEW_ROWS, LARGE_BATCH
+
+FORGETS = "https://arxiv.org/abs/2405.09673"
+RECOMPUTED = "https://arxiv.org/abs/1604.06174"
+SHARED = "https://arxiv.org/abs/2311.03285"
+GUIDE = "https://platform.openai.com/docs/guides/supervised-fine-tuning"
+STEP = 8
+"""Rows of a step: few enough for a low rank to learn from, enough for a steady gradient."""
+REACHED = 0.5
+"""Share of the speed of one large product that a training reaches, of what was measured on two CPUs."""
+TRIED = 0.5
+"""Seconds that the timing of a product may take."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One line of advice.
+
+    Args:
+        advice: what to do.
+        why: the figures that say so.
+        source: where the rule comes from.
+    """
+
+    advice: str
+    why: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to train.
+
+    Args:
+        method: its name.
+        batch_size, accumulate: rows of a forward pass, and forward passes of a step.
+        checkpointing: activations are computed again.
+        total: bytes on one process.
+    """
+
+    method: str
+    batch_size: int
+    accumulate: int
+    checkpointing: bool
+    total: int
+
+
+def ordered() -> list[str]:
+    """Names of all methods that are installed, hubkit's default first."""
+    from hubkit.methods.host import host
+
+    default = host().default()
+    return [default, *(name for name in host().offers() if name != default)]
+
+
+def kinds() -> dict[tuple[str, ...], str]:
+    """Traits -> the first method that has just these."""
+    from hubkit.methods.host import host
+
+    found: dict[tuple[str, ...], str] = {}
+    for name in ordered():
+        if traits := host().load(name).info.traits:
+            found.setdefault(tuple(sorted(traits)), name)
+    return found
+
+
+Total = Callable[[str, int, bool], int]
+"""(method, rows of a forward pass, checkpointing) -> bytes."""
+
+
+def ways(methods: list[str], total: Total) -> Iterator[Choice]:
+    """Ways to train, the best first: whole batches before small ones, and then recomputation, method by method."""
+    for method in methods:
+        for checkpointing in (False, True):
+            for size in (STEP, STEP // 2, STEP // 4, 1):
+                yield Choice(method, size, STEP // size, checkpointing, total(method, size, checkpointing))
+
+
+def chosen(methods: list[str], total: Total, limit: int) -> tuple[Choice | None, Choice]:
+    """The first way that fits into `limit` bytes, or None; and the smallest that was tried."""
+    smallest: Choice | None = None
+    for way in ways(methods, total):
+        if way.total <= limit:
+            return way, way
+        if smallest is None or way.total < smallest.total:
+            smallest = way
+    assert smallest is not None, "there is always a method"
+    return None, smallest
+
+
+def candidates(rows: int, targets: int, most: int, found: dict[tuple[str, ...], str]) -> list[str]:
+    """Methods to try, the best first.
+
+    Args:
+        rows, targets: to learn from.
+        most: parameters of the low-rank method at its largest.
+        found: as `kinds`.
+    """
+    prompt, whole = found.get(("prompt",)), found.get(("whole-weights",))
+    low, packed = found.get(("low-rank",)), found.get(("low-rank", "quantized-base"))
+    if rows < FEW_ROWS and prompt:
+        return [prompt]
+    wide = [whole] if targets > most and whole else []
+    return [name for name in (*wide, low, packed) if name] or ordered()[:1]
+
+
+def reasons(rows: int, targets: int, way: Choice, found: dict[tuple[str, ...], str], limit: str) -> list[Reason]:
+    """Why it is so."""
+    low, packed = found.get(("low-rank",)), found.get(("low-rank", "quantized-base"))
+    whole, prompt = found.get(("whole-weights",)), found.get(("prompt",))
+    own, shared = source_of(way.method), source_of(low or way.method)
+    said: list[Reason] = []
+    if rows < FEW_ROWS:
+        why = f"{rows} rows: fewer than {FEW_ROWS} can stand in the prompt, or be chosen from"
+        said.append(Reason("put examples into the prompt first", why, GUIDE))
+    if way.method == prompt:
+        said.append(Reason(f"then {prompt}", "a few learned tokens cannot make the base forget what it knows", own))
+    if way.method == low:
+        why = f"{rows:,} rows with {targets:,} target tokens fit what a low rank can hold; it learns a format or terms"
+        said.append(Reason(f"train {low}", f"{why} as well as training all weights", own))
+    if way.method == packed:
+        said.append(Reason(f"train {packed}", f"the base in 16 bits does not fit {limit}; in 4 bits it does", own))
+    if way.method == whole:
+        said.append(Reason(f"train {whole}", f"{targets:,} target tokens are more than the largest rank holds", shared))
+    elif whole and rows >= FEW_ROWS:
+        why = "it learns most, and forgets most, with 16 bytes of memory per parameter"
+        said.append(Reason(f"{whole}, or a high rank, where the last tenth counts", why, FORGETS))
+    if way.checkpointing:
+        said.append(Reason("compute activations again", f"without it nothing fits {limit}", RECOMPUTED))
+    why = f"{way.batch_size} x {way.accumulate}; from {LARGE_BATCH} on low rank learns less"
+    said.append(Reason(f"{STEP} rows a step", why, shared))
+    if rows >= FEW_ROWS:
+        why = "it may know the task; a prompt costs nothing: compare its held-out loss with that of training"
+        said.append(Reason("ask the base first, with a prompt", why, GUIDE))
+        if low:
+            why = "adapters share one base in memory, and each can be trained, tested and taken back alone"
+            said.append(Reason("several tasks: one adapter each", why, SHARED))
+    return said
+
+
+def source_of(name: str) -> str:
+    """Where a method's advice comes from: the first address in its sources, or its paper."""
+    from hubkit.methods.host import host
+
+    info = host().load(name).info
+    found = re.search(r"https://[^\s),;]+", info.sources)
+    return found[0] if found else info.paper
+
+
+def seconds(parameters: int, tokens: int, whole: bool, checkpointing: bool, hidden: int) -> float:
+    """About how long training on `tokens` tokens takes on this machine's processor.
+
+    Two operations a parameter and token forward and two back to the inputs; two more where weights are trained, and
+    where activations are computed again. One product of the base's width is timed.
+
+    Args:
+        parameters: of the base.
+        hidden: its width.
+    """
+    work = parameters * tokens * (4 + 2 * whole + 2 * checkpointing)
+    return work / (REACHED * _speed(hidden))
+
+
+def _speed(hidden: int) -> float:
+    """Operations a second of a product of 512 tokens with a weight of this width, in bfloat16: the best within `TRIED`.
+
+    The best, since others on the machine only make it slower.
+    """
+    import torch
+
+    x, weight = torch.ones(512, hidden, dtype=torch.bfloat16), torch.ones(hidden, hidden, dtype=torch.bfloat16)
+    best, until = float("inf"), time.perf_counter() + TRIED
+    while (begun := time.perf_counter()) < until:
+        torch.mm(x, weight)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * 512 * hidden * hidden / best

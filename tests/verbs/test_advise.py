@@ -1,0 +1,100 @@
+"""advise: rules by traits, a limit that is kept, a command that runs as printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from variants import refused, rows_file, say
+
+from hubkit.methods.host import host
+from hubkit.training.advice.choosing import Choice, candidates, chosen, kinds, reasons, ways
+from hubkit.verbs.advise import advise
+
+LOW, PACKED = ("low-rank",), ("low-rank", "quantized-base")
+
+
+def many(path: Path, count: int) -> Path:
+    lines = [json.dumps({"prompt": f"the cat {n}", "completion": "sat on the mat"}) for n in range(count)]
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def test_the_kinds_that_ship() -> None:
+    assert kinds()[LOW] == host().default()
+    assert set(kinds()) == {LOW, PACKED, ("prompt",), ("whole-weights",)}
+
+
+def test_few_rows_are_for_the_prompt() -> None:
+    found = kinds()
+    assert candidates(99, 10**6, 1, found) == [found["prompt",]]
+    assert candidates(100, 10**3, 10**6, found) == [found[LOW], found[PACKED]]
+    assert candidates(100, 10**6, 10**3, found) == [found["whole-weights",], found[LOW], found[PACKED]]
+
+
+def test_the_first_way_that_fits_is_taken() -> None:
+    def total(method: str, size: int, checkpointing: bool) -> int:
+        return (100 if method == "a" else 50) + size * (1 if checkpointing else 10)
+
+    assert chosen(["a", "b"], total, 1000)[0] == Choice("a", 8, 1, False, 180)
+    assert chosen(["a", "b"], total, 125)[0] == Choice("a", 2, 4, False, 120)
+    assert chosen(["a", "b"], total, 109)[0] == Choice("a", 8, 1, True, 108)
+    assert chosen(["a", "b"], total, 99)[0] == Choice("b", 4, 2, False, 90)
+    assert chosen(["a", "b"], total, 50) == (None, Choice("b", 1, 8, True, 51))
+    assert all(way.batch_size * way.accumulate == 8 for way in ways(["a"], total))
+
+
+@pytest.mark.parametrize("rows", [10, 1000])
+def test_every_line_has_a_source(rows: int) -> None:
+    found = kinds()
+    for method in found.values():
+        for one in reasons(rows, 5000, Choice(method, 1, 8, True, 1), found, "24 GB"):
+            assert one.advice
+            assert one.why
+            assert one.source.startswith("https://")
+
+
+def test_the_command_runs_as_printed(tiny_llama: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = many(tmp_path / "my rows.jsonl", 120)
+    done = advise(tiny_llama, data)
+    assert (done.fine_tune, done.method, done.rows) == (True, host().default(), 120)
+    assert done.memory <= done.limit
+    program, *words = shlex.split(done.command)
+    assert program == "hubkit"
+    run = say(capsys, *words, "--steps", "1")
+    assert run.status == 0, run.err
+    assert (tmp_path / f"my-rows-{done.method}" / "hubkit.json").is_file()
+
+
+def test_few_rows_and_gpus(tiny_llama: Path, tmp_path: Path) -> None:
+    done = advise(tiny_llama, rows_file(tmp_path / "rows.jsonl"), memory="24GB", gpus=2)
+    assert (done.fine_tune, done.limit, done.seconds) == (False, 24 * 10**9, None)
+    assert done.method == kinds()["prompt",]
+    assert done.command.startswith("torchrun --nproc-per-node 2 -m hubkit train ")
+
+
+def test_for_people_and_programs(tiny_llama: Path, tmp_path: Path, capsys: Any) -> None:
+    data = many(tmp_path / "rows.jsonl", 120)
+    told = say(capsys, "advise", tiny_llama, data, "--memory", "24GB")
+    assert told.status == 0
+    assert told.out.splitlines()[1] == "first   fine-tune"
+    assert told.out.splitlines()[-1].startswith("hubkit train ")
+    assert json.loads(say(capsys, "advise", tiny_llama, data, "--memory", "24GiB", "--json").out)["limit"] == 24 << 30
+    every = json.loads(say(capsys, "plan", tiny_llama, data, "--method", "all", "--json").out)
+    assert len(every["methods"]) == len(host().offers())
+    assert "on each of 2 processes" in say(capsys, "plan", tiny_llama, "--gpus", "2").out
+
+
+@pytest.mark.parametrize("memory", ["", "much", "-1GB", "0", "24 TB"])
+def test_a_memory_that_cannot_be_read(memory: str, tiny_llama: Path, tmp_path: Path) -> None:
+    data = rows_file(tmp_path / "rows.jsonl")
+    refused("HK-OPTIONS", lambda: advise(tiny_llama, data, memory=memory))
+
+
+def test_nothing_fits(tiny_llama: Path, tmp_path: Path) -> None:
+    data = rows_file(tmp_path / "rows.jsonl")
+    refused("HK-MEMORY", lambda: advise(tiny_llama, data, memory="1KB"))
