@@ -16,6 +16,8 @@ from hubkit.documents.licenses import require_license
 from hubkit.documents.schema import canonical
 from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
+from hubkit.named.runs.continuing import Start, begin
+from hubkit.named.runs.judging import Judge
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 from hubkit.named.writing import card_of, document_of, drafted, write_live
@@ -75,6 +77,10 @@ def train(
     offline: bool = False,
     replace: bool = False,
     resume: bool = False,
+    parent: Path | str | None = None,
+    require: str | None = None,
+    general: Path | str | None = None,
+    tensorboard: Path | str | None = None,
     allow_incomplete_base: bool = False,
     device: str = "auto",
     report: Callable[[Event], None] = lambda event: None,
@@ -100,6 +106,11 @@ def train(
         revision: of the base, where `base` is a repository that names none.
         replace: replace an adapter that is at `out`.
         resume: go on from the checkpoint, made on this device or another; without one, begin.
+        parent: an adapter to go on from, folder or repository: its method and configuration, its values as the start.
+        require: gates on the trained adapter, ``"heldout.loss<1.3, forgetting<0.05"``; it is written only if they hold.
+            The figures go into its manifest and card.
+        general: rows that forgetting is measured on, instead of hubkit's own; given, it is measured without gates, too.
+        tensorboard: write the run's curves for TensorBoard into this folder.
         allow_incomplete_base: train on a base whose files lack weights that transformers then makes up, or hold some
             that it leaves out; recorded.
         device: where to train: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -108,16 +119,15 @@ def train(
         options: fields of `hubkit.training.options.TrainOptions`; the method's recipe fills what is not given.
 
     Raises:
-        HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
-            ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``, ``HK-OPTIMIZER``,
-            ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and what they call
-            for.
+        HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-GATE``, ``HK-EXTRA``, ``HK-DATA``, ``HK-COLUMNS``,
+            ``HK-ROW-TOO-LONG``, ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``,
+            ``HK-OPTIMIZER``, ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and
+            what they call for.
     """
-    from hubkit.methods.config import parse_config
-    from hubkit.methods.host import host
     from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
+    from hubkit.training.measuring.watching import Board, watching
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
     from hubkit.training.rows.data import read_rows
@@ -127,40 +137,52 @@ def train(
     run_dir = out.with_name(out.name + ".run")
     replace = _may_replace(out, replace, resume and (run_dir / checkpoint.CHECKPOINT).exists(), resume)
     name = chosen_name(name, out)
-    chosen = host().load(method or host().default())
-    settings = parse_config(chosen.info.config, config or {}, "--set")
+    judge = Judge.of(require, general, validation_data, options.get("validation"))
+    board = Board(Path(tensorboard)) if tensorboard is not None else None
+    where = Where(registry, offline, progress)
+    start = begin(parent, method, config, where)
+    chosen, settings = start.method, start.settings
     wanted = TrainOptions.of(options, chosen.info.recipe)
     place = device_named(device)
     require_optimizer(wanted.optimizer, place)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
-    source, record = base_with_record(base, revision, Where(registry, offline, progress))
+    source, record = base_with_record(base, revision, where)
+    start.require_base(record)
     settings, vocabulary, tokens = prepared(settings, source.path)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front)
-    identity = {"base": record.fingerprint.weights, "method": chosen.name, "config": document_of(settings)}
-    adapter, metrics = _fit(
-        source.path,
-        chosen,
-        settings,
-        rows,
-        validation,
-        wanted,
-        run_dir=run_dir,
-        report=report,
-        identity=identity,
-        resume=resume,
-        name=name,
-        codec=plan.codec,
-        device=place,
-        incomplete=allow_incomplete_base,
-    )
+    judge.prepare(validation, tokenizer, source.path, plan.front, raw)
+    identity: dict[str, object] = {
+        "base": record.fingerprint.weights,
+        "method": chosen.name,
+        "config": document_of(settings),
+    }
+    with watching(report, run_dir, board) as told:
+        adapter, metrics = _fit(
+            source.path,
+            dataclasses.replace(start, settings=settings),
+            rows,
+            validation,
+            wanted,
+            run_dir=run_dir,
+            report=told,
+            identity={**identity, **start.identity},
+            resume=resume,
+            name=name,
+            codec=plan.codec,
+            device=place,
+            incomplete=allow_incomplete_base,
+            judge=judge,
+        )
     manifest = dataclasses.replace(
         draft,
         config=document_of(adapter.config),
         training=_training(wanted, rows, metrics) | ({"untrained": left} if left else {}),
+        evaluation=judge.figures,
+        parents=start.parents,
         overrides=(INCOMPLETE,) if allow_incomplete_base else (),
     )
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
@@ -242,8 +264,7 @@ def _rows(
 
 def _fit(
     base: Path,
-    method: Method,
-    settings: Any,
+    start: Start,
     rows: list[Row],
     validation: list[Row],
     options: TrainOptions,
@@ -256,6 +277,7 @@ def _fit(
     report: Callable[[Event], None],
     identity: Mapping[str, object],
     resume: bool,
+    judge: Judge,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.compat.transformers import quiet
     from hubkit.tensors.device import computing
@@ -266,14 +288,15 @@ def _fit(
 
     attached = Attached(load_base(base, options.dtype, codec, device, allow_incomplete_base=incomplete))
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
-        adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
+        adapter = Adapter.fresh(name, start.method, start.settings, attached.sites, options.seed)
+        start.fill(adapter)
         attached.add(name, adapter)
     attached.set_mix(name)
     with quiet(), attached.compiled_training() if options.compile else contextlib.nullcontext():
         metrics = fit(
             attached,
             adapter.trainables(),
-            method.train_step,
+            start.method.train_step,
             rows,
             validation,
             options,
@@ -286,6 +309,7 @@ def _fit(
         )
     adapter.to_compute_dtype()
     adapter.require_finite(name)
+    judge.judge(attached, device, str(run_dir))
     return adapter.without_zeros(), metrics
 
 
