@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from hubkit.artifact.identity.digest import BaseRecord
+    from hubkit.documents.manifest import Manifest
     from hubkit.methods.host import Method
     from hubkit.methods.reading import Planned
     from hubkit.tensors.parts.adapter import Adapter
@@ -124,7 +125,6 @@ def train(
             ``HK-OPTIMIZER``, ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and
             what they call for.
     """
-    from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
     from hubkit.training.measuring.watching import Board, watching
@@ -141,35 +141,31 @@ def train(
     board = Board(Path(tensorboard)) if tensorboard is not None else None
     where = Where(registry, offline, progress)
     start = begin(parent, method, config, where)
-    chosen, settings = start.method, start.settings
+    chosen = start.method
     wanted = TrainOptions.of(options, chosen.info.recipe)
     place = device_named(device)
     require_optimizer(wanted.optimizer, place)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
     source, record = base_with_record(base, revision, where)
     start.require_base(record)
-    settings, vocabulary, tokens = prepared(settings, source.path)
+    settings, vocabulary, tokens = prepared(start.settings, source.path)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front)
     judge.prepare(validation, tokenizer, source.path, plan.front, raw)
-    identity: dict[str, object] = {
-        "base": record.fingerprint.weights,
-        "method": chosen.name,
-        "config": document_of(settings),
-    }
+    start = dataclasses.replace(start, settings=settings)
     with watching(report, run_dir, board) as told:
         adapter, metrics = _fit(
             source.path,
-            dataclasses.replace(start, settings=settings),
+            start,
             rows,
             validation,
             wanted,
             run_dir=run_dir,
             report=told,
-            identity={**identity, **start.identity},
+            identity=start.identity(record),
             resume=resume,
             name=name,
             codec=plan.codec,
@@ -177,14 +173,8 @@ def train(
             incomplete=allow_incomplete_base,
             judge=judge,
         )
-    manifest = dataclasses.replace(
-        draft,
-        config=document_of(adapter.config),
-        training=_training(wanted, rows, metrics) | ({"untrained": left} if left else {}),
-        evaluation=judge.figures,
-        parents=start.parents,
-        overrides=(INCOMPLETE,) if allow_incomplete_base else (),
-    )
+    training = _training(wanted, rows, metrics) | ({"untrained": left} if left else {})
+    manifest = _manifest(draft, adapter, start, judge, training, allow_incomplete_base)
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
     digest = write_live(out, adapter, manifest, record, replace, beside).digest
     checkpoint.discard(run_dir)
@@ -311,6 +301,22 @@ def _fit(
     adapter.require_finite(name)
     judge.judge(attached, device, str(run_dir))
     return adapter.without_zeros(), metrics
+
+
+def _manifest(
+    draft: Manifest, adapter: Adapter, start: Start, judge: Judge, training: Mapping[str, Any], incomplete: bool
+) -> Manifest:
+    """`draft` with what is known now."""
+    from hubkit.tensors.base.agreement import INCOMPLETE
+
+    return dataclasses.replace(
+        draft,
+        config=document_of(adapter.config),
+        training=training,
+        evaluation=judge.figures,
+        parents=start.parents,
+        overrides=(INCOMPLETE,) if incomplete else (),
+    )
 
 
 def _training(options: TrainOptions, rows: list[Row], metrics: Metrics) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hubkit.documents.manifest import Parent
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import adapter_source
 from hubkit.named.terms import require_adapter
+from hubkit.named.writing import document_of
 from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ class Start:
         """For the manifest."""
         return () if self.folder is None else (Parent(self.reference, self.folder.manifest.digest, 1.0),)
 
-    @property
-    def identity(self) -> dict[str, object]:
+    def identity(self, record: BaseRecord) -> dict[str, object]:
         """What a resumed run must share."""
-        return {} if self.folder is None else {"from": self.folder.manifest.digest}
+        config = document_of(self.settings)
+        own = {"base": record.fingerprint.weights, "method": self.method.name, "config": config}
+        return {**own, **({} if self.folder is None else {"from": self.folder.manifest.digest})}
 
     def require_base(self, record: BaseRecord) -> None:
         """Refuses to go on with an adapter on another base: ``HK-BASE-MISMATCH``, ``HK-BASE-UNPROVEN``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ def watching(report: Report, run_dir: Path, board: Board | None) -> Iterator[Rep
     finally:
         if board is not None:
             board.close()
-        draw(run_dir)
+        with suppress(HubkitError):  # a picture hides no other fault, and is none to lose a run for
+            draw(run_dir)
 
 
 class Board:
