@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 VERBS = (
-    "add", "advise", "bundle", "cache", "completion", "compose", "config", "copy", "deploy", "diff", "export",
+    "add", "advise", "bundle", "cache", "completion", "compose", "config", "copy", "deploy", "diff", "eval", "export",
     "extract", "generate", "inspect", "list", "lock", "log", "login", "merge", "methods", "migrate", "mix", "outdated",
     "pack", "plan", "probe", "pull", "push", "rebase", "remove", "search", "serve", "sync", "tag", "train", "users",
     "verify", "yank",
@@ -94,6 +94,8 @@ if TYPE_CHECKING:
     from hubkit.verbs.diff import Difference as Difference
     from hubkit.verbs.diff import Differing as Differing
     from hubkit.verbs.diff import diff as diff
+    from hubkit.verbs.eval import Evaluated as Evaluated
+    from hubkit.verbs.eval import eval as eval
     from hubkit.verbs.export import Exported as Exported
     from hubkit.verbs.export import export as export
     from hubkit.verbs.extract import Extraction as Extraction
@@ -214,6 +216,7 @@ _HOMES = {
     "hubkit.verbs.copy": ("Copied", "CopiedVersion", "copy"),
     "hubkit.verbs.deploy": ("Deployed", "deploy"),
     "hubkit.verbs.diff": ("Difference", "Differing", "diff"),
+    "hubkit.verbs.eval": ("Evaluated", "eval"),
     "hubkit.verbs.export": ("Exported", "export"),
     "hubkit.verbs.extract": ("Extraction", "extract"),
     "hubkit.verbs.generate": ("Generated", "generate"),

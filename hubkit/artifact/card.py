@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hubkit.artifact.frontmatter import merge, split
+from hubkit.artifact.frontmatter import indexed, merge, split
+from hubkit.artifact.results import results_of
 from hubkit.documents.manifest import BASE_TAG, METHOD_TAG, FileEntry, Manifest, shareable
 from hubkit.errors import HubkitError, escape
 
@@ -47,6 +48,7 @@ def render_card(manifest: Manifest, existing: str | None, *, repository: str | N
     head, body = split(text.removeprefix(mark))
     terms = {"license": manifest.license} if manifest.license else {}
     front = merge(head, _wanted(manifest), terms, _tags(manifest), newline, (BASE_TAG, METHOD_TAG))
+    front = indexed(front, manifest.name, results_of(manifest.evaluation), newline)
     block = newline.join([BEGIN, *_block(manifest, repository or f"OWNER/{manifest.name}"), END])
     return mark + front + _place(body, block, manifest.name, newline)
 
@@ -104,6 +106,7 @@ def _block(manifest: Manifest, repository: str) -> Iterator[str]:
     documents = {
         "Configuration": manifest.config,
         "Training": manifest.training,
+        "Evaluation": manifest.evaluation,
         "Composition": manifest.composition,
         "Extraction": manifest.extraction,
         "Rebase": manifest.rebase,

@@ -14,6 +14,10 @@ from hubkit.errors import HubkitError
 MAX_FRONT = 128 << 10
 MAX_ALIASES = 16
 MAX_DEPTH = 32
+INDEX = "model-index"
+"""The key of a card in which the Hub looks for results of evaluations."""
+SOURCE = "hubkit eval"
+"""How results say that they came from here."""
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -66,6 +70,44 @@ def merge(
     return opening + edited + closing
 
 
+def indexed(head: str, name: str, results: Sequence[Mapping[str, Any]], newline: str) -> str:
+    """Front matter with the key ``model-index``, in which the Hub looks for results of evaluations.
+
+    What another tool or a person wrote there stays as it is: the list is ours only while all its results are.
+
+    Args:
+        head: with its fences, as `merge` gives it.
+        name: of the adapter.
+        results: as the Hub has them; none: the key goes, where it is ours.
+
+    Raises:
+        HubkitError: ``HK-CARD``.
+    """
+    opening, yaml, closing = _parts(_FRONT.match(head), newline)
+    before = _read(yaml)
+    there = before.get(INDEX)
+    if (there is None and not results) or (there is not None and not _is_ours(there)):
+        return head
+    made = {INDEX: [{"name": name, "results": [dict(result) for result in results]}]} if results else {INDEX: None}
+    wanted = _read(_dump(made, newline)) if results else {}
+    if wanted.get(INDEX) == there:
+        return head
+    edited = _edit(yaml, made, newline)
+    if _try_read(edited) != {**{key: value for key, value in before.items() if key != INDEX}, **wanted}:
+        fix = f"take {INDEX} out of the front matter; it is written anew"
+        raise HubkitError("HK-CARD", "the front matter cannot be edited in place", where="README.md", fix=fix)
+    return opening + edited + closing
+
+
+def _is_ours(index: Any) -> bool:
+    """Whether every result of a ``model-index`` came from here."""
+    try:
+        results = [result for model in index for result in model["results"]]
+        return all(result["source"]["name"] == SOURCE for result in results)
+    except (TypeError, KeyError):
+        return False
+
+
 def _parts(match: re.Match[str] | None, newline: str) -> tuple[str, str, str]:
     if match is None:
         return f"---{newline}", "", f"---{newline}"
@@ -115,7 +157,7 @@ def _try_read(yaml: str) -> dict[str, Any] | None:
 
 
 def _edit(yaml: str, changes: Mapping[str, Any], newline: str) -> str:
-    """Replace the lines of each key, last one first so that positions hold; new keys go to the end."""
+    """Replace the lines of each key, last one first so that positions hold; new keys go to the end, None takes out."""
     library = _yaml()
 
     root = library.compose(yaml, Loader=library.BaseLoader)
@@ -126,7 +168,7 @@ def _edit(yaml: str, changes: Mapping[str, Any], newline: str) -> str:
         if key.value in changes
     ]
     for first, stop, name in sorted(places, reverse=True):
-        lines[first:stop] = [_dump({name: changes[name]}, newline)]
+        lines[first:stop] = [] if changes[name] is None else [_dump({name: changes[name]}, newline)]
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += newline
     there = {name for _, _, name in places}

@@ -36,7 +36,7 @@ def _render(one: Inspected) -> str:
     if manifest.config:
         rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(manifest.config.items())]
         parts += ["", table(rows, head=("OPTION", "VALUE"))]
-    for title in ("training", "composition", "extraction", "rebase"):
+    for title in ("training", "evaluation", "composition", "extraction", "rebase"):
         if said := getattr(manifest, title):
             rows = [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(said.items())]
             parts += ["", table(rows, head=(title.upper(), ""))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,10 +17,14 @@ from hubkit.verbs.push import Pushed, push
 @click.argument("repo", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="If the repository is made now, make it private.")
 @click.option("--message", "-m", metavar="TEXT", help="Message of the commit. Default: name and version.")
+@click.option("--require", metavar="GATES", help='Publish only if, e.g. "heldout.loss<1.3, forgetting<0.05".')
+@click.option(
+    "--evaluation", type=click.Path(path_type=Path), help="Figures that `hubkit eval --out` wrote, not the manifest's."
+)
 @registry_option
 @dry_run_option
 @json_option
-def command(folder: Path, repo: str, private: bool, message: str | None, registry: str | None, dry_run: bool) -> None:
+def command(folder: Path, repo: str, **options: Any) -> None:
     """Publish an adapter folder as one commit and one version.
 
     A folder with a whole model (config.json, safetensors, tokenizer) is published as a base, which has no version:
@@ -35,7 +40,7 @@ def command(folder: Path, repo: str, private: bool, message: str | None, registr
       hubkit push ./chat ana/chat
       hubkit push ./SmolLM2-135M-Instruct HuggingFaceTB/SmolLM2-135M-Instruct --registry ./registry
     """
-    result = push(folder, repo, private=private, message=message, registry=registry, dry_run=dry_run)
+    result = push(folder, repo, **options)
     emit(result, _render)
 
 

@@ -15,6 +15,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Look": {
         "methods": "List the methods that are installed, or describe one.",
         "inspect": "Show what an adapter is: manifest, sizes, base, parents.",
+        "eval": "Measure an adapter beside its base, and what it forgot.",
         "verify": "Prove that an adapter is whole and belongs to its base.",
         "list": "List what the local store or a registry holds.",
         "diff": "Show what two adapters differ in.",

@@ -76,6 +76,10 @@ DRY_RUN = (
 @click.option("--revision", metavar="REV", help="Of the base.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a killed run.")
 @click.option("--replace", is_flag=True, help="Replace the adapter that is there.")
+@click.option("--from", "parent", metavar="DIR|ORG/NAME", help="Go on from this adapter: its method, its values.")
+@click.option("--require", metavar="GATES", help='Keep it only if, e.g. "heldout.loss<1.3, forgetting<0.05".')
+@click.option("--general", type=click.Path(path_type=Path), help="Rows to measure forgetting on, and do.")
+@click.option("--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Curves for TensorBoard.")
 @incomplete_option
 @offline_option
 @registry_option

@@ -1,4 +1,4 @@
-"""A training run on the screen: loss, tokens per second and time left, as a bar or as plain lines."""
+"""A training run on the screen: loss, tokens per second, memory and time left, as a bar or as plain lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from types import TracebackType
 
 from hubkit.cli.output import note
 from hubkit.cli.progress import ProgressBar
+from hubkit.documents.arguments import size
 from hubkit.training.events import Event, Fitted, Prepared, Started, Stepped, Stopped, Validated
 
 
@@ -40,7 +41,8 @@ class Drawing:
                 note(f"resumed elsewhere, the bytes may differ: {change}")
         elif isinstance(event, Stepped) and self._progress is not None:
             speed, left = f"{event.tokens_per_second:.0f} tokens/s", f"{_clock(event.seconds_left)} left"
-            self._progress.advance(event.step - self._progress.done, f"loss {event.loss:.3f}  {speed}  {left}")
+            told = f"loss {event.loss:.3f}  {speed}  {size(event.memory)}  {left}"
+            self._progress.advance(event.step - self._progress.done, told)
         elif isinstance(event, Validated):
             note(f"step {event.step}: held-out loss {event.loss:.4f}{' (best)' if event.best else ''}")
         elif isinstance(event, Stopped) and event.reason == "interrupt":

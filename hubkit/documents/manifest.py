@@ -169,6 +169,7 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     vocabulary: Document | None = None
     training: Document | None = None
+    evaluation: Document | None = None
     probes: Document | None = None
     parents: tuple[Parent, ...] = ()
     composition: Document | None = None

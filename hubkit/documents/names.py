@@ -7,6 +7,7 @@ decoded: ``%2e%2e`` is a strange name, not a way up.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
@@ -53,6 +54,8 @@ _MAGIC: Final = (
     (b"\x28\xb5\x2f\xfd", "a zstd archive", False),
     (b"\x89HDF", "an HDF5 file", False),
 )
+_RESULTS = re.compile(r"\.eval_results/[A-Za-z0-9][\w.-]*\.yaml", re.ASCII)
+"""Figures of benchmarks, where the Hub looks for them; no other YAML file is taken."""
 
 
 def check_name(path: str, where: str) -> None:
@@ -105,7 +108,7 @@ def check_allowed(path: str, head: bytes, where: str) -> None:
         raise _forbidden(path, where, f"it is {kind}", pickle=pickle)
     if suffix in _PICKLES:
         raise _forbidden(path, where, f"'{suffix}' files hold pickled or unchecked binary data", pickle=True)
-    if suffix not in _SUFFIXES and name not in _BARE:
+    if suffix not in _SUFFIXES and name not in _BARE and not _RESULTS.fullmatch(path):
         raise _forbidden(path, where, f"files named '*{suffix}'" if suffix else "a file without suffix", pickle=False)
 
 

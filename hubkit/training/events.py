@@ -65,6 +65,7 @@ class Stepped:
         tokens: of this step, padding not counted.
         tokens_per_second: over the latest steps.
         seconds_left: until the last step, at the pace of the latest steps.
+        memory: bytes in use: what torch holds on a GPU, else what this process has in memory.
     """
 
     step: int
@@ -76,6 +77,7 @@ class Stepped:
     tokens: int
     tokens_per_second: float
     seconds_left: float
+    memory: int = 0
 
 
 @dataclass(frozen=True)

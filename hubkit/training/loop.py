@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.device import computing, described
+from hubkit.tensors.device import computing, described, used
 from hubkit.training import checkpoint as checkpoints
 from hubkit.training.attention import short_attention
 from hubkit.training.checkpoint import Checkpoint, RunProgress
@@ -262,6 +262,7 @@ class _Run:
                 tokens=tokens,
                 tokens_per_second=sum(count for _, count in self.pace) / max(spent, 1e-9),
                 seconds_left=spent / len(self.pace) * (self.total - step),
+                memory=used(self.stepper.device),
             )
         )
 

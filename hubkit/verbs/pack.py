@@ -39,6 +39,7 @@ from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
 from hubkit.named.members import with_members_from
 from hubkit.named.probing import add_probes
+from hubkit.named.runs.recording import without_stale
 from hubkit.named.sound import remarks
 from hubkit.named.sources import base_with_record, chosen_name, named_base, under_its_name
 from hubkit.named.writing import codec_named, require_version
@@ -159,6 +160,7 @@ def pack(
     _require_own(folder, left_out if out is None else ())
     dest, replacing = Path(out) if out is not None else folder, out is None or replace_out
     stale = not adopted and _drop_stale_probes(folder, files)
+    manifest, notes = without_stale(manifest, folder, files)
     effect, unseen = None, tuple[str, ...]()
     if (probes or prompts is not None) and not dry_run:
         check_adapter(dest, manifest, files, replace=replacing)
@@ -175,7 +177,7 @@ def pack(
     before = _digest(dest)
     made = write_adapter(dest, manifest, files, replace=replacing)
     changed = made.digest != before
-    told = _untold(made, files), effect, unseen, stale and effect is None, remarks(AdapterFolder(dest, made))
+    told = _untold(made, files), effect, unseen, stale and effect is None, (*notes, *remarks(AdapterFolder(dest, made)))
     return Packed(dest, made.digest, made, adopted, renamed, left_out, changed, False, *told)
 
 

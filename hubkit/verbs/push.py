@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hubkit.artifact.card import render_card
 from hubkit.artifact.folder import CARD_NAME, PEFT_CONFIG, AdapterFolder, open_adapter
+from hubkit.artifact.gates import parse_gates, require_passed
 from hubkit.documents.arguments import checked
 from hubkit.documents.files import read, refusing, require_unlinked
 from hubkit.documents.manifest import MANIFEST_NAME
@@ -21,6 +22,7 @@ from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import require_published
 from hubkit.named.publishing import BaseContent, Publication, base_content, is_base, retrying
+from hubkit.named.runs.recording import evaluation_of
 from hubkit.named.sound import remarks, require_sound
 from hubkit.registry.address import is_repo
 from hubkit.registry.api import Registry
@@ -76,6 +78,8 @@ def push(
     message: str | None = None,
     registry: str | None = None,
     dry_run: bool = False,
+    require: str | None = None,
+    evaluation: Path | str | None = None,
 ) -> Pushed:
     """Publish an adapter, or a base.
 
@@ -87,23 +91,31 @@ def push(
         message: of the commit; name and version by default.
         registry: where, if not the default registry.
         dry_run: check everything, send nothing.
+        require: gates, ``"heldout.loss<1.3, forgetting<0.05"``, on the figures that the manifest records.
+        evaluation: a file that `hubkit.eval` wrote of this adapter: its figures instead.
 
     Raises:
         HubkitError: what opening the folder raises; ``HK-NAME``, ``HK-PICKLE``, ``HK-FORBIDDEN-FILE``, ``HK-SYMLINK``;
             what `verify` would refuse of its tensors: ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``, ``HK-METHOD-UNKNOWN``;
             ``HK-MIX-MEMBER`` for a mix with a member that others could not get;
             ``HK-VERSION-EXISTS`` when the version is published with other content; ``HK-STALE`` when others keep
-            committing; ``HK-FILES`` when the registry holds other bytes than were sent; what the registry raises. Of
-            a base ``HK-NOT-MODEL``, ``HK-BASE-FILES``, ``HK-SAFETENSORS``; ``HK-EXISTS`` for the repository of an
-            adapter.
+            committing; ``HK-FILES`` when the registry holds other bytes than were sent; what the registry raises;
+            ``HK-GATE`` for a figure that is missing or does not pass. Of a base
+            ``HK-NOT-MODEL``, ``HK-BASE-FILES``, ``HK-SAFETENSORS``; ``HK-EXISTS`` for the repository of an adapter.
     """
     folder, target = Path(folder), parse_reference(repo)
     if target.repo is None or target.revision or target.folder:
         raise HubkitError("HK-REFERENCE", "push needs a repository", want="org/name", have=repo, status=USAGE)
+    gates = parse_gates(require)
     if is_base(folder):
+        require_passed(gates, None, str(folder), "leave --require out: a base has no figures")
         base, place, name = base_content(folder), open_registry(target, registry), target.repo
         return retrying(lambda: _push_base(Publication(place, name), base, private, message, dry_run))
     adapter = open_adapter(folder)
+    if gates:
+        figures = evaluation_of(adapter.manifest, None if evaluation is None else Path(evaluation))
+        fix = f"hubkit eval {folder} --data ROWS --record, or --out eval.json and --evaluation eval.json"
+        require_passed(gates, figures, str(folder), fix)
     content = _content(adapter)
     if adapter.manifest.kind == "mix":
         require_published(adapter, target, Where(registry))

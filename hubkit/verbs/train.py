@@ -16,6 +16,8 @@ from hubkit.documents.licenses import require_license
 from hubkit.documents.schema import canonical
 from hubkit.documents.shown import Shown
 from hubkit.errors import HubkitError
+from hubkit.named.runs.continuing import Start, begin
+from hubkit.named.runs.judging import Judge
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 from hubkit.named.writing import card_of, document_of, drafted, write_live
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from hubkit.artifact.identity.digest import BaseRecord
+    from hubkit.documents.manifest import Manifest
     from hubkit.methods.host import Method
     from hubkit.methods.reading import Planned
     from hubkit.tensors.parts.adapter import Adapter
@@ -78,6 +81,10 @@ def train(
     offline: bool = False,
     replace: bool = False,
     resume: bool = False,
+    parent: Path | str | None = None,
+    require: str | None = None,
+    general: Path | str | None = None,
+    tensorboard: Path | str | None = None,
     allow_incomplete_base: bool = False,
     device: str = "auto",
     report: Callable[[Event], None] = lambda event: None,
@@ -106,6 +113,11 @@ def train(
         revision: of the base, where `base` is a repository that names none.
         replace: replace an adapter that is at `out`.
         resume: go on from the checkpoint, made on this device or another; without one, begin.
+        parent: an adapter to go on from, folder or repository: its method and configuration, its values as the start.
+        require: gates on the trained adapter, ``"heldout.loss<1.3, forgetting<0.05"``; it is written only if they hold.
+            The figures go into its manifest and card.
+        general: rows that forgetting is measured on, instead of hubkit's own; given, it is measured without gates, too.
+        tensorboard: write the run's curves for TensorBoard into this folder.
         allow_incomplete_base: train on a base whose files lack weights that transformers then makes up, or hold some
             that it leaves out; recorded.
         device: where to train: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -114,17 +126,15 @@ def train(
         options: fields of `hubkit.training.options.TrainOptions`; the method's recipe fills what is not given.
 
     Raises:
-        HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-DATA``, ``HK-COLUMNS``, ``HK-ROW-TOO-LONG``,
-            ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``, ``HK-OPTIMIZER``,
-            ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and what they call
-            for.
+        HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-GATE``, ``HK-EXTRA``, ``HK-DATA``, ``HK-COLUMNS``,
+            ``HK-ROW-TOO-LONG``, ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``,
+            ``HK-OPTIMIZER``, ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and
+            what they call for.
     """
-    from hubkit.methods.config import parse_config
-    from hubkit.methods.host import host
-    from hubkit.tensors.base.agreement import INCOMPLETE
     from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
     from hubkit.training.advice.fitting import fitted_config, fitted_options
+    from hubkit.training.measuring.watching import Board, watching
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
     from hubkit.training.rows.data import read_data
@@ -135,45 +145,48 @@ def train(
     run_dir = out.with_name(out.name + ".run")
     replace = _may_replace(out, replace, resume and (run_dir / checkpoint.CHECKPOINT).exists(), resume)
     name = chosen_name(name, out)
-    chosen = host().load(method or host().default())
-    settings = parse_config(chosen.info.config, config or {}, "--set")
+    judge = Judge.of(require, general, validation_data, options.get("validation"))
+    board = Board(Path(tensorboard)) if tensorboard is not None else None
+    where = Where(registry, offline, progress)
+    start = begin(parent, method, config, where)
+    chosen = start.method
     wanted = TrainOptions.of(options, chosen.info.recipe)
     require_optimizer(wanted.optimizer, place := device_named(device))
     require_choices(duplicates, overlap)
     records, origin = read_data(data, offline)
     held = read_data(validation_data, offline)[0] if validation_data else None
-    source, record = base_with_record(base, revision, Where(registry, offline, progress))
-    wanted = fitted_options(options, chosen, settings, source.path)
-    settings, vocabulary, tokens = prepared(settings, source.path)
+    source, record = base_with_record(base, revision, where)
+    start.require_base(record)
+    wanted = fitted_options(options, chosen, start.settings, source.path)
+    settings, vocabulary, tokens = prepared(start.settings, source.path)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     equal = (duplicates, overlap)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front, equal, report)
-    settings = fitted_config(chosen, settings, config or {}, source.path, rows, report)
-    adapter, metrics = _fit(
-        source.path,
-        chosen,
-        settings,
-        rows,
-        validation,
-        wanted,
-        run_dir=run_dir,
-        report=report,
-        weights=record.fingerprint.weights,
-        resume=resume,
-        name=name,
-        codec=plan.codec,
-        device=place,
-        incomplete=allow_incomplete_base,
-    )
-    manifest = dataclasses.replace(
-        draft,
-        config=document_of(adapter.config),
-        training=_training(wanted, rows, metrics, origin) | ({"untrained": left} if left else {}),
-        overrides=(INCOMPLETE,) if allow_incomplete_base else (),
-    )
+    judge.prepare(validation, tokenizer, source.path, plan.front, raw)
+    settings = fitted_config(chosen, settings, start.given, source.path, rows, report)
+    start = dataclasses.replace(start, settings=settings)
+    with watching(report, run_dir, board) as told:
+        adapter, metrics = _fit(
+            source.path,
+            start,
+            rows,
+            validation,
+            wanted,
+            run_dir=run_dir,
+            report=told,
+            record=record,
+            resume=resume,
+            name=name,
+            codec=plan.codec,
+            device=place,
+            incomplete=allow_incomplete_base,
+            judge=judge,
+        )
+    training = _training(wanted, rows, metrics, origin) | ({"untrained": left} if left else {})
+    manifest = _manifest(draft, adapter, start, judge, training, allow_incomplete_base)
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
     digest = write_live(out, adapter, manifest, record, replace, beside).digest
     checkpoint.discard(run_dir)
@@ -256,8 +269,7 @@ def _rows(
 
 def _fit(
     base: Path,
-    method: Method,
-    settings: Any,
+    start: Start,
     rows: list[Row],
     validation: list[Row],
     options: TrainOptions,
@@ -268,8 +280,9 @@ def _fit(
     incomplete: bool,
     run_dir: Path,
     report: Callable[[Event], None],
-    weights: str | None,
+    record: BaseRecord,
     resume: bool,
+    judge: Judge,
 ) -> tuple[Adapter, Metrics]:
     from hubkit.compat.transformers import quiet
     from hubkit.tensors.device import computing
@@ -280,27 +293,45 @@ def _fit(
 
     attached = Attached(load_base(base, options.dtype, codec, device, allow_incomplete_base=incomplete))
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
-        adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
+        adapter = Adapter.fresh(name, start.method, start.settings, attached.sites, options.seed)
+        start.fill(adapter)
         attached.add(name, adapter)
     attached.set_mix(name)
     with quiet(), attached.compiled_training() if options.compile else contextlib.nullcontext():
         metrics = fit(
             attached,
             adapter.trainables(),
-            method.train_step,
+            start.method.train_step,
             rows,
             validation,
             options,
             run_dir=run_dir,
             report=report,
-            identity={"base": weights, "method": method.name, "config": document_of(settings)},
+            identity=start.identity(record),
             resume=resume,
             rates=adapter.learning_rates(),
             kept=adapter.kept(),
         )
     adapter.to_compute_dtype()
     adapter.require_finite(name)
+    judge.judge(attached, device, str(run_dir))
     return adapter.without_zeros(), metrics
+
+
+def _manifest(
+    draft: Manifest, adapter: Adapter, start: Start, judge: Judge, training: Mapping[str, Any], incomplete: bool
+) -> Manifest:
+    """`draft` with what is known now."""
+    from hubkit.tensors.base.agreement import INCOMPLETE
+
+    return dataclasses.replace(
+        draft,
+        config=document_of(adapter.config),
+        training=training,
+        evaluation=judge.figures,
+        parents=start.parents,
+        overrides=(INCOMPLETE,) if incomplete else (),
+    )
 
 
 def _training(options: TrainOptions, rows: list[Row], metrics: Metrics, origin: Mapping[str, str]) -> dict[str, Any]:

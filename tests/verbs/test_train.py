@@ -297,7 +297,7 @@ def test_a_full_disk(tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytes
         with small_disk(size):
             refused("HK-DISK", quick, tiny_llama, rows, out, resume=True, **options)
         assert not out.exists()
-        assert names(run) <= {"metrics.jsonl", "checkpoint.safetensors", "metrics.json"}
+        assert names(run) <= {"metrics.jsonl", "checkpoint.safetensors", "metrics.json", "loss.svg"}
     with small_disk(400):
         line = ("--steps", 6, "--save-every", 2, "--set", "rank=2", "--lr", 0.01, "--resume")
         said = say(capsys, "train", tiny_llama, rows, "-o", out, *line)
