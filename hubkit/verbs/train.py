@@ -166,8 +166,7 @@ def train(
     equal = (duplicates, overlap)
     rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front, equal, report)
     judge.prepare(validation, tokenizer, source.path, plan.front, raw)
-    settings = fitted_config(chosen, settings, start.given, source.path, rows, report)
-    start = dataclasses.replace(start, settings=settings)
+    start = dataclasses.replace(start, settings=fitted_config(chosen, settings, start.given, source.path, rows, report))
     with watching(report, run_dir, board) as told:
         adapter, metrics = _fit(
             source.path,
