@@ -21,6 +21,7 @@ from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 from hubkit.named.writing import card_of, document_of, drafted, write_live
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
+from hubkit.training.ranks.launched import together
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ class Trained(Shown):
     untrained: tuple[str, ...] = ()
 
 
+@together
 @checked
 def train(
     base: Path | str,
@@ -116,10 +118,10 @@ def train(
     from hubkit.methods.config import parse_config
     from hubkit.methods.host import host
     from hubkit.tensors.base.agreement import INCOMPLETE
-    from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
+    from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_rows
 
     require_license(license)
@@ -130,10 +132,11 @@ def train(
     chosen = host().load(method or host().default())
     settings = parse_config(chosen.info.config, config or {}, "--set")
     wanted = TrainOptions.of(options, chosen.info.recipe)
-    place = device_named(device)
+    world().require_work(wanted.batch_size, wanted.accumulate, wanted.shard)
+    place = world().device(device)
     require_optimizer(wanted.optimizer, place)
     records, held = read_rows(Path(data)), read_rows(Path(validation_data)) if validation_data else None
-    source, record = base_with_record(base, revision, Where(registry, offline, progress))
+    source, record = world().once(lambda: base_with_record(base, revision, Where(registry, offline, progress)))
     settings, vocabulary, tokens = prepared(settings, source.path)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
@@ -164,8 +167,8 @@ def train(
         overrides=(INCOMPLETE,) if allow_incomplete_base else (),
     )
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
-    digest = write_live(out, adapter, manifest, record, replace, beside).digest
-    checkpoint.discard(run_dir)
+    digest = world().once(lambda: write_live(out, adapter, manifest, record, replace, beside).digest)
+    world().once(lambda: checkpoint.discard(run_dir))
     count = sum(p.numel() for p in adapter.parameters().values())
     return Trained(out, digest, chosen.name, count, metrics, tuple(left))
 
@@ -263,12 +266,18 @@ def _fit(
     from hubkit.tensors.live.loading import load_base
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.loop import fit
+    from hubkit.training.ranks.sharding import require_divisible, shard
+    from hubkit.training.ranks.world import world
 
-    attached = Attached(load_base(base, options.dtype, codec, device, allow_incomplete_base=incomplete))
+    loaded = "cpu" if options.shard else device  # divided, it goes to the device share by share
+    attached = Attached(load_base(base, options.dtype, codec, loaded, allow_incomplete_base=incomplete))
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
         adapter = Adapter.fresh(name, method, settings, attached.sites, options.seed)
         attached.add(name, adapter)
     attached.set_mix(name)
+    if options.shard:
+        require_divisible(adapter)
+        shard(attached.model, world(), device, adapter)
     with quiet(), attached.compiled_training() if options.compile else contextlib.nullcontext():
         metrics = fit(
             attached,
