@@ -21,7 +21,7 @@ from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 from hubkit.named.writing import card_of, document_of, drafted, write_live
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
-from hubkit.training.ranks.launched import together
+from hubkit.training.ranks.together import together
 
 if TYPE_CHECKING:
     import torch

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -45,22 +39,3 @@ def speaks() -> bool:
     """Whether this process prints: it is alone, or the first."""
     found = launched()
     return found is None or found.rank == 0
-
-
-def together(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` as one call of all processes of a launch; where there is no launch it is called as it is.
-
-    Of an exception that ends it in all of them one is told, the others are marked (`hubkit.errors.is_told`).
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        launch = launched()
-        if launch is None:
-            return function(*args, **kwargs)
-        from hubkit.training.ranks.joining import joined
-
-        with joined(launch):
-            return function(*args, **kwargs)
-
-    return run
