@@ -85,6 +85,16 @@ class HubkitError(Exception):
         return {"error": {k: v for k, v in {**fields, "fix": self.fix}.items() if v}}
 
 
+def set_told(error: BaseException) -> None:
+    """Marks an exception that another process of the same run tells the user of."""
+    error.__dict__["hubkit_told"] = True
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether another process tells the user of it: only the exit status is left to give."""
+    return bool(getattr(error, "hubkit_told", False))
+
+
 def _lines(value: str | Sequence[str]) -> list[str]:
     return value.splitlines() if isinstance(value, str) else [str(line) for line in value]
 

@@ -23,7 +23,7 @@ import click
 from hubkit import __version__
 from hubkit.cli.group import LazyGroup
 from hubkit.cli.output import give_up_stdout, note, write_error
-from hubkit.errors import USAGE, HubkitError, Notice, nearest
+from hubkit.errors import USAGE, HubkitError, Notice, is_told, nearest
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -85,14 +85,16 @@ def run(arguments: Sequence[str]) -> int:
         from hubkit.cli.completing import complete
 
         return complete(hubkit, os.environ.get("COMP_WORDS", ""))
-    as_json = "--json" in arguments
+    as_json, silent = "--json" in arguments, _follows(arguments)
     try:
-        with _notices(), hubkit.make_context("hubkit", list(arguments)) as context:
+        with _notices(silent), hubkit.make_context("hubkit", list(arguments)) as context:
             hubkit.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:
         return done.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        if is_told(stopped):
+            return INTERRUPTED
         return write_error(HubkitError("HK-INTERRUPTED", "stopped by Ctrl-C", status=INTERRUPTED), as_json)
     except BrokenPipeError as error:
         return PIPE_CLOSED if _reader_left() else write_error(_refusal(error), as_json)
@@ -100,19 +102,31 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
             give_up_stdout()
             error = HubkitError("HK-IO", "standard output cannot be written to", have=error.strerror or str(error))
-        return write_error(_refusal(error), as_json)
+        refusal = _refusal(error)
+        if is_told(error) or (silent and refusal.status == USAGE):
+            return refusal.status
+        return write_error(refusal, as_json)
     return 0
 
 
+def _follows(arguments: Sequence[str]) -> bool:
+    """Whether another process of a launch runs the same training and speaks for this one."""
+    if list(arguments[:1]) != ["train"]:
+        return False
+    from hubkit.training.ranks.launched import speaks
+
+    return not speaks()
+
+
 @contextmanager
-def _notices() -> Iterator[None]:
+def _notices(silent: bool) -> Iterator[None]:
     """What the layers below want said on the way is one line on stderr, once; other warnings are as they were."""
     before, said = warnings.showwarning, set[str]()
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
         if not issubclass(category, Notice):
             before(message, category, *rest)
-        elif str(message) not in said:
+        elif str(message) not in said and not silent:
             said.add(str(message))
             note(f"note: {message}")
 

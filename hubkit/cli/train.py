@@ -13,6 +13,7 @@ from hubkit.cli.progress import ProgressBar
 from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, incomplete_option, offline_option
 from hubkit.cli.training import Drawing
+from hubkit.training.ranks.launched import speaks
 from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
@@ -63,6 +64,7 @@ DRY_RUN = (
 @click.option("--checkpointing", is_flag=True, default=None, help="Less memory, about a third more time.")
 @click.option("--packing", is_flag=True, default=None, help="Rows of a forward pass behind each other, not padded.")
 @click.option("--compile", is_flag=True, default=None, help="Faster steps after a slow first one: torch.compile.")
+@click.option("--shard", is_flag=True, default=None, help="Divide the base among the processes of torchrun: FSDP2.")
 @click.option("--validation", type=float, help="Share of the rows held out.  [default: 0]")
 @click.option("--validation-data", type=click.Path(path_type=Path), help="Rows to validate on, instead of a share.")
 @click.option("--patience", type=int, help="Stop after so many evaluations without improvement.")
@@ -134,6 +136,8 @@ def command(
             progress=work.reach,
             **options,
         )
+    if not speaks():
+        return
     if result.metrics.early:
         note(f"stopped early: step {result.metrics.kept_step} was the best")
     emit(result, _render)

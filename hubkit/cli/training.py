@@ -8,6 +8,7 @@ from hubkit.cli.output import note
 from hubkit.cli.progress import ProgressBar
 from hubkit.documents.arguments import size
 from hubkit.training.events import Event, Fitted, Prepared, Started, Stepped, Stopped, Validated
+from hubkit.training.ranks.launched import speaks
 
 
 class Drawing:
@@ -26,6 +27,8 @@ class Drawing:
             self._progress.__exit__(kind, error, trace)
 
     def __call__(self, event: Event) -> None:
+        if not speaks():  # of several processes one tells
+            return
         if isinstance(event, Prepared):
             for line in event.lines():
                 note(line)

@@ -19,6 +19,7 @@ from hubkit.documents.files import refusing
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.device import forked_rng
 from hubkit.training.options import TrainOptions
+from hubkit.training.ranks.world import world
 from hubkit.training.rows.encode import Row, require_targets
 
 
@@ -30,6 +31,7 @@ def require_usable(
     options: TrainOptions,
 ) -> None:
     """Refuses what no run can start from: HK-FROZEN, HK-NO-ROWS, HK-NO-TARGETS, HK-OPTIONS."""
+    world().require_work(options.batch_size, options.accumulate, options.shard)
     if not trained:
         have = f"{len(params)} parameters, none of which requires grad"
         raise HubkitError("HK-FROZEN", "there is nothing to train", want="a trainable parameter", have=have)
@@ -133,13 +135,18 @@ class Interrupt:
 
 @contextmanager
 def run_folder(path: Path) -> Iterator[None]:
-    """Makes the run's folder and holds it, so that two processes never train in one.
+    """Makes the run's folder and holds it, so that two runs never train in one; of a run's processes the first does.
 
     Raises:
         HubkitError: HK-BUSY when another process holds it; HK-DISK and HK-IO when it cannot be made, or written to.
     """
     what, fix = "another process trains in this folder", "wait for it, or use another folder"
-    with refusing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        with held(path / ".lock", HubkitError("HK-BUSY", what, where=str(path), fix=fix)):
-            yield
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            stack.enter_context(refusing(path))
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(path / ".lock", HubkitError("HK-BUSY", what, where=str(path), fix=fix)))
+
+        world().once(hold)
+        yield

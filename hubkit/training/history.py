@@ -22,23 +22,29 @@ class History:
     Args:
         step, evaluated: the state the run goes on from; lines of later steps and evaluations, which a kill left
             behind, are dropped because they will be written again.
+        writes: False: another process does; nothing is read or written.
     """
 
-    def __init__(self, run_dir: Path, step: int, evaluated: int) -> None:
+    def __init__(self, run_dir: Path, step: int, evaluated: int, *, writes: bool = True) -> None:
+        self._file: IO[bytes] | None = None
+        if not writes:
+            return
         self._path = run_dir / HISTORY
         kept = [line for line in _lines(self._path) if _is_before(line, step, evaluated)]
         write(self._path, b"".join(kept))
         (run_dir / RESULT).unlink(missing_ok=True)
-        self._file: IO[bytes] = self._path.open("ab")
+        self._file = self._path.open("ab")
 
     def add(self, entry: Mapping[str, object]) -> None:
         """One line; it is with the operating system when this returns, so a killed process loses none."""
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
 
     def close(self) -> None:
         """No more lines."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -25,6 +25,7 @@ from hubkit.training.history import History, write_result
 from hubkit.training.loss import chunked_loss
 from hubkit.training.options import WITHOUT_INFLUENCE, TrainOptions
 from hubkit.training.packing import packable, require_packing
+from hubkit.training.ranks.world import world
 from hubkit.training.rows.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
 from hubkit.training.rows.encode import Row, rows_digest
 from hubkit.training.schedule import rate_factor
@@ -76,6 +77,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, once the state is consistent and saved.
     """
     begun = time.perf_counter()
+    report = report if world().first else (lambda event: None)
     trained = {name: params[name] for name in sorted(params) if params[name].requires_grad}
     require_usable(trained, params, train_rows, validation_rows, options)
     stepper = Stepper(
@@ -96,7 +98,7 @@ def fit(
         run = _Run(stepper, train_rows, validation_rows, options, run_dir, report, identity or {})
         changes = run.restore(resume)
         with (
-            closing(History(run_dir, run.progress.step, run.progress.evaluated)) as run.history,
+            closing(History(run_dir, run.progress.step, run.progress.evaluated, writes=world().first)) as run.history,
             computing(stepper.device, "training", run._smaller()),  # the first pass tries the head
             short_attention(model, options.short_attention),
             chunked_loss(model, longest, options.chunked_loss) as chunked,
@@ -142,7 +144,9 @@ class _Run:
     def restore(self, resume: bool) -> tuple[str, ...]:
         """Takes over the folder's checkpoint, if there is one; returns what of the machine changed since."""
         stored = checkpoints.load(self.run_dir)
+        world().require_same("the run's folder", "no checkpoint" if stored is None else f"step {stored.progress.step}")
         if stored is None:
+            world().alike(self.stepper.tensors().values())
             return ()
         if not resume:
             fix = "--resume to go on with it, or another folder; to begin anew, remove this one"
@@ -161,11 +165,14 @@ class _Run:
         now = (self.progress.step, self.progress.evaluated)
         if self.saved == now:
             return
+        world().once(self._write)
+        self.saved = now
+        self.report(Saved(self.progress.step))
+
+    def _write(self) -> None:
         tensors = self.stepper.tensors() | {f"best/{name}": value for name, value in self.best.items()}
         machine = checkpoints.machine(self.stepper.device)
         checkpoints.save(self.run_dir, Checkpoint(self.identity, machine, self.progress, tensors))
-        self.saved = now
-        self.report(Saved(self.progress.step))
 
     def start(self, chunked: bool, changes: tuple[str, ...]) -> None:
         """Reports what will be done."""
@@ -195,7 +202,7 @@ class _Run:
             finished = complete and (progress.early or progress.step >= self.total)
             if finished or (complete and every and progress.step and progress.step % every == 0):
                 self.save()
-            if cancelled() or not (finished or self._advance(cancelled)):
+            if world().any(cancelled()) or not (finished or self._advance(cancelled)):
                 self.save()
                 self.report(Stopped(progress.step, "interrupt"))
                 raise KeyboardInterrupt
@@ -318,5 +325,5 @@ class _Run:
             early=progress.early,
             seconds=seconds,
         )
-        write_result(self.run_dir, metrics.to_document())
+        world().once(lambda: write_result(self.run_dir, metrics.to_document()))
         return metrics

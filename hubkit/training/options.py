@@ -14,10 +14,10 @@ DTYPES = ("bfloat16", "float16", "float32")
 OPTIMIZERS = ("adamw", "paged_adamw_32bit", "paged_adamw_8bit")
 """By the names that transformers gives them; the paged ones keep their moments where a full GPU can move them out."""
 
-WITHOUT_INFLUENCE = frozenset({"save_every", "checkpointing"})
+WITHOUT_INFLUENCE = frozenset({"save_every", "checkpointing", "shard"})
 """Options that change cost but no computed bit: a resumed run may change them."""
 
-LATER = frozenset({"compile", "packing"})
+LATER = frozenset({"compile", "packing", "shard"})
 
 
 class TrainGiven(TypedDict, total=False):
@@ -40,6 +40,7 @@ class TrainGiven(TypedDict, total=False):
     checkpointing: bool | None
     compile: bool | None
     packing: bool | None
+    shard: bool | None
     validation: float | None
     patience: int | None
     eval_every: int | None
@@ -71,6 +72,7 @@ class TrainOptions:
         checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: train through torch.compile: faster steps after a first one that may take a minute.
         packing: put the rows of a forward pass one after the other, without padding; each sees itself alone.
+        shard: divide the base among the processes of the run (FSDP2), for one that does not fit on a device.
         validation: share of the rows held out, in [0, 1).
         patience: evaluations without improvement after which training stops and the best state is kept; None: never.
         eval_every: steps between evaluations; None: once per epoch. The last step is always evaluated.
@@ -100,6 +102,7 @@ class TrainOptions:
     checkpointing: bool = False
     compile: bool = False
     packing: bool = False
+    shard: bool = False
     validation: float = 0.0
     patience: int | None = None
     eval_every: int | None = None
@@ -167,6 +170,8 @@ class TrainOptions:
             yield f"dtype is {self.dtype!r}, want one of {', '.join(DTYPES)}"
         if self.compile and self.checkpointing:
             yield "compile and checkpointing are both given, want one of them"
+        if self.compile and self.shard:
+            yield "compile and shard are both given, want one of them"
         if self.steps is not None and self.epochs is not None:
             yield "steps and epochs are both given, want one of them"
 

@@ -15,7 +15,9 @@ from hubkit.errors import HubkitError
 from hubkit.training.attention import rows_of
 from hubkit.training.loss import counted
 from hubkit.training.optimizers import adopt_moment, make_optimizer, moments
-from hubkit.training.rows.batching import collate, packed
+from hubkit.training.ranks.gradients import summed
+from hubkit.training.ranks.world import world
+from hubkit.training.rows.batching import collate, derive_seed, packed
 from hubkit.training.rows.encode import Row
 from hubkit.training.scaling import LossScale
 
@@ -58,12 +60,13 @@ class Stepper:
     def step(
         self, batches: Sequence[Sequence[Row]], rate: float, cancelled: Callable[[], bool], seed: int | None = None
     ) -> tuple[float, float] | None:
-        """One optimizer step over `batches`, each weighted by its share of the targets.
+        """One optimizer step over `batches`, each weighted by its share of the targets; processes share them.
 
         Args:
             rate: the learning rate.
             cancelled: asked before each micro-batch.
-            seed: of the step's dropout; a step that is computed again, at a smaller loss scale, drops the same.
+            seed: of the step's dropout: of the first micro-batch as it is, of each other one derived, so that it does
+                not matter which process has it; a step that is computed again, at a smaller loss scale, drops the same.
 
         Returns:
             the mean loss over all targets and the gradient's norm before clipping; None when `cancelled` before the
@@ -73,10 +76,8 @@ class Stepper:
             HubkitError: HK-NAN, HK-FROZEN, HK-PLUGIN; parameters and moments are untouched then.
         """
         while True:
-            if seed is not None:
-                torch.manual_seed(seed)
             try:
-                total = self._backward(batches, cancelled)
+                total = self._backward(batches, cancelled, seed)
                 if total is None:
                     return None
                 loss, norm = self._measured(total)
@@ -91,19 +92,28 @@ class Stepper:
             finally:
                 self.optimizer.zero_grad()
 
-    def _backward(self, batches: Sequence[Sequence[Row]], cancelled: Callable[[], bool]) -> Tensor | None:
-        """Leaves the gradients, times the loss scale, in the parameters and returns the loss; nothing waits for the
-        device."""
+    def _backward(
+        self, batches: Sequence[Sequence[Row]], cancelled: Callable[[], bool], seed: int | None
+    ) -> Tensor | None:
+        """Leaves the gradients, times the loss scale, in the parameters and returns the loss; a process on its own
+        does not wait for the device."""
         counts = [sum(row.targets() for row in batch) for batch in batches]
-        total = torch.zeros((), device=self.device)
-        for batch, count in zip(batches, counts, strict=True):
-            if cancelled():
-                return None
+        losses: dict[int, Tensor] = {}
+
+        def work(number: int | None) -> None:
+            batch = batches[number or 0]
+            share = 0.0 if number is None else counts[number] / sum(counts)
+            if seed is not None:
+                torch.manual_seed(derive_seed(seed, "micro-batch", number) if number else seed)
             with self._rows_of(batch):
-                loss: Any = self._loss(batch) * (count / sum(counts))
+                loss: Any = self._loss(batch) * share
                 (loss if self.scale.factor == 1.0 else loss * self.scale.factor).backward()
-            total += loss.detach().to(self.device)
-        return total
+            if number is not None:
+                losses[number] = loss.detach()
+
+        if not world().rounds(len(batches), cancelled, work):
+            return None
+        return summed(world(), list(self.params.values()), losses, len(batches), self.device)
 
     def _rows_of(self, batch: Sequence[Row]) -> AbstractContextManager[None]:
         """What attention may know of a packed batch, in forward and backward."""
@@ -127,22 +137,29 @@ class Stepper:
         Raises:
             HubkitError: HK-NAN, HK-PLUGIN.
         """
-        total, targets = 0.0, 0
+        counts = [sum(row.targets() for row in batch) for batch in batches]
+        found: list[tuple[int, float]] = []
+
+        def work(number: int | None) -> None:
+            batch = batches[number or 0]
+            with self._rows_of(batch):
+                loss = float(self._loss(batch))
+            if number is not None:
+                found.append((number, loss * counts[number]))
+
         self.model.eval()
         try:
             with torch.no_grad():
-                for batch in batches:
-                    if cancelled():
-                        return None
-                    count = sum(row.targets() for row in batch)
-                    with self._rows_of(batch):
-                        total += float(self._loss(batch)) * count
-                    targets += count
+                if not world().rounds(len(batches), cancelled, work):
+                    return None
         finally:
             self.model.train()
+        total = 0.0
+        for value in world().gathered(found, len(batches)):  # not `sum`: it rounds in another way since Python 3.12
+            total += value
         if not math.isfinite(total):
             raise _not_finite(f"validation loss {total}")
-        return total / targets
+        return total / sum(counts)
 
     def _loss(self, batch: Sequence[Row]) -> Tensor:
         inputs = (packed if self.packing else collate)(batch, self.device)

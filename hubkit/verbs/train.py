@@ -23,6 +23,7 @@ from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 from hubkit.named.writing import card_of, document_of, drafted, write_live
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
+from hubkit.training.ranks.together import together
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ class Trained(Shown):
     untrained: tuple[str, ...] = ()
 
 
+@together
 @checked
 def train(
     base: Path | str,
@@ -131,12 +133,12 @@ def train(
             ``HK-OPTIMIZER``, ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and
             what they call for.
     """
-    from hubkit.tensors.device import device_named
     from hubkit.training import checkpoint
     from hubkit.training.advice.fitting import fitted_config, fitted_options
     from hubkit.training.measuring.watching import Board, watching
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
+    from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
 
@@ -151,11 +153,12 @@ def train(
     start = begin(parent, method, config, where)
     chosen = start.method
     wanted = TrainOptions.of(options, chosen.info.recipe)
-    require_optimizer(wanted.optimizer, place := device_named(device))
+    world().require_work(wanted.batch_size, wanted.accumulate, wanted.shard)
+    require_optimizer(wanted.optimizer, place := world().device(device))
     require_choices(duplicates, overlap)
-    records, origin = read_data(data, offline)
-    held = read_data(validation_data, offline)[0] if validation_data else None
-    source, record = base_with_record(base, revision, where)
+    records, origin = world().once(lambda: read_data(data, offline))
+    held = world().once(lambda: read_data(validation_data, offline)[0]) if validation_data else None
+    source, record = world().once(lambda: base_with_record(base, revision, where))
     start.require_base(record)
     wanted = fitted_options(options, chosen, start.settings, source.path)
     settings, vocabulary, tokens = prepared(start.settings, source.path)
@@ -187,8 +190,8 @@ def train(
     training = _training(wanted, rows, metrics, origin) | ({"untrained": left} if left else {})
     manifest = _manifest(draft, adapter, start, judge, training, allow_incomplete_base)
     beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
-    digest = write_live(out, adapter, manifest, record, replace, beside).digest
-    checkpoint.discard(run_dir)
+    digest = world().once(lambda: write_live(out, adapter, manifest, record, replace, beside).digest)
+    world().once(lambda: checkpoint.discard(run_dir))
     count = sum(p.numel() for p in adapter.parameters().values())
     return Trained(out, digest, chosen.name, count, metrics, tuple(left))
 
@@ -289,13 +292,19 @@ def _fit(
     from hubkit.tensors.live.loading import load_base
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.loop import fit
+    from hubkit.training.ranks.sharding import require_divisible, shard
+    from hubkit.training.ranks.world import world
 
-    attached = Attached(load_base(base, options.dtype, codec, device, allow_incomplete_base=incomplete))
+    loaded = "cpu" if options.shard else device  # divided, it goes to the device share by share
+    attached = Attached(load_base(base, options.dtype, codec, loaded, allow_incomplete_base=incomplete))
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
         adapter = Adapter.fresh(name, start.method, start.settings, attached.sites, options.seed)
         start.fill(adapter)
         attached.add(name, adapter)
     attached.set_mix(name)
+    if options.shard:
+        require_divisible(adapter)
+        shard(attached.model, world(), device, adapter)
     with quiet(), attached.compiled_training() if options.compile else contextlib.nullcontext():
         metrics = fit(
             attached,

@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from hubkit.compat.bitsandbytes import decoded_facts, packed_tensors
-from hubkit.compat.torch import Observed, own_forward, set_forward
+from hubkit.compat.torch import Observed, own_forward, parameters_of, set_forward
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
+from hubkit.tensors.fourbit.divided import BYTES, gathered, hollowed, parts_of
 from hubkit.tensors.fourbit.nf4 import PackedWeight, packed_on, quantize, unpacked
 
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
@@ -44,10 +45,36 @@ class QuantLinear(Observed):
         self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
-        self.packed: PackedWeight | None = None
+        self._packed: PackedWeight | None = None
         self.register_buffer("weight", torch.empty(0, 0, device="cpu"), persistent=False)
         for name in (*_STATISTICS, "quant_state"):
             self.register_buffer(name, None, persistent=False)
+
+    @property
+    def packed(self) -> PackedWeight | None:
+        """The weight; None before `fill`. Where it is divided among processes and not gathered, its facts alone."""
+        if self._packed is None or not self.divided:
+            return self._packed
+        return gathered(self._packed, self.divided)
+
+    @property
+    def divided(self) -> dict[str, Tensor]:
+        """Field of the weight -> its bytes as a parameter; empty but after `divide`."""
+        return parts_of(parameters_of(self))
+
+    def divide(self) -> None:
+        """Makes the packed weight parameters of bytes, so that FSDP2 divides it among processes; it cannot be undone.
+
+        FSDP2 divides parameters, not buffers, and leaves those of integers in their dtype.
+        """
+        if self._packed is None or self.divided:
+            return
+        self._packed, parts = hollowed(self._packed)
+        for field, part in parts.items():
+            self.register_parameter(BYTES + field, nn.Parameter(part, requires_grad=False))
+        self.weight = torch.empty(0, 0, device="cpu")
+        for name in (*_STATISTICS, "quant_state"):
+            setattr(self, name, None)
 
     def fill(self, packed: PackedWeight) -> None:
         """Takes over a packed weight.
@@ -60,7 +87,7 @@ class QuantLinear(Observed):
             raise HubkitError(
                 "HK-SHAPE", "the packed weight is of another shape", want=str(shape), have=str(packed.shape)
             )
-        self.packed = packed
+        self._packed = packed
         for key, tensor in packed.tensors().items():
             setattr(self, _attribute(key), tensor)
 
@@ -78,7 +105,7 @@ class QuantLinear(Observed):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.packed is not None:
+        if self.packed is not None and not self.divided:
             for key in self.packed.tensors():
                 destination[f"{prefix}weight.{key}".rstrip(".")] = getattr(self, _attribute(key))
 
@@ -102,7 +129,7 @@ class QuantLinear(Observed):
         return lambda t: fn(t) if t is bias else _moved(fn, t)
 
     def _moved(self, fn: Callable[[Tensor], Tensor]) -> None:
-        if self.packed is not None:
+        if self.packed is not None and not self.divided:
             dtype = fn(torch.empty(0, dtype=self.packed.dtype, device=self.packed.codes.device)).dtype
             self.fill(_of_buffers(self, self.packed, dtype))
 
@@ -115,7 +142,7 @@ def _multiplied(x: Tensor, bias: Tensor | None, decode: Decode) -> Tensor:
     """``x Wᵀ + b``, for which W is decoded, and decoded again in the backward pass."""
     if torch.compiler.is_compiling():  # of `_Product` a compiler keeps the decoded weight: it sees the same twice
         plain: Tensor = checkpoint(
-            lambda x: F.linear(x, decode(), bias), x, use_reentrant=False, preserve_rng_state=False
+            lambda x: F.linear(x, decode(x.dtype), bias), x, use_reentrant=False, preserve_rng_state=False
         )
         return plain
     y: Tensor = _Product.apply(x, bias, decode)  # type: ignore[no-untyped-call]
@@ -128,7 +155,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, decode: Decode) -> Tensor:
         ctx.decode, ctx.dtype = decode, x.dtype
-        return F.linear(x, decode(), bias)
+        return F.linear(x, decode(x.dtype), bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]

@@ -10,6 +10,7 @@ from typing import Any
 from hubkit.errors import HubkitError
 from hubkit.training.events import Event, Started, Stepped, Validated
 from hubkit.training.measuring.curve import draw
+from hubkit.training.ranks.world import world
 
 Report = Callable[[Event], None]
 
@@ -33,8 +34,9 @@ def watching(report: Report, run_dir: Path, board: Board | None) -> Iterator[Rep
     finally:
         if board is not None:
             board.close()
-        with suppress(HubkitError):  # a picture hides no other fault, and is none to lose a run for
-            draw(run_dir)
+        if world().first:
+            with suppress(HubkitError):  # a picture hides no other fault, and is none to lose a run for
+                draw(run_dir)
 
 
 class Board:
