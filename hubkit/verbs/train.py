@@ -149,8 +149,7 @@ def train(
     name = chosen_name(name, out)
     judge = Judge.of(require, general, validation_data, options.get("validation"))
     board = Board(Path(tensorboard)) if tensorboard is not None else None
-    where = Where(registry, offline, progress)
-    start = begin(parent, method, config, where)
+    start = begin(parent, method, config, where := Where(registry, offline, progress))
     chosen = start.method
     wanted = TrainOptions.of(options, chosen.info.recipe)
     world().require_work(wanted.batch_size, wanted.accumulate, wanted.shard)
