@@ -25,7 +25,7 @@ from hubkit.verbs.advise import Advised, advise
 def command(base: str, data: str, **options: Any) -> None:
     """Say which method and options fit a base and your rows, and why.
 
-    Whether to train at all, what to train, how much memory and time it takes, and the command that does it, each with
+    Whether to train at all, what to train, how much memory it takes, and the command that does it, each with
     its reason and source. Weights are neither needed nor read.
 
     Example:
@@ -38,14 +38,11 @@ def command(base: str, data: str, **options: Any) -> None:
 
 def _render(done: Advised) -> str:
     options = ", ".join(f"{name} {_shown(value)}" for name, value in done.options.items())
-    time = (
-        "" if done.seconds is None else f", about {_clock(done.seconds)} for one pass over the rows on this processor"
-    )
     lines = [
         f"rows    {done.rows:,} with {done.targets:,} target tokens, the longest of {done.longest} tokens",
         f"first   {'fine-tune' if done.fine_tune else 'a prompt with examples'}",
         f"method  {done.method}: {options}",
-        f"takes   {done.memory / 1e9:.3g} of {done.limit / 1e9:.3g} GB{time}",
+        f"takes   {done.memory / 1e9:.3g} of {done.limit / 1e9:.3g} GB",
         "",
     ]
     for one in done.reasons:
@@ -55,9 +52,3 @@ def _render(done: Advised) -> str:
 
 def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

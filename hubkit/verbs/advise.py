@@ -36,7 +36,6 @@ class Advised(Shown):
         command: the `hubkit train` command, as it can be run.
         memory: bytes that one process takes.
         limit: bytes that it has.
-        seconds: about how long one pass over the rows takes here; None where the device is not here.
         rows, targets, longest: of the data: how many, target tokens of all, tokens of the longest.
         reasons: why, line by line, with sources.
     """
@@ -47,7 +46,6 @@ class Advised(Shown):
     command: str
     memory: int
     limit: int
-    seconds: float | None
     rows: int
     targets: int
     longest: int
@@ -79,8 +77,8 @@ def advise(
             fits; ``HK-BASE-*``, ``HK-DATA`` and what rows are refused for.
     """
     from hubkit.tensors.base.agreement import outline
-    from hubkit.training.advice.choosing import candidates, chosen, kinds, reasons, seconds
-    from hubkit.training.advice.fitting import FEW_ROWS, facts_of
+    from hubkit.training.advice.choosing import candidates, chosen, kinds, reasons
+    from hubkit.training.advice.fitting import FEW_ROWS
 
     given = _bytes(memory) if memory is not None else None
     source = config_source(base, revision, Where(registry, offline, progress))
@@ -111,9 +109,6 @@ def advise(
             fix="more --gpus, a smaller base, or shorter rows",
         )
     plan = plans[way.method, way.batch_size, way.checkpointing]
-    facts, count = facts_of(source.path), sum({id(p): p.numel() for p in model.parameters()}.values())
-    tokens, whole = sum(len(row.ids) for row in rows), way.method == found.get(("whole-weights",))
-    time = seconds(count, tokens, whole, way.checkpointing, facts.hidden or 1024) if run.device == "cpu" else None
     return Advised(
         fine_tune=len(rows) >= FEW_ROWS,
         method=way.method,
@@ -121,7 +116,6 @@ def advise(
         command=_command(base, data, way, gpus, len(rows), revision),
         memory=way.total,
         limit=limit,
-        seconds=time,
         rows=len(rows),
         targets=targets,
         longest=longest,

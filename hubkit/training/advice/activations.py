@@ -132,6 +132,7 @@ def _short(model: nn.Module, layers: int, dtype: torch.dtype) -> nn.Module:
     config: Any = copy.deepcopy(model.config)
     text = config.get_text_config()
     text.num_hidden_layers = layers
+    config.pad_token_id = text.pad_token_id = None  # some look for it in the text, which has no values here
     if isinstance(kinds := getattr(text, "layer_types", None), list):
         text.layer_types = kinds[:layers]
     with torch.device("meta"):

@@ -7,7 +7,6 @@ those that ship.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,10 +18,6 @@ SHARED = "https://arxiv.org/abs/2311.03285"
 GUIDE = "https://platform.openai.com/docs/guides/supervised-fine-tuning"
 STEP = 8
 """Rows of a step: few enough for a low rank to learn from, enough for a steady gradient."""
-REACHED = 0.5
-"""Share of the speed of one large product that a training reaches, of what was measured on two CPUs."""
-TRIED = 0.5
-"""Seconds that the timing of a product may take."""
 
 
 @dataclass(frozen=True)
@@ -158,32 +153,3 @@ def source_of(name: str) -> str:
     info = host().load(name).info
     found = re.search(r"https://[^\s),;]+", info.sources)
     return found[0] if found else info.paper
-
-
-def seconds(parameters: int, tokens: int, whole: bool, checkpointing: bool, hidden: int) -> float:
-    """About how long training on `tokens` tokens takes on this machine's processor.
-
-    Two operations a parameter and token forward and two back to the inputs; two more where weights are trained, and
-    where activations are computed again. One product of the base's width is timed.
-
-    Args:
-        parameters: of the base.
-        hidden: its width.
-    """
-    work = parameters * tokens * (4 + 2 * whole + 2 * checkpointing)
-    return work / (REACHED * _speed(hidden))
-
-
-def _speed(hidden: int) -> float:
-    """Operations a second of a product of 512 tokens with a weight of this width, in bfloat16: the best within `TRIED`.
-
-    The best, since others on the machine only make it slower.
-    """
-    import torch
-
-    x, weight = torch.ones(512, hidden, dtype=torch.bfloat16), torch.ones(hidden, hidden, dtype=torch.bfloat16)
-    best, until = float("inf"), time.perf_counter() + TRIED
-    while (begun := time.perf_counter()) < until:
-        torch.mm(x, weight)
-        best = min(best, time.perf_counter() - begun)
-    return 2 * 512 * hidden * hidden / best
