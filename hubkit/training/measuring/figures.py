@@ -13,6 +13,7 @@ import torch
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.device import computing
 from hubkit.tensors.live.attached import Attached
+from hubkit.training.attention import short_attention
 from hubkit.training.measuring.intervals import Interval, difference, interval
 from hubkit.training.measuring.losses import Losses, losses_of
 from hubkit.training.rows.data import Columns, choose_columns, read_rows
@@ -88,9 +89,10 @@ def measured(model: Attached, asked: Asked, device: torch.device) -> dict[str, A
     """
 
     def both(rows: Sequence[Row]) -> tuple[Losses, Losses]:
-        adapted = losses_of(model, rows, device)
-        with model.using(None):
-            return adapted, losses_of(model, rows, device)
+        with short_attention(model):
+            adapted = losses_of(model, rows, device)
+            with model.using(None):
+                return adapted, losses_of(model, rows, device)
 
     draws = asked.samples, asked.seed
     made: dict[str, Any] = {"samples": asked.samples, "seed": asked.seed}
