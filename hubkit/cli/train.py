@@ -167,5 +167,8 @@ def _render(done: Trained) -> str:
     if metrics.validation_loss is not None:
         before = f" ({metrics.untrained_loss:.4f} before)" if metrics.untrained_loss is not None else ""
         lines.append(f"held-out loss {metrics.validation_loss:.4f}{before}")
+    for name in ("difference", "forgetting"):
+        if one := (done.evaluation or {}).get(name):
+            lines.append(f"{name} {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}) nats a token")
     lines += [f"stays as it is: {line}" for line in done.untrained]
     return "\n".join([*lines, f"digest  {done.digest}", f"next: hubkit push {done.path} ORG/NAME"])
