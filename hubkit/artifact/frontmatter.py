@@ -100,10 +100,10 @@ def indexed(head: str, name: str, results: Sequence[Mapping[str, Any]], newline:
 
 
 def _is_ours(index: Any) -> bool:
-    """Whether every result of a ``model-index`` came from here."""
+    """Whether every result of a ``model-index`` came from here; one without any is a person's."""
     try:
         results = [result for model in index for result in model["results"]]
-        return all(result["source"]["name"] == SOURCE for result in results)
+        return bool(results) and all(result["source"]["name"] == SOURCE for result in results)
     except (TypeError, KeyError):
         return False
 

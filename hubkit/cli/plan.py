@@ -21,7 +21,7 @@ from hubkit.verbs.plan import MethodPlan, TrainingPlan, plan
 @click.option("--set", "config", metavar="NAME=VALUE", multiple=True, help="Option of the method; may be repeated.")
 @click.option("--batch-size", type=int, default=4, show_default=True, help="Rows per forward pass, on one process.")
 @click.option("--max-length", type=int, help="Tokens per row.  [default: the longest row of DATA, else 512]")
-@click.option("--gpus", type=int, help="Processes over which weights and states are sharded.")
+@click.option("--gpus", type=int, help="Processes over which --shard divides the base.")
 @click.option(
     "--optimizer",
     type=click.Choice(["adamw", "paged_adamw_32bit", "paged_adamw_8bit"]),
@@ -51,7 +51,9 @@ def command(base: str, data: str | None, config: tuple[str, ...], **options: Any
 
 
 def _render(done: TrainingPlan) -> str:
-    each = f", on each of {done.processes} processes, weights and states sharded" if done.processes > 1 else ""
+    each = (
+        f", on each of {done.processes} processes, the base divided among them (--shard)" if done.processes > 1 else ""
+    )
     seen = f" (rows with {done.targets:,} target tokens)" if done.targets is not None else ""
     head = ("METHOD", "TRAINED", "WEIGHTS", "TRAINED STATES", "ACTIVATIONS", "HEAD", "REST", "TOTAL")
     lines = [

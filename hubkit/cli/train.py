@@ -17,7 +17,9 @@ from hubkit.training.ranks.launched import speaks
 from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
-WRITING = frozenset({"name", "license", "resume", "replace", "device", "allow_incomplete_base"})
+WRITING = frozenset(
+    ("name", "license", "resume", "replace", "device", "allow_incomplete_base", "require", "general", "tensorboard")
+)
 """Options that say nothing of rows."""
 DUPLICATES = "Rows that equal one before them.  [default: keep]"
 OVERLAP = "Rows that stand in the validation data, too.  [default: refuse]"
@@ -116,6 +118,8 @@ def command(
     chosen = Columns(text, messages, prompt, completion, system, tools, history)
     columns = chosen if chosen.names() else None
     if dry_run is not None:
+        if not speaks():  # of several processes one shows
+            return
         given = {name: value for name, value in options.items() if name not in WRITING}
         with ProgressBar(f"pull {base}") as work:
             shown = preview(
@@ -163,5 +167,8 @@ def _render(done: Trained) -> str:
     if metrics.validation_loss is not None:
         before = f" ({metrics.untrained_loss:.4f} before)" if metrics.untrained_loss is not None else ""
         lines.append(f"held-out loss {metrics.validation_loss:.4f}{before}")
+    for name in ("difference", "forgetting"):
+        if one := (done.evaluation or {}).get(name):
+            lines.append(f"{name} {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}) nats a token")
     lines += [f"stays as it is: {line}" for line in done.untrained]
     return "\n".join([*lines, f"digest  {done.digest}", f"next: hubkit push {done.path} ORG/NAME"])

@@ -88,17 +88,17 @@ def advise(
     kind = "cuda" if given is not None or gpus else None
     run = run_of(model, 1, longest, gpus, "adamw", False, None, kind)
     limit = given if given is not None else _own_memory(run.device)
-    found, plans = kinds(), dict[tuple[str, int, bool], MethodPlan]()
+    found, plans = kinds(), dict[tuple[str, int, bool, bool], MethodPlan]()
 
-    def total(method: str, size: int, checkpointing: bool) -> int:
-        key = (method, size, checkpointing)
+    def total(method: str, size: int, checkpointing: bool, shard: bool) -> int:
+        key = (method, size, checkpointing, shard)
         if key not in plans:
-            one = replace(run, rows=size, checkpointing=checkpointing)
+            one = replace(run, rows=size, checkpointing=checkpointing, processes=run.processes if shard else 1)
             plans[key] = plan_of(method, None, model, targets, one)
         return plans[key].total
 
     tried = candidates(len(rows), targets, _most(found, model), found)
-    way, smallest = chosen(tried, total, limit)
+    way, smallest = chosen(tried, total, limit, run.processes)
     if way is None:
         raise HubkitError(
             "HK-MEMORY",
@@ -108,7 +108,7 @@ def advise(
             have=_gb(limit),
             fix="more --gpus, a smaller base, or shorter rows",
         )
-    plan = plans[way.method, way.batch_size, way.checkpointing]
+    plan = plans[way.method, way.batch_size, way.checkpointing, way.shard]
     return Advised(
         fine_tune=len(rows) >= FEW_ROWS,
         method=way.method,
@@ -149,6 +149,7 @@ def _command(base: Path | str, data: Path | str, way: Choice, gpus: int | None, 
     words = ["torchrun", "--nproc-per-node", str(gpus), "-m"] if gpus and gpus > 1 else []
     words += ["hubkit", "train", str(base), str(data), "--out", out, "--method", way.method]
     words += ["--batch-size", str(way.batch_size), "--accumulate", str(way.accumulate)]
+    words += ["--shard"] if way.shard else []
     words += ["--checkpointing"] if way.checkpointing else []
     words += ["--validation", str(VALIDATION)] if rows * VALIDATION >= 1 else []
     words += ["--revision", revision] if revision else []

@@ -58,7 +58,7 @@ class TrainingPlan(Shown):
         rows: of one forward pass, on one process.
         tokens: of a row.
         targets: target tokens of the given rows; None without any.
-        processes: over which weights and states are sharded.
+        processes: over which the base is divided (``--shard``).
         dtype, device: in which, and on what kind of device it computes.
         methods: the plans.
         left_out: method -> why it cannot be planned on this base.
@@ -106,7 +106,7 @@ def plan(
         config: options of the method.
         batch_size: rows per forward pass, on one process.
         max_length: tokens of a row; by default those of the longest in `data`, else 512.
-        gpus: processes over which weights and states are sharded (FSDP2); None: one, unsharded.
+        gpus: processes over which the base is divided (``--shard``); None: one, that holds it whole.
         optimizer: as in training.
         checkpointing: activations are computed again.
         dtype: in which the base computes; None: as its configuration says.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from hubkit.documents.arguments import checked
 from hubkit.documents.shown import Shown
 from hubkit.named.outline import outline
+from hubkit.named.runs.continuing import begin
 from hubkit.named.sources import Source, base_reference, base_source
 from hubkit.named.vocabulary import prepared, tokenizer_with
 from hubkit.registry.api import Progress
@@ -52,6 +53,7 @@ def preview(
     revision: str | None = None,
     registry: str | None = None,
     offline: bool = False,
+    parent: Path | str | None = None,
     progress: Progress | None = None,
     **options: Unpack[TrainGiven],
 ) -> Preview:
@@ -69,26 +71,25 @@ def preview(
         validation_data: rows to validate on, instead of a share of `data`.
         duplicates, overlap: as in `train`.
         revision: of the base, where `base` is a repository that names none.
+        parent: an adapter to go on from: its method and configuration count.
         progress: of the base's download.
         options: fields of `hubkit.training.options.TrainOptions`.
 
     Raises:
         HubkitError: what `train` raises of its arguments, its rows, and the base's tokenizer.
     """
-    from hubkit.methods.config import parse_config
-    from hubkit.methods.host import host
     from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.training.options import TrainOptions
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.marked import marked
     from hubkit.training.rows.preparing import prepared_rows
 
-    chosen = host().load(method or host().default())
-    settings = parse_config(chosen.info.config, config or {}, "--set")
+    start = begin(parent, method, config, where := Where(registry, offline, progress))
+    chosen, settings = start.method, start.settings
     wanted = TrainOptions.of(options, chosen.info.recipe)
     records = read_data(data, offline)[0]
     held = read_data(validation_data, offline)[0] if validation_data else None
-    source = _base(base, revision, Where(registry, offline, progress))
+    source = _base(base, revision, where)
     settings, vocabulary, _ = prepared(settings, source.path)
     tokenizer = tokenizer_with(source.path, (vocabulary or {}).get("tokens", {}), "the adapter")
     figures: list[Prepared] = []

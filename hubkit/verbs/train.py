@@ -50,8 +50,8 @@ class Trained(Shown):
         method: what was trained.
         parameters: numbers in the adapter.
         metrics: of the run; `seconds` is this process's share.
-        untrained: parameters of the base that no method trains, where all modules of their kind are trained: routers,
-            convolutions, the state of Mamba.
+        untrained: parameters that no method trains where all modules are trained: routers, convolutions, Mamba's state.
+        evaluation: figures of the adapter, where some were asked for by `require` or `general`.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class Trained(Shown):
     parameters: int
     metrics: Metrics
     untrained: tuple[str, ...] = ()
+    evaluation: Mapping[str, Any] | None = None
 
 
 @together
@@ -192,7 +193,7 @@ def train(
     digest = world().once(lambda: write_live(out, adapter, manifest, record, replace, beside).digest)
     world().once(lambda: checkpoint.discard(run_dir))
     count = sum(p.numel() for p in adapter.parameters().values())
-    return Trained(out, digest, chosen.name, count, metrics, tuple(left))
+    return Trained(out, digest, chosen.name, count, metrics, tuple(left), judge.figures)
 
 
 def _planned(
@@ -231,9 +232,8 @@ def _may_replace(out: Path, replace: bool, unfinished: bool, resume: bool) -> bo
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return True
     if not replace and not unfinished:
-        what = "is complete: there is nothing to resume" if resume else "exists already"
-        fix = "--replace to train it again, or another --out"
-        raise HubkitError("HK-EXISTS", f"{out.name!r} {what}", where=str(out), fix=fix)
+        what = f"{out.name!r} {'is complete: there is nothing to resume' if resume else 'exists already'}"
+        raise HubkitError("HK-EXISTS", what, where=str(out), fix="--replace to train it again, or another --out")
     return True
 
 

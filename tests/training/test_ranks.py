@@ -185,6 +185,7 @@ def test_of_a_quantized_base_each_process_holds_half(ran: Ran) -> None:
     assert ran.facts(1)["bytes"] == [before, after]
 
 
+@pytest.mark.slow
 def test_seventy_billion_parameters_are_divided_as_reckoned() -> None:
     """FSDP2 itself divides an empty model among eight processes that are not there."""
     done = run(HERE / "dry_run.py", 8)
@@ -196,6 +197,7 @@ def test_seventy_billion_parameters_are_divided_as_reckoned() -> None:
     assert facts["gathered"] < 0.13 * facts["whole"]
 
 
+@pytest.mark.slow
 def test_the_command_speaks_once_and_its_adapter_is_whole(ran: Ran, tmp_path: Path) -> None:
     out = tmp_path / "made"
     options = ["--steps", 1, "--batch-size", 2, "--accumulate", 2, "--device", "cpu", "--shard"]

@@ -13,6 +13,7 @@ from variants import refused, rows_file, say
 from hubkit.methods.host import host
 from hubkit.training.advice.choosing import Choice, candidates, chosen, kinds, reasons, ways
 from hubkit.verbs.advise import advise
+from hubkit.verbs.plan import plan
 
 LOW, PACKED = ("low-rank",), ("low-rank", "quantized-base")
 
@@ -36,14 +37,14 @@ def test_few_rows_are_for_the_prompt() -> None:
 
 
 def test_the_first_way_that_fits_is_taken() -> None:
-    def total(method: str, size: int, checkpointing: bool) -> int:
-        return (100 if method == "a" else 50) + size * (1 if checkpointing else 10)
+    def total(method: str, size: int, checkpointing: bool, shard: bool = False) -> int:
+        return (10 if shard else 100 if method == "a" else 50) + size * (1 if checkpointing else 10)
 
-    assert chosen(["a", "b"], total, 1000)[0] == Choice("a", 8, 1, False, 180)
-    assert chosen(["a", "b"], total, 125)[0] == Choice("a", 2, 4, False, 120)
-    assert chosen(["a", "b"], total, 109)[0] == Choice("a", 8, 1, True, 108)
-    assert chosen(["a", "b"], total, 99)[0] == Choice("b", 4, 2, False, 90)
-    assert chosen(["a", "b"], total, 50) == (None, Choice("b", 1, 8, True, 51))
+    assert chosen(["a", "b"], total, 1000)[0] == Choice("a", 8, 1, False, False, 180)
+    assert chosen(["a", "b"], total, 125)[0] == Choice("a", 2, 4, False, False, 120)
+    assert chosen(["a", "b"], total, 109)[0] == Choice("a", 8, 1, True, False, 108)
+    assert chosen(["a", "b"], total, 99)[0] == Choice("b", 4, 2, False, False, 90)
+    assert chosen(["a", "b"], total, 50) == (None, Choice("b", 1, 8, True, False, 51))
     assert all(way.batch_size * way.accumulate == 8 for way in ways(["a"], total))
 
 
@@ -51,7 +52,7 @@ def test_the_first_way_that_fits_is_taken() -> None:
 def test_every_line_has_a_source(rows: int) -> None:
     found = kinds()
     for method in found.values():
-        for one in reasons(rows, 5000, Choice(method, 1, 8, True, 1), found, "24 GB"):
+        for one in reasons(rows, 5000, Choice(method, 1, 8, True, True, 1), found, "24 GB"):
             assert one.advice
             assert one.why
             assert one.source.startswith("https://")
@@ -75,6 +76,25 @@ def test_few_rows_and_gpus(tiny_llama: Path, tmp_path: Path) -> None:
     assert (done.fine_tune, done.limit) == (False, 24 * 10**9)
     assert done.method == kinds()["prompt",]
     assert done.command.startswith("torchrun --nproc-per-node 2 -m hubkit train ")
+    assert "--batch-size 4 --accumulate 2" in done.command
+    assert "--shard" not in done.command
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8, 16])
+def test_each_process_has_as_many_forward_passes(processes: int) -> None:
+    low, prompt = kinds()[LOW], kinds()["prompt",]
+    found = list(ways([low, prompt], lambda *way: 1, processes))
+    assert all(way.accumulate % processes == 0 for way in found)
+    assert {way.shard for way in found if way.method == low} == {False, True}
+    assert not any(way.shard for way in found if way.method == prompt)
+
+
+def test_what_is_trained_is_whole_in_each_process(tiny_llama: Path) -> None:
+    one, two = (plan(tiny_llama, gpus=gpus).methods[0].memory for gpus in (1, 2))
+    assert [two[name] for name in ("parameters", "gradients", "moments")] == [
+        one[name] for name in ("parameters", "gradients", "moments")
+    ]
+    assert two["weights"] == -(-one["weights"] // 2)
 
 
 def test_for_people_and_programs(tiny_llama: Path, tmp_path: Path, capsys: Any) -> None:

@@ -126,12 +126,13 @@ def test_a_training_is_judged_before_it_is_kept(tiny_llama: Path, rows: Path, tm
     assert (tmp_path / "chat.run" / "checkpoint.safetensors").exists()
     steps: list[Any] = []
     again = {"require": "heldout.loss<99, forgetting<99", "validation": 0.2, "resume": True}
-    quick(tiny_llama, rows, out, report=lambda event: steps.append(isinstance(event, Stepped)), **again)
+    kept = quick(tiny_llama, rows, out, report=lambda event: steps.append(isinstance(event, Stepped)), **again)
     assert not any(steps)
     plain = quick(tiny_llama, rows, tmp_path / "plain" / "chat", validation=0.2)
     assert tree(out)["adapter_model.safetensors"] == tree(plain.path)["adapter_model.safetensors"]
     figures = open_adapter(out).manifest.evaluation
     assert figures is not None
+    assert kept.evaluation == figures
     assert figures["heldout"]["loss"] == pytest.approx(plain.metrics.validation_loss, rel=1e-4)
     assert figures["base"]["loss"] == pytest.approx(plain.metrics.untrained_loss, rel=1e-4)
     assert eval(out, base=tiny_llama).figures["forgetting"] == pytest.approx(figures["forgetting"], abs=2e-5)

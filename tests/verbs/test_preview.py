@@ -119,3 +119,31 @@ def test_the_manifest_says_which_data_set_it_was(tiny_llama: Path, rows: Path, t
     assert "origin" not in made[0]
     assert made[1]["origin"]["digest"].startswith("sha256:")
     assert str(tmp_path) not in json.dumps(made[1])
+
+
+def test_of_several_processes_one_shows(
+    tiny_llama: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    shown = {}
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        told = say(capsys, "train", tiny_llama, rows, "--dry-run", 1)
+        assert told.status == 0
+        shown[rank] = told.out
+    assert "what is learnt" in shown["0"]
+    assert shown["1"] == ""
+
+
+def test_it_takes_the_options_of_train(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_llama, rows, tmp_path / "a", method="prompt", steps=1)
+    context = ["--max-length", 64]
+    others = ["--require", "forgetting<1", "--general", "rows", "--tensorboard", "curves", *context]
+    plain = say(capsys, "train", tiny_llama, rows, "--dry-run", 1, *context)
+    assert (plain.status, say(capsys, "train", tiny_llama, rows, "--dry-run", 1, *others).out) == (0, plain.out)
+    assert say(capsys, "train", tiny_llama, rows, "--dry-run", 1, "--from", tmp_path / "a", *context).status == 0
+    refused = say(capsys, "train", tiny_llama, rows, "--dry-run", 1, "--from", tmp_path / "a", "--method", "lora")
+    assert (refused.status, "HK-OPTIONS" in refused.err) == (2, True)

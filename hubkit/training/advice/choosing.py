@@ -14,6 +14,7 @@ from hubkit.training.advice.fitting import FEW_ROWS, LARGE_BATCH
 
 FORGETS = "https://arxiv.org/abs/2405.09673"
 RECOMPUTED = "https://arxiv.org/abs/1604.06174"
+DIVIDED = "https://arxiv.org/abs/2304.11277"
 SHARED = "https://arxiv.org/abs/2311.03285"
 GUIDE = "https://platform.openai.com/docs/guides/supervised-fine-tuning"
 STEP = 8
@@ -43,6 +44,7 @@ class Choice:
         method: its name.
         batch_size, accumulate: rows of a forward pass, and forward passes of a step.
         checkpointing: activations are computed again.
+        shard: the base is divided among the processes.
         total: bytes on one process.
     """
 
@@ -50,6 +52,7 @@ class Choice:
     batch_size: int
     accumulate: int
     checkpointing: bool
+    shard: bool
     total: int
 
 
@@ -72,22 +75,34 @@ def kinds() -> dict[tuple[str, ...], str]:
     return found
 
 
-Total = Callable[[str, int, bool], int]
-"""(method, rows of a forward pass, checkpointing) -> bytes."""
+Total = Callable[[str, int, bool, bool], int]
+"""(method, rows of a forward pass, checkpointing, the base divided) -> bytes on one process."""
 
 
-def ways(methods: list[str], total: Total) -> Iterator[Choice]:
-    """Ways to train, the best first: whole batches before small ones, and then recomputation, method by method."""
+def ways(methods: list[str], total: Total, processes: int = 1) -> Iterator[Choice]:
+    """Ways to train, the best first: whole batches before small ones, and then recomputation, method by method.
+
+    With several processes each has as many forward passes in a step, at least one, and the base is divided among
+    them where it does not fit whole; learned prompts are not trained so.
+    """
+    from hubkit.methods.host import host
+
     for method in methods:
-        for checkpointing in (False, True):
-            for size in (STEP, STEP // 2, STEP // 4, 1):
-                yield Choice(method, size, STEP // size, checkpointing, total(method, size, checkpointing))
+        divided = processes > 1 and "prompt" not in host().load(method).info.traits
+        for shard in (False, True)[: 1 + divided]:
+            for checkpointing in (False, True):
+                for size in (STEP, STEP // 2, STEP // 4, 1):
+                    if size == 1 or STEP // size >= processes:
+                        passes = -(-STEP // (size * processes)) * processes
+                        yield Choice(
+                            method, size, passes, checkpointing, shard, total(method, size, checkpointing, shard)
+                        )
 
 
-def chosen(methods: list[str], total: Total, limit: int) -> tuple[Choice | None, Choice]:
+def chosen(methods: list[str], total: Total, limit: int, processes: int = 1) -> tuple[Choice | None, Choice]:
     """The first way that fits into `limit` bytes, or None; and the smallest that was tried."""
     smallest: Choice | None = None
-    for way in ways(methods, total):
+    for way in ways(methods, total, processes):
         if way.total <= limit:
             return way, way
         if smallest is None or way.total < smallest.total:
@@ -135,8 +150,10 @@ def reasons(rows: int, targets: int, way: Choice, found: dict[tuple[str, ...], s
         said.append(Reason(f"{whole}, or a high rank, where the last tenth counts", why, FORGETS))
     if way.checkpointing:
         said.append(Reason("compute activations again", f"without it nothing fits {limit}", RECOMPUTED))
+    if way.shard:
+        said.append(Reason("divide the base among the processes", f"whole it does not fit {limit}", DIVIDED))
     why = f"{way.batch_size} x {way.accumulate}; from {LARGE_BATCH} on low rank learns less"
-    said.append(Reason(f"{STEP} rows a step", why, shared))
+    said.append(Reason(f"{way.batch_size * way.accumulate} rows a step", why, shared))
     if rows >= FEW_ROWS:
         why = "it may know the task; a prompt costs nothing: compare its held-out loss with that of training"
         said.append(Reason("ask the base first, with a prompt", why, GUIDE))

@@ -43,7 +43,7 @@ class Run:
         tokens: of a row.
         optimizer: as in `TrainOptions`.
         checkpointing: activations are computed again.
-        processes: over which weights and states are sharded.
+        processes: over which the base is divided (``--shard``); what is trained is whole in each.
         dtype: in which the base computes.
         device: kind of device: ``cpu``, ``cuda``.
     """
@@ -68,7 +68,8 @@ class Memory:
         moments: what the optimizer keeps.
         activations: what autograd saves in one forward pass.
         head: logits: two chunks of them, or all, where the output head is trained.
-        gathered: the largest layer, whole, and its largest weight decoded, where weights are sharded.
+        gathered: what is whole for a while where the base is divided: embeddings and head, two layers, and the
+            largest weight decoded.
         process: what is there before training, and short-lived tensors: the two fitted constants.
     """
 
@@ -109,9 +110,9 @@ def planned_memory(method: Method, config: Any, base: Base, model: nn.Module, ru
     overhead = OVERHEAD.get(run.device, DEVICE_OVERHEAD)
     memory = Memory(
         weights=_share(weights, shards),
-        parameters=_share(MASTER * count, shards),
-        gradients=_share(MASTER * count, shards),
-        moments=_share(sum(moment_bytes(run.optimizer, n) for n in trained), shards),
+        parameters=MASTER * count,
+        gradients=MASTER * count,
+        moments=sum(moment_bytes(run.optimizer, n) for n in trained),
         activations=activations,
         head=head_bytes(parts, base, run),
         gathered=_gathered(model, run.dtype, packed, base) if shards > 1 else 0,
@@ -170,16 +171,17 @@ def _bytes(model: nn.Module, dtype: torch.dtype, packed: Mapping[int, int]) -> d
 
 
 def _gathered(model: nn.Module, dtype: torch.dtype, packed: Mapping[int, int], base: Base) -> int:
-    """The largest group that FSDP2 gathers: a layer, or the embeddings with the head; and the largest decoded weight.
+    """What FSDP2 gathers beside the shares: the root's group for the whole step, two layers, and a decoded weight.
 
-    Sharded by `fully_shard` on every decoder layer, then on the rest.
+    As `hubkit.training.ranks.sizes.gathered_at_most`: the next layer is gathered while one computes.
     """
     groups: dict[str, int] = {}
     for name, size in _bytes(model, dtype, packed).items():
         group = _layer(name)
         groups[group] = groups.get(group, 0) + size
     decoded = [math.prod(site.shape) * dtype.itemsize for site in base.to_quantize()] if packed else []
-    return max(groups.values()) + max(decoded, default=0)
+    root = groups.pop("", 0)
+    return root + sum(sorted(groups.values())[-2:]) + max(decoded, default=0)
 
 
 def _layer(name: str) -> str:

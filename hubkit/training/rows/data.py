@@ -245,6 +245,7 @@ def _hint(name: str, present: Iterable[str]) -> str:
 
 
 def shorten(faults: Sequence[str]) -> list[str]:
-    """`faults` as a refusal shows them: the first `SHOWN`, then how many more there are."""
-    rest = len(faults) - SHOWN
-    return [*faults[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+    """`faults` as a refusal shows them: `SHOWN` lines, the last of them saying how many more there are."""
+    if len(faults) <= SHOWN:
+        return [*faults]
+    return [*faults[: SHOWN - 1], f"and {len(faults) - SHOWN + 1} more"]
