@@ -17,7 +17,7 @@ from hubkit.training.ranks.launched import speaks
 from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
-WRITING = frozenset({"name", "license", "resume", "replace", "device", "allow_incomplete_base"})
+WRITING = frozenset({"name", "license", "resume", "replace", "device", "allow_incomplete_base", "task", "label"})
 """Options that say nothing of rows."""
 DUPLICATES = "Rows that equal one before them.  [default: keep]"
 OVERLAP = "Rows that stand in the validation data, too.  [default: refuse]"
@@ -42,6 +42,8 @@ DRY_RUN = (
 @click.option("--duplicates", type=click.Choice(["keep", "drop", "refuse"]), default="keep", help=DUPLICATES)
 @click.option("--overlap", type=click.Choice(["refuse", "drop"]), default="refuse", help=OVERLAP)
 @click.option("--dry-run", metavar="[N]", is_flag=False, flag_value=3, type=click.IntRange(min=0), help=DRY_RUN)
+@click.option("--task", type=click.Choice(["classification"]), help="A label a row: a head is trained, too.")
+@click.option("--label", metavar="COLUMN", help="Column of labels, with --task classification.")
 @click.option("--raw", is_flag=True, help="Prompt and completion without the chat template.")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--epochs", type=float, help="Passes over the rows, instead of --steps.  [default: 1]")
@@ -115,6 +117,8 @@ def command(
 
     chosen = Columns(text, messages, prompt, completion, system, tools, history)
     columns = chosen if chosen.names() else None
+    if dry_run is not None and options["task"]:
+        raise click.UsageError("--dry-run shows rows of language models, not of --task.")
     if dry_run is not None:
         given = {name: value for name, value in options.items() if name not in WRITING}
         with ProgressBar(f"pull {base}") as work:
@@ -163,5 +167,6 @@ def _render(done: Trained) -> str:
     if metrics.validation_loss is not None:
         before = f" ({metrics.untrained_loss:.4f} before)" if metrics.untrained_loss is not None else ""
         lines.append(f"held-out loss {metrics.validation_loss:.4f}{before}")
+    lines += [f"held-out {name.replace('_', ' ')} {value:.4f}" for name, value in done.scores.items()]
     lines += [f"stays as it is: {line}" for line in done.untrained]
     return "\n".join([*lines, f"digest  {done.digest}", f"next: hubkit push {done.path} ORG/NAME"])
