@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 VERBS = (
     "add", "advise", "bundle", "cache", "completion", "compose", "config", "copy", "deploy", "diff", "eval", "export",
     "extract", "generate", "inspect", "list", "lock", "log", "login", "merge", "methods", "migrate", "mix", "outdated",
-    "pack", "plan", "probe", "pull", "push", "rebase", "remove", "search", "serve", "sync", "tag", "train", "users",
-    "verify", "yank",
+    "pack", "plan", "predict", "probe", "pull", "push", "rebase", "remove", "search", "serve", "sync", "tag", "train",
+    "users", "verify", "yank",
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ if TYPE_CHECKING:
     from hubkit.verbs.plan import MethodPlan as MethodPlan
     from hubkit.verbs.plan import TrainingPlan as TrainingPlan
     from hubkit.verbs.plan import plan as plan
+    from hubkit.verbs.predict import Predicted as Predicted
+    from hubkit.verbs.predict import predict as predict
     from hubkit.verbs.preview import Preview as Preview
     from hubkit.verbs.preview import preview as preview
     from hubkit.verbs.probe import Probed as Probed
@@ -233,6 +235,7 @@ _HOMES = {
     "hubkit.verbs.outdated": ("Outdated", "outdated"),
     "hubkit.verbs.pack": ("Packed", "pack"),
     "hubkit.verbs.plan": ("MethodPlan", "TrainingPlan", "plan"),
+    "hubkit.verbs.predict": ("Predicted", "predict"),
     "hubkit.verbs.preview": ("Preview", "preview"),
     "hubkit.verbs.probe": ("Probed", "ProbedAdapter", "probe"),
     "hubkit.verbs.pull": ("Pulled", "pull"),

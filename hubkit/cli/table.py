@@ -46,6 +46,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Run": {
         "generate": "Answer a prompt with a base and its adapters.",
+        "predict": "Label rows, or one text, with an adapter that has a head.",
         "add": "Add an adapter to the recipe and lock it.",
         "remove": "Take adapters out of the recipe and its lock.",
         "lock": "Pin a recipe's base and adapters to exact commits and digests.",

@@ -18,7 +18,8 @@ from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
 WRITING = frozenset(
-    ("name", "license", "resume", "replace", "device", "allow_incomplete_base", "require", "general", "tensorboard")
+    ("name", "license", "task", "label", "resume", "replace", "device", "allow_incomplete_base")
+    + ("require", "general", "tensorboard")
 )
 """Options that say nothing of rows."""
 DUPLICATES = "Rows that equal one before them.  [default: keep]"
@@ -44,6 +45,8 @@ DRY_RUN = (
 @click.option("--duplicates", type=click.Choice(["keep", "drop", "refuse"]), default="keep", help=DUPLICATES)
 @click.option("--overlap", type=click.Choice(["refuse", "drop"]), default="refuse", help=OVERLAP)
 @click.option("--dry-run", metavar="[N]", is_flag=False, flag_value=3, type=click.IntRange(min=0), help=DRY_RUN)
+@click.option("--task", type=click.Choice(["classification"]), help="A label a row: a head is trained, too.")
+@click.option("--label", metavar="COLUMN", help="Column of labels, with --task classification.")
 @click.option("--raw", is_flag=True, help="Prompt and completion without the chat template.")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--epochs", type=float, help="Passes over the rows, instead of --steps.  [default: 1]")
@@ -117,6 +120,8 @@ def command(
 
     chosen = Columns(text, messages, prompt, completion, system, tools, history)
     columns = chosen if chosen.names() else None
+    if dry_run is not None and options["task"]:
+        raise click.UsageError("--dry-run shows rows of language models, not of --task.")
     if dry_run is not None:
         if not speaks():  # of several processes one shows
             return
@@ -170,5 +175,6 @@ def _render(done: Trained) -> str:
     for name in ("difference", "forgetting"):
         if one := (done.evaluation or {}).get(name):
             lines.append(f"{name} {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}) nats a token")
+    lines += [f"held-out {name.replace('_', ' ')} {value:.4f}" for name, value in done.scores.items()]
     lines += [f"stays as it is: {line}" for line in done.untrained]
     return "\n".join([*lines, f"digest  {done.digest}", f"next: hubkit push {done.path} ORG/NAME"])

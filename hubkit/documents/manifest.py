@@ -170,6 +170,7 @@ class Manifest:
     vocabulary: Document | None = None
     training: Document | None = None
     evaluation: Document | None = None
+    task: Document | None = None
     probes: Document | None = None
     parents: tuple[Parent, ...] = ()
     composition: Document | None = None

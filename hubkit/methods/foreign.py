@@ -22,6 +22,8 @@ TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
 }
 """Ends of class names of transformers -> PEFT's ``task_type``; every other base is a language model."""
+HEADS = ("classifier", "score")
+"""Modules that PEFT takes for the head of a classifier, whatever a configuration names."""
 
 
 def weights_file(adapter: Adapter) -> bytes:
@@ -68,7 +70,7 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
         parameters=short_targets(alike, sites),
         modules=lists,
         rows=_rows(adapter),
-        saved=short_targets(whole, sites, set(sites) - whole),
+        saved=_saved(whole, adapter.base),
         transposed=any(s.transposed and s.kind == "linear" and s.number is None for s in adapter.sites.values()),
         base_source=adapter.source,
         revision=adapter.revision,
@@ -101,6 +103,19 @@ def is_whole(part: Edit) -> bool:
     from hubkit.tensors.parts.whole import WholeModule
 
     return isinstance(part.part if isinstance(part, TiedChange) else part, WholeModule)
+
+
+def _saved(whole: set[str], base: Base) -> list[str]:
+    """The names of modules trained as a whole, for PEFT.
+
+    PEFT adds the head of a task by its name. Where that is a module of several layers, all of them trained, it is named
+    alone: PEFT cannot read layers that are named beside the module that they are in.
+    """
+    heads = [name for name in HEADS if _task(base) == TASKS["ForSequenceClassification"]]
+    inside = {head: {site for site in base.sites if site.startswith(f"{head}.")} for head in heads}
+    named = [head for head, sites in inside.items() if sites and sites <= whole]
+    rest = whole.difference(*(inside[head] for head in named))
+    return [*named, *short_targets(rest, base.sites, set(base.sites) - whole)]
 
 
 def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:

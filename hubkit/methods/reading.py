@@ -15,6 +15,7 @@ from hubkit.methods.host import Method, host
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.carried import check_carried
+from hubkit.tensors.parts.heads import of_document, with_made
 from hubkit.tensors.parts.part import front_length
 
 if TYPE_CHECKING:
@@ -62,15 +63,30 @@ def read_adapter(
         mapped: leave the values in the file, where nobody may write to it meanwhile.
 
     Raises:
-        HubkitError: as `method_of`; ``HK-TARGET``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``.
+        HubkitError: as `method_of`; ``HK-TARGET``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``; ``HK-HEAD`` where the adapter
+            has a head of its own and the base has no place for it.
     """
     method, config = method_of(folder)
+    _require_head(folder, base)
     adapter = Adapter.read(
         name or folder.manifest.name, method, config, base, folder.weights_path, dtype, mapped=mapped
     )
     origin = folder.manifest.base
     adapter.source, adapter.revision = (origin.source, origin.revision) if origin else (None, None)
     return adapter
+
+
+def _require_head(folder: AdapterFolder, base: Base) -> None:
+    lacking = [name for name in of_document(folder.manifest.task)[0] if name not in base.sites]
+    if lacking:
+        raise HubkitError(
+            "HK-HEAD",
+            f"{folder.manifest.name!r} has a head of its own, for labels: this model has no place for it",
+            where=str(folder.path),
+            want=f"the model of the task {(folder.manifest.task or {}).get('kind')}",
+            have=f"no {', '.join(lacking)} in {base.source}",
+            fix=f"hubkit predict {folder.path}; PEFT reads the folder as it is",
+        )
 
 
 def check_tensors(folder: AdapterFolder, base: Base) -> tuple[int, int]:
@@ -82,7 +98,7 @@ def check_tensors(folder: AdapterFolder, base: Base) -> tuple[int, int]:
     if peft_type := carried_type(folder.manifest.method):
         count, modules = check_carried(peft_type, folder.weights_path, base)
         return count, len(modules)
-    adapter = read_adapter(folder, base)
+    adapter = read_adapter(folder, with_made(base, *of_document(folder.manifest.task)))
     return len(adapter.parameters()), len(adapter.parts)
 
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from hubkit.artifact.folder import CARD_NAME, check_adapter
 from hubkit.documents.arguments import checked
-from hubkit.documents.files import refusing
 from hubkit.documents.licenses import require_license
 from hubkit.documents.schema import canonical
 from hubkit.documents.shown import Shown
-from hubkit.errors import HubkitError
 from hubkit.named.runs.continuing import Start, begin
 from hubkit.named.runs.judging import Judge
+from hubkit.named.runs.outcome import manifest_of, may_replace, training_of
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
-from hubkit.named.writing import card_of, document_of, drafted, write_live
+from hubkit.named.writing import card_of, drafted, write_live
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
 from hubkit.training.ranks.together import together
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from hubkit.artifact.identity.digest import BaseRecord
-    from hubkit.documents.manifest import Manifest
     from hubkit.methods.host import Method
     from hubkit.methods.reading import Planned
     from hubkit.tensors.parts.adapter import Adapter
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from hubkit.training.rows.data import Columns, Record
     from hubkit.training.rows.encode import Row
     from hubkit.training.rows.summary import Prepared
+    from hubkit.training.tasks.working import Work
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +51,7 @@ class Trained(Shown):
         metrics: of the run; `seconds` is this process's share.
         untrained: parameters that no method trains where all modules are trained: routers, convolutions, Mamba's state.
         evaluation: figures of the adapter, where some were asked for by `require` or `general`.
+        scores: of a task with labels, on the validation rows: accuracy, f1_macro, f1_micro.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class Trained(Shown):
     metrics: Metrics
     untrained: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @together
@@ -74,6 +75,8 @@ def train(
     config: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
     raw: bool = False,
+    task: str | None = None,
+    label: str | None = None,
     validation_data: Path | str | None = None,
     duplicates: str = "keep",
     overlap: str = "refuse",
@@ -108,6 +111,8 @@ def train(
         config: options of the method, JSON values or text.
         columns: which columns to train on; found from the data when None.
         raw: prompt and completion without the chat template.
+        task: ``classification``: one label a row; a head that the base's files lack is made and stored in the adapter.
+        label: the column of labels; found by its name when None.
         validation_data: rows to validate on, instead of a share of `data`.
         duplicates: what becomes of rows that equal one before them: "keep", "drop", "refuse".
         overlap: what becomes of rows that stand in `validation_data`, too: "refuse", "drop".
@@ -131,8 +136,8 @@ def train(
     Raises:
         HubkitError: ``HK-EXISTS``, ``HK-NAME``, ``HK-BASE-*``, ``HK-GATE``, ``HK-EXTRA``, ``HK-DATA``, ``HK-COLUMNS``,
             ``HK-ROW-TOO-LONG``, ``HK-CONFIG``, ``HK-TARGET``, ``HK-HEAD``, ``HK-VOCABULARY``, ``HK-OPTIONS``,
-            ``HK-OPTIMIZER``, ``HK-COMPILE``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``, ``HK-NAN``, ``HK-RESUME`` and
-            what they call for.
+            ``HK-OPTIMIZER``, ``HK-COMPILE``, ``HK-LABELS``, ``HK-CODEC``, ``HK-DEVICE``, ``HK-DTYPE``, ``HK-MEMORY``,
+            ``HK-NAN``, ``HK-RESUME`` and what they call for.
     """
     from hubkit.training import checkpoint
     from hubkit.training.advice.fitting import fitted_config, fitted_options
@@ -142,11 +147,14 @@ def train(
     from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
+    from hubkit.training.tasks.working import Work, require_applicable
 
+    asked = {"raw": raw, "require": require, "general": general, "parent": parent, "incomplete": allow_incomplete_base}
+    require_applicable(task, label, {**options, **asked}, world().size)
     require_license(license)
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
-    replace = _may_replace(out, replace, resume and (run_dir / checkpoint.CHECKPOINT).exists(), resume)
+    replace = may_replace(out, replace, resume and (run_dir / checkpoint.CHECKPOINT).exists(), resume)
     name = chosen_name(name, out)
     judge = Judge.of(require, general, validation_data, options.get("validation"))
     board = Board(Path(tensorboard)) if tensorboard is not None else None
@@ -162,42 +170,34 @@ def train(
     start.require_base(record)
     wanted = fitted_options(options, chosen, start.settings, source.path)
     settings, vocabulary, tokens = prepared(start.settings, source.path)
-    plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base)
+    work = Work.of(task, records, columns, label, source.path) if task else None
+    settings, wanted, columns = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted, columns)
+    plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base, work)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
     equal = (duplicates, overlap)
-    rows, validation = _rows(records, held, tokenizer, columns, source.path, wanted, raw, plan.front, equal, report)
+    given = records, held, columns
+    rows, validation = _rows(given, tokenizer, source.path, wanted, raw, plan.front, equal, report, work)
     judge.prepare(validation, tokenizer, source.path, plan.front, raw)
-    start = dataclasses.replace(start, settings=fitted_config(chosen, settings, start.given, source.path, rows, report))
+    if not work:  # targets are counted in tokens; of a label nothing says how much it holds
+        settings = fitted_config(chosen, settings, start.given, source.path, rows, report)
+    start = dataclasses.replace(start, settings=settings)
+    how = _How(name, source.path, record, allow_incomplete_base, run_dir, resume, plan.codec, place, work)
     with watching(report, run_dir, board) as told:
-        adapter, metrics = _fit(
-            source.path,
-            start,
-            rows,
-            validation,
-            wanted,
-            run_dir=run_dir,
-            report=told,
-            record=record,
-            resume=resume,
-            name=name,
-            codec=plan.codec,
-            device=place,
-            incomplete=allow_incomplete_base,
-            judge=judge,
-        )
-    training = _training(wanted, rows, metrics, origin) | ({"untrained": left} if left else {})
-    manifest = _manifest(draft, adapter, start, judge, training, allow_incomplete_base)
-    beside = {**tokens, "metrics.json": canonical(metrics.to_document())}
+        adapter, metrics, scores = _fit(how, start, rows, validation, wanted, told, judge)
+    training = training_of(wanted, rows, metrics, origin) | ({"untrained": left} if left else {})
+    done = work.document(scores) if work else None
+    manifest = manifest_of(draft, adapter, start, judge, training, allow_incomplete_base, done)
+    beside = {**tokens, "metrics.json": canonical({**metrics.to_document(), **scores})}
     digest = world().once(lambda: write_live(out, adapter, manifest, record, replace, beside).digest)
     world().once(lambda: checkpoint.discard(run_dir))
     count = sum(p.numel() for p in adapter.parameters().values())
-    return Trained(out, digest, chosen.name, count, metrics, tuple(left), judge.figures)
+    return Trained(out, digest, chosen.name, count, metrics, tuple(left), judge.figures, scores)
 
 
 def _planned(
-    method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool
+    method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool, work: Work | None
 ) -> tuple[Planned, list[str]]:
     """What will be made, by the base's files, and what nothing trains; see `left_alone`.
 
@@ -211,48 +211,40 @@ def _planned(
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.files.coded import in_mxfp4
 
-    files, model = Base.from_folder(base), outline(base)
+    files, model = Base.from_folder(base), outline(base, work.head.model if work else None)
+    files = work.head.model.sites_of(files) if work else files
     if not allow_incomplete and not any(site.packed for site in files.sites.values()):
         stored = {tensor.name: tensor.shape for tensor in record.tensors}
         # what is packed has other names and shapes
         stored |= in_mxfp4(stored) | {site.tensor: site.shape for site in files.linear() if site.coded}
+        stored |= work.head.model.tensors if work else {}
         require_weights(model, base, stored, files.arch.prefix)
     plan, live = planned(method, settings, files), Base.from_model(model)
     require_agreement(plan.sites, planned(method, settings, live).sites, files, live)
     return plan, left_alone(plan.sites, live)
 
 
-def _may_replace(out: Path, replace: bool, unfinished: bool, resume: bool) -> bool:
-    """Whether what is at `out` may be replaced; a resumed run replaces what it may have written before it was killed.
-
-    Raises:
-        HubkitError: ``HK-EXISTS``.
-    """
-    with refusing(out):
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return True
-    if not replace and not unfinished:
-        what = f"{out.name!r} {'is complete: there is nothing to resume' if resume else 'exists already'}"
-        raise HubkitError("HK-EXISTS", what, where=str(out), fix="--replace to train it again, or another --out")
-    return True
-
-
 def _rows(
-    records: list[Record],
-    held: list[Record] | None,
+    given: tuple[list[Record], list[Record] | None, Columns | None],
     tokenizer: Any,
-    columns: Columns | None,
     base: Path,
     options: TrainOptions,
     raw: bool,
     front: int,
     equal: tuple[str, str],
     report: Callable[[Prepared], object],
+    work: Work | None,
 ) -> tuple[list[Row], list[Row]]:
-    """Rows to train and to validate on; `equal`: what becomes of duplicates and of the overlap."""
+    """Rows to train and to validate on.
+
+    Args:
+        given: records to train on, those to validate on, and the columns that are meant.
+        equal: what becomes of duplicates and of the overlap.
+    """
     from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.training.rows.preparing import prepared_rows
 
+    records, held, columns = given
     return prepared_rows(
         records,
         held,
@@ -265,26 +257,34 @@ def _rows(
         duplicates=equal[0],
         overlap=equal[1],
         report=report,
+        labelled=work.labelled(tokenizer, options.truncate) if work else None,
     )
 
 
+@dataclass(frozen=True)
+class _How:
+    """What a run is called, on which base, where it leaves its checkpoints, and how its model is made."""
+
+    name: str
+    base: Path
+    record: BaseRecord
+    incomplete: bool
+    run_dir: Path
+    resume: bool
+    codec: str | None
+    device: torch.device
+    work: Work | None
+
+
 def _fit(
-    base: Path,
+    how: _How,
     start: Start,
     rows: list[Row],
     validation: list[Row],
     options: TrainOptions,
-    *,
-    name: str,
-    codec: str | None,
-    device: torch.device,
-    incomplete: bool,
-    run_dir: Path,
     report: Callable[[Event], None],
-    record: BaseRecord,
-    resume: bool,
     judge: Judge,
-) -> tuple[Adapter, Metrics]:
+) -> tuple[Adapter, Metrics, Mapping[str, float]]:
     from hubkit.compat.transformers import quiet
     from hubkit.tensors.device import computing
     from hubkit.tensors.live.attached import Attached
@@ -294,8 +294,13 @@ def _fit(
     from hubkit.training.ranks.sharding import require_divisible, shard
     from hubkit.training.ranks.world import world
 
+    name, device, work = how.name, how.device, how.work
     loaded = "cpu" if options.shard else device  # divided, it goes to the device share by share
-    attached = Attached(load_base(base, options.dtype, codec, loaded, allow_incomplete_base=incomplete))
+    task = work.head.model if work else None
+    model = load_base(how.base, options.dtype, how.codec, loaded, allow_incomplete_base=how.incomplete, task=task)
+    if work:
+        work.fill(model, options.seed)
+    attached = Attached(model)
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
         adapter = Adapter.fresh(name, start.method, start.settings, attached.sites, options.seed)
         start.fill(adapter)
@@ -312,39 +317,16 @@ def _fit(
             rows,
             validation,
             options,
-            run_dir=run_dir,
+            run_dir=how.run_dir,
             report=report,
-            identity=start.identity(record),
-            resume=resume,
+            identity={**start.identity(how.record), **(work.identity if work else {})},
+            resume=how.resume,
             rates=adapter.learning_rates(),
             kept=adapter.kept(),
         )
     adapter.to_compute_dtype()
     adapter.require_finite(name)
-    judge.judge(attached, device, str(run_dir))
-    return adapter.without_zeros(), metrics
-
-
-def _manifest(
-    draft: Manifest, adapter: Adapter, start: Start, judge: Judge, training: Mapping[str, Any], incomplete: bool
-) -> Manifest:
-    """`draft` with what is known now."""
-    from hubkit.tensors.base.agreement import INCOMPLETE
-
-    return dataclasses.replace(
-        draft,
-        config=document_of(adapter.config),
-        training=training,
-        evaluation=judge.figures,
-        parents=start.parents,
-        overrides=(INCOMPLETE,) if incomplete else (),
-    )
-
-
-def _training(options: TrainOptions, rows: list[Row], metrics: Metrics, origin: Mapping[str, str]) -> dict[str, Any]:
-    from hubkit.training.options import WITHOUT_INFLUENCE
-    from hubkit.training.rows.encode import rows_digest
-
-    settings = {k: v for k, v in options.to_document().items() if v is not None and k not in WITHOUT_INFLUENCE}
-    found = {"data": rows_digest(rows), "options": settings, "metrics": metrics.to_document()}
-    return found | ({"origin": dict(origin)} if origin else {})
+    judge.judge(attached, device, str(how.run_dir))
+    with quiet():
+        scores = work.scores(attached, validation, options.batch_size) if work else {}
+    return adapter.without_zeros(), metrics, scores

@@ -22,12 +22,15 @@ from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import arch_for
 from hubkit.tensors.base.base import Base, natural
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.base.tokenizer import CAUSAL, model_class, transformers_module, why
+from hubkit.tensors.base.tokenizer import CAUSAL, ForTask, model_class, transformers_module, why
 from hubkit.tensors.experts.expert import Expert
 
 
-def outline(folder: Path) -> nn.Module:
+def outline(folder: Path, task: ForTask | None = None) -> nn.Module:
     """The language model that transformers makes of a base's configuration, on the meta device: no weight is read.
+
+    Args:
+        task: as `model_class` has it.
 
     Raises:
         HubkitError: ``HK-BASE-LOAD``, also for an architecture that this release of transformers computes wrongly;
@@ -37,7 +40,9 @@ def outline(folder: Path) -> nn.Module:
     require_release(read_config(local(folder)), folder)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        kind = model_class(transformers, config)
+        if task is not None:
+            task.configure(config)
+        kind = model_class(transformers, config, task)
         try:
             with torch.device("meta"):
                 model: nn.Module = kind.from_config(config, trust_remote_code=False)

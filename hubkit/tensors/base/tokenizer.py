@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hubkit.compat.transformers import quiet
 from hubkit.documents.arguments import checked
@@ -40,13 +41,28 @@ def why(error: Exception) -> str:
     return " ".join(text.split())[:300]
 
 
-def model_class(transformers: Any, config: Any) -> Any:
+class ForTask(Protocol):
+    """Which model of a base is wanted, if not its language model; `hubkit.tensors.parts.heads.TaskModel` is one."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def spare(self) -> Collection[str]: ...
+    def configure(self, config: Any) -> None: ...
+
+
+def model_class(transformers: Any, config: Any, task: ForTask | None = None) -> Any:
     """The Auto class that makes the language model of a configuration: alone, or as part of one that sees as well.
 
     Args:
         transformers: the module.
         config: of transformers; of the classes that fit it the one is taken that it was saved by.
+        task: its kind ``classification``: the class with a head that chooses a label; None: the language model.
     """
+    if task is not None and task.kind == "classification":
+        return transformers.AutoModelForSequenceClassification
     known = {
         transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,

@@ -38,7 +38,7 @@ from hubkit.documents.manifest import BaseFingerprint
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.agreement import refuse_incomplete, require_release
 from hubkit.tensors.base.token_sites import heads_last
-from hubkit.tensors.base.tokenizer import CAUSAL, model_class, transformers_module, why
+from hubkit.tensors.base.tokenizer import CAUSAL, ForTask, model_class, transformers_module, why
 from hubkit.tensors.device import computing, device_named, require_dtype
 from hubkit.tensors.files.coded import QUANTIZATION
 from hubkit.tensors.files.dtypes import DTYPE_NAMES, dtype_named
@@ -54,6 +54,7 @@ def load_base(
     device: str | torch.device = "auto",
     *,
     allow_incomplete_base: bool = False,
+    task: Any = None,
 ) -> nn.Module:
     """The language model in folder `path`, in eval mode, its parameters frozen.
 
@@ -66,6 +67,8 @@ def load_base(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``: see `hubkit.tensors.device`.
         allow_incomplete_base: let transformers make up weights that the files lack, and leave out those that it has no
             place for.
+        task: a `ForTask`, as `model_class` has it; what it says is made is not asked of the files.
+            Not together with a base in 4 bits.
 
     Raises:
         HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-UNSAFE``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``;
@@ -88,6 +91,9 @@ def load_base(
     transformers = transformers_module()
     require_release(config, path)
     wanted, stored = dtype_named(dtype), is_packed(config)
+    if task and (codec or stored):
+        what, fix = "a base in 4 bits is loaded as a language model only", "a base or a --method in 16 bits"
+        raise HubkitError("HK-CODEC", what, where=str(path), want="a base that is not quantized", fix=fix)
     require_dtype(place, wanted or _stated_dtype(config))
     options: dict[str, Any] = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
@@ -101,7 +107,9 @@ def load_base(
             else:
                 stated = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
                 _decoded_when_loaded(stated)
-                loader = model_class(transformers, stated)
+                if task is not None:
+                    task.configure(stated)
+                loader = model_class(transformers, stated, task)
                 model, found = loader.from_pretrained(path, config=stated, trust_remote_code=False, **options)
     except HubkitError:
         raise
@@ -114,7 +122,7 @@ def load_base(
             fix=CAUSAL,
         ) from e
     if not allow_incomplete_base:
-        _require_complete(model, found, path)
+        _require_complete(model, found, path, task)
     require_dtype(place, next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
     model.eval().requires_grad_(False)
     if codec and not stored:
@@ -159,7 +167,7 @@ def _require_own(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _require_complete(model: nn.Module, found: Mapping[str, Any], path: Path) -> None:
+def _require_complete(model: nn.Module, found: Mapping[str, Any], path: Path, task: ForTask | None) -> None:
     """Refuses a model whose weights are not those of the files, each once: ``HK-BASE-INCOMPLETE``.
 
     transformers draws what the files lack at random and passes over what it has no place for, with a warning: a base
@@ -168,6 +176,7 @@ def _require_complete(model: nn.Module, found: Mapping[str, Any], path: Path) ->
 
     Args:
         found: what ``from_pretrained(output_loading_info=True)`` says.
+        task: what was made, and has no place, is as it should be.
     """
     stored = {name: info for infos in weight_headers(local(path)).values() for name, info in infos.items()}
     live = {
@@ -175,6 +184,8 @@ def _require_complete(model: nn.Module, found: Mapping[str, Any], path: Path) ->
     }
     spare = {name for name, info in stored.items() if is_buffer(name, info.dtype, info.shape)}
     spare |= {name for name, facts in live.items() if is_buffer(name, *facts)}
+    if task is not None:
+        spare |= {*task.tensors, *task.spare}
     refuse_incomplete(
         model, path, {kind: {_key(one) for one in found.get(f"{kind}_keys", ())} - spare for kind in _REPORTED}
     )

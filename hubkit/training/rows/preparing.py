@@ -47,6 +47,7 @@ def prepared_rows(
     duplicates: str = "keep",
     overlap: str = "refuse",
     report: Callable[[Prepared], object] = lambda found: None,
+    labelled: tuple[str, Callable[[Sequence[Record], int], list[Row]]] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Encoded training and validation rows, short enough for `front` virtual tokens to stand in front of each.
 
@@ -61,6 +62,8 @@ def prepared_rows(
         duplicates: what becomes of training rows that equal one before them: one of `DUPLICATES`.
         overlap: what becomes of training rows that stand among `held`, too: one of `OVERLAP`.
         report: given the figures of what was made.
+        labelled: of another task than language modelling: the column of labels, and what makes rows of so many
+            tokens at most out of records.
 
     Raises:
         HubkitError: ``HK-OPTIONS`` where `max_length` is beyond the context; ``HK-COLUMNS``; ``HK-DATA`` for equal rows
@@ -71,6 +74,8 @@ def prepared_rows(
     limit = _limit(context, front, options.max_length)
 
     def encoded(some: Sequence[Record], columns: Columns) -> list[Row]:
+        if labelled:
+            return labelled[1](some, limit)
         return encode(some, tokenizer, columns, max_length=limit, truncate=options.truncate, raw=raw, front=front)
 
     every = encoded(records, chosen)
@@ -86,7 +91,7 @@ def prepared_rows(
             rows,
             validation,
             chosen,
-            unused(records, chosen),
+            tuple(name for name in unused(records, chosen) if not labelled or name != labelled[0]),
             padding=0.0 if options.packing else padding_of(rows, options.batch_size, options.accumulate, options.seed),
             duplicates=twice,
             overlapping=overlapping,
