@@ -18,8 +18,10 @@ from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
 WRITING = frozenset(
-    ("name", "license", "task", "label", "resume", "replace", "device", "allow_incomplete_base")
-    + ("require", "general", "tensorboard")
+    (
+        *("name", "license", "task", "label", "resume", "replace", "device", "allow_incomplete_base"),
+        *("require", "general", "tensorboard"),
+    )
 )
 """Options that say nothing of rows."""
 DUPLICATES = "Rows that equal one before them.  [default: keep]"
