@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def eval(
     require: str | None = None,
     out: Path | str | None = None,
     record_in: bool = False,
-    benchmarks: tuple[str, ...] = (),
+    benchmarks: Sequence[str] = (),
     dtype: str | None = None,
     device: str = "auto",
     revision: str | None = None,

@@ -158,7 +158,7 @@ def _trained(cell: Cell, base: Path, work: Path, config: Mapping[str, Any]) -> b
             learning_rate=method.rate,
             dtype="float32",
             device="cpu",
-            report=steps.append,
+            report=lambda event: steps.append(event) if isinstance(event, hubkit.Started) else None,
         )
     except HubkitError as error:
         if error.__cause__ is not None and error.code in ("HK-PLUGIN", "HK-INTERNAL"):

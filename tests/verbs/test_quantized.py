@@ -136,7 +136,8 @@ def test_into_4_bits_only_by_name(
 
     llama = request.getfixturevalue("tiny_llama")
     base = resharded(llama, tmp_path / "shards") if family == "shards" else request.getfixturevalue(family)
-    train(str(base), rows_file(tmp_path / "rows.jsonl"), tmp_path / "a", method=method, steps=2, config={"rank": 2})
+    rows = rows_file(tmp_path / "rows.jsonl")
+    train(str(base), rows, tmp_path / "a", method=method, steps=2, config={"rank": 2}, learning_rate=1e-3)
     plain = merge(str(base), str(tmp_path / "a"), tmp_path / "plain")
     said = say(capsys, "merge", tmp_path / "a", "-b", base, "-o", tmp_path / "merged", "--into", "4bit")
     assert (said.status, "packed again: " in said.out) == (0, True)
