@@ -190,3 +190,22 @@ def on_cpu() -> Iterator[None]:
     """
     with contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
         yield
+
+
+@contextmanager
+def autocast_on_meta() -> Iterator[None]:
+    """Within it ``torch.autocast(device_type="meta")`` is taken, and does nothing there.
+
+    torch refuses it ("unsupported scalarType"), and models of transformers 4.57 switch autocast off by the name of
+    their inputs' device; those of 5 ask first whether it is one that can be named.
+    """
+    real: Any = torch.autocast
+
+    def named(device_type: str, *args: Any, **options: Any) -> Any:
+        return real("cpu" if device_type == "meta" else device_type, *args, **options)
+
+    torch.autocast = named  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = real  # type: ignore[misc]

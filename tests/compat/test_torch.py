@@ -225,3 +225,12 @@ def test_programs_of_one_function_are_counted_apart() -> None:
         for size in range(2, limit + 4):
             assert compiled(torch.ones(size)).sum() == 2 * size
     assert len(made) == 2 * limit, "what the first has compiled is not counted against the second"
+
+
+def test_autocast_takes_the_meta_device() -> None:
+    before = torch.autocast
+    with insides.autocast_on_meta(), torch.autocast(device_type="meta", enabled=False):
+        assert torch.ones(2, device="meta").mul(2).shape == (2,)
+    assert torch.autocast is before
+    with pytest.raises(RuntimeError), torch.autocast(device_type="meta", enabled=False):
+        pass

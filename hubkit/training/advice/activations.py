@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hubkit.compat.torch import autocast_on_meta
 from hubkit.compat.transformers import quiet
 from hubkit.errors import HubkitError
 
@@ -114,7 +115,7 @@ def _counted(
                 return value
 
             ids = torch.zeros(rows, tokens + front, dtype=torch.long, device="meta")
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            with autocast_on_meta(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
                 output = attached(input_ids=ids, use_cache=False)
             del output
     except HubkitError:
