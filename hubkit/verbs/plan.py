@@ -120,6 +120,10 @@ def plan(
     from hubkit.training.advice.memory import textbook
 
     _require(batch_size, max_length, gpus, device)
+    names = _names(method)
+    if config and len(names) > 1:
+        what, fix = "options of a method say nothing of several methods", "--method NAME beside --set"
+        raise HubkitError("HK-OPTIONS", what, want="one method", have=", ".join(names), fix=fix, status=USAGE)
     source = config_source(base, revision, Where(registry, offline, progress))
     model = outline(source.path)
     rows = rows_of(data, source.path, max_length, offline) if data is not None else []
@@ -127,10 +131,9 @@ def plan(
     longest = max((len(row.ids) for row in rows), default=max_length or TOKENS)
     run = run_of(model, batch_size, longest, gpus, optimizer, checkpointing, dtype, device)
     plans, left = [], {}
-    names = _names(method)
     for name in names:
         try:
-            plans.append(plan_of(name, config if len(names) == 1 else None, model, targets, run))
+            plans.append(plan_of(name, config, model, targets, run))
         except HubkitError as error:
             if len(names) == 1:
                 raise

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 from variants import refused
 
+from hubkit.errors import HubkitError
 from hubkit.methods.host import host
 from hubkit.tensors.base.agreement import outline
 from hubkit.tensors.base.base import Base
@@ -180,3 +181,9 @@ def test_the_plan_is_near_the_peak_of_a_run(method: str, rows: int, tokens: int,
     (peak,) = re.findall(r"^peak (\d+)$", done.stdout, re.MULTILINE)
     said = plan(smol, method=method, batch_size=rows, max_length=tokens, dtype="bfloat16", device="cpu").methods[0]
     assert said.total == pytest.approx(int(peak) * 1024, rel=0.15)
+
+
+def test_options_are_of_one_method(tiny_llama: Path) -> None:
+    with pytest.raises(HubkitError, match="of several methods"):
+        plan(tiny_llama, config={"rank": 4})
+    assert plan(tiny_llama, method="lora", config={"rank": 4}).methods[0].parameters > 0

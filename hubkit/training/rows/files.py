@@ -58,7 +58,7 @@ def read_file(path: Path) -> list[Record]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise HubkitError("HK-MISSING", "the training data is not there", where=str(path)) from None
+        raise HubkitError("HK-MISSING", "the file of rows is not there", where=str(path)) from None
     except OSError as error:
         raise HubkitError("HK-DATA", "the training data cannot be read", where=str(path), have=str(error)) from None
     if name.lower().endswith(PACKED):
