@@ -107,6 +107,9 @@ def push(
     if target.repo is None or target.revision or target.folder:
         raise HubkitError("HK-REFERENCE", "push needs a repository", want="org/name", have=repo, status=USAGE)
     gates = parse_gates(require)
+    if evaluation is not None and not gates:
+        what, fix = "figures are read for gates, and none is given", '--require "forgetting<0.05", or no --evaluation'
+        raise HubkitError("HK-GATE", what, where=str(evaluation), want="--require GATES", have="none", fix=fix)
     if is_base(folder):
         require_passed(gates, None, str(folder), "leave --require out: a base has no figures")
         base, place, name = base_content(folder), open_registry(target, registry), target.repo
