@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubkit.documents.arguments import checked
 from hubkit.documents.shown import Shown
@@ -14,6 +14,9 @@ from hubkit.named.terms import Term, attached, open_terms, require_base
 from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
+
+if TYPE_CHECKING:
+    from hubkit.training.tasks.task import Task
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,32 +66,28 @@ def predict(
     from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.tensors.device import computing, device_named
     from hubkit.tensors.live.loading import load_base
-    from hubkit.training.tasks.classification import head_for
-    from hubkit.training.tasks.predicting import probabilities, texts_of
-    from hubkit.training.tasks.working import cleared
+    from hubkit.training.rows.data import Columns
+    from hubkit.training.tasks.task import Asked, Reading
 
     place = device_named(device)
     _require_size(batch_size)
+    asked = Asked(Columns(text=column) if column else None)
     where = Where(registry, offline, progress)
     member = open_terms({adapter if isinstance(adapter, str) else str(adapter): 1.0}, where)[0]
-    task, labels = _task(member)
-    texts = texts_of(data, column, offline)
+    kind = _kind(member)
+    records = kind.questions(data, asked, offline)
     named, revision = named_base(base, revision, member.folder.manifest.base)
     with naming_digest(member.folder.manifest.base):
         source, record = base_with_record(named, revision, where)
     overrides = require_base([member], record, allow_base_mismatch)
-    head = head_for(task, source.path, len(labels))
-    if len(labels) != head.outputs:
-        have = f"{head.outputs} outputs"
-        raise HubkitError("HK-HEAD", "labels and head do not fit", want=f"{len(labels)} outputs", have=have)
+    task = kind.known(member.folder.manifest.task or {}, source.path)
     tokenizer = tokenizer_with(source.path, one_vocabulary([member]), member.name)
-    longest = context_of_folder(source.path)
-    bare = load_base(source.path, None, None, place, task=head.model)
-    cleared(bare, head)
+    reading = Reading(context_of_folder(source.path), batch_size)
+    bare = load_base(source.path, None, None, place, task=task.model)
+    task.clear(bare)
     model = attached(bare, [member], "sum")
     with quiet(), computing(place, "the rows", "a smaller --batch-size"):
-        shares = probabilities(model, tokenizer, texts, head, longest, batch_size)
-    rows = [_row(at, labels, row) for (at, _), row in zip(texts, shares, strict=True)]
+        rows = task.predicted(model, tokenizer, records, asked, reading)
     return Predicted(tuple(rows), overrides)
 
 
@@ -99,16 +98,12 @@ def _require_size(batch_size: int) -> None:
         )
 
 
-def _row(where: str, labels: list[str], shares: list[float]) -> dict[str, Any]:
-    best = max(range(len(shares)), key=shares.__getitem__)
-    return {"where": where, "label": labels[best], "probabilities": dict(zip(labels, shares, strict=True))}
+def _kind(member: Term) -> type[Task]:
+    """What an adapter does: ``HK-HEAD`` where that is nothing that is predicted."""
+    from hubkit.training.tasks.kinds import KINDS
 
-
-def _task(member: Term) -> tuple[str, list[str]]:
-    """Kind and labels of an adapter: ``HK-HEAD`` where it has none."""
-    task = member.folder.manifest.task or {}
-    labels = [str(label) for label in task.get("labels", ())]
-    if not labels:
+    kind = str((member.folder.manifest.task or {}).get("kind"))
+    if kind not in KINDS:
         raise HubkitError(
             "HK-HEAD",
             f"adapter {member.name!r} has no labels to give",
@@ -116,4 +111,4 @@ def _task(member: Term) -> tuple[str, list[str]]:
             want="an adapter trained with --task classification",
             fix="hubkit generate, for a language model",
         )
-    return str(task["kind"]), labels
+    return KINDS[kind]

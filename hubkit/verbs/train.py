@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hubkit.training.rows.data import Columns, Record
     from hubkit.training.rows.encode import Row
     from hubkit.training.rows.summary import Prepared
-    from hubkit.training.tasks.working import Work
+    from hubkit.training.tasks.task import Task
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,7 +147,8 @@ def train(
     from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
-    from hubkit.training.tasks.working import Work, require_applicable
+    from hubkit.training.tasks.kinds import KINDS, require_applicable
+    from hubkit.training.tasks.task import Asked
 
     asked = {"raw": raw, "require": require, "general": general, "parent": parent, "incomplete": allow_incomplete_base}
     require_applicable(task, label, {**options, **asked}, world().size)
@@ -170,8 +171,8 @@ def train(
     start.require_base(record)
     wanted = fitted_options(options, chosen, start.settings, source.path)
     settings, vocabulary, tokens = prepared(start.settings, source.path)
-    work = Work.of(task, records, columns, label, source.path) if task else None
-    settings, wanted, columns = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted, columns)
+    work = KINDS[task].of(records, Asked(columns, label), source.path) if task else None
+    settings, wanted = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base, work)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
@@ -197,7 +198,7 @@ def train(
 
 
 def _planned(
-    method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool, work: Work | None
+    method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool, work: Task | None
 ) -> tuple[Planned, list[str]]:
     """What will be made, by the base's files, and what nothing trains; see `left_alone`.
 
@@ -211,13 +212,13 @@ def _planned(
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.files.coded import in_mxfp4
 
-    files, model = Base.from_folder(base), outline(base, work.head.model if work else None)
-    files = work.head.model.sites_of(files) if work else files
+    files, model = Base.from_folder(base), outline(base, work.model if work else None)
+    files = work.model.sites_of(files) if work else files
     if not allow_incomplete and not any(site.packed for site in files.sites.values()):
         stored = {tensor.name: tensor.shape for tensor in record.tensors}
         # what is packed has other names and shapes
         stored |= in_mxfp4(stored) | {site.tensor: site.shape for site in files.linear() if site.coded}
-        stored |= work.head.model.tensors if work else {}
+        stored |= work.model.tensors if work else {}
         require_weights(model, base, stored, files.arch.prefix)
     plan, live = planned(method, settings, files), Base.from_model(model)
     require_agreement(plan.sites, planned(method, settings, live).sites, files, live)
@@ -233,7 +234,7 @@ def _rows(
     front: int,
     equal: tuple[str, str],
     report: Callable[[Prepared], object],
-    work: Work | None,
+    work: Task | None,
 ) -> tuple[list[Row], list[Row]]:
     """Rows to train and to validate on.
 
@@ -257,7 +258,7 @@ def _rows(
         duplicates=equal[0],
         overlap=equal[1],
         report=report,
-        labelled=work.labelled(tokenizer, options.truncate) if work else None,
+        task=work,
     )
 
 
@@ -273,7 +274,7 @@ class _How:
     resume: bool
     codec: str | None
     device: torch.device
-    work: Work | None
+    work: Task | None
 
 
 def _fit(
@@ -296,7 +297,7 @@ def _fit(
 
     name, device, work = how.name, how.device, how.work
     loaded = "cpu" if options.shard else device  # divided, it goes to the device share by share
-    task = work.head.model if work else None
+    task = work.model if work else None
     model = load_base(how.base, options.dtype, how.codec, loaded, allow_incomplete_base=how.incomplete, task=task)
     if work:
         work.fill(model, options.seed)
@@ -313,7 +314,7 @@ def _fit(
         metrics = fit(
             attached,
             adapter.trainables(),
-            start.method.train_step,
+            work.train_step(start.method.train_step) if work else start.method.train_step,
             rows,
             validation,
             options,
@@ -328,5 +329,5 @@ def _fit(
     adapter.require_finite(name)
     judge.judge(attached, device, str(how.run_dir))
     with quiet():
-        scores = work.scores(attached, validation, options.batch_size) if work else {}
+        scores = work.measured(attached, validation, options.batch_size) if work and validation else {}
     return adapter.without_zeros(), metrics, scores

@@ -17,8 +17,8 @@ from variants import refused, tree
 import hubkit
 from hubkit.artifact.identity.digest import fingerprint_folder
 from hubkit.training.events import Stepped
+from hubkit.training.tasks.kinds import require_applicable
 from hubkit.training.tasks.metrics import scores
-from hubkit.training.tasks.working import require_applicable
 
 LABELS = ("cold", "hot", "mild")
 WORDS = [*LABELS, *(f"w{n}" for n in range(20))]

@@ -11,7 +11,7 @@ from torch import Tensor
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.seed import derived_seed
 from hubkit.training.rows.encode import IGNORED, Row
-from hubkit.training.rows.labelled import Labelled, collate_labelled
+from hubkit.training.rows.labelled import TaskRow
 
 POOL = 8
 """Steps whose rows are sorted by length together: less padding, and still a new mixture in every epoch."""
@@ -83,8 +83,8 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> dict[str
     The padding id is 0: behind the mask any id of the vocabulary computes the same. A batch goes to a CUDA device in
     one piece, out of pinned memory, while the host goes on.
     """
-    if isinstance(rows[0], Labelled):
-        return collate_labelled([row for row in rows if isinstance(row, Labelled)], device)
+    if isinstance(rows[0], TaskRow):
+        return rows[0].collated([row for row in rows if isinstance(row, TaskRow)], device)
     longest = max(len(row.ids) for row in rows)
 
     def padded(values: Iterable[Sequence[int]], fill: int) -> list[list[int]]:

@@ -57,6 +57,12 @@ class Columns:
         """All columns named, in a fixed order."""
         return [n for n in (self.text, self.messages, *self.prompt, self.completion, *self.beside()) if n]
 
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """Field -> the columns that were taken as it, for those that name any."""
+        named = {"text": self.text, "messages": self.messages, "prompt": self.prompt, "completion": self.completion}
+        named |= {"system": self.system, "tools": self.tools, "history": self.history}
+        return {role: (names,) if isinstance(names, str) else names for role, names in named.items() if names}
+
     def beside(self) -> tuple[str, ...]:
         """The columns that a row may lack."""
         return tuple(name for name in (self.system, self.tools, self.history) if name)
@@ -127,9 +133,9 @@ def choose_columns(records: Sequence[Record], asked: Columns | None = None) -> C
     return columns
 
 
-def unused(records: Sequence[Record], columns: Columns) -> tuple[str, ...]:
-    """Columns that usually hold something to learn from, are there, and are not trained on."""
-    present = {name for record in _kinds(records) for name in record.values} - set(columns.names())
+def unused(records: Sequence[Record], used: Iterable[str]) -> tuple[str, ...]:
+    """Columns that usually hold something to learn from, are there, and are not among those `used`."""
+    present = {name for record in _kinds(records) for name in record.values} - set(used)
     return tuple(name for name in CONTENT if name in present)
 
 

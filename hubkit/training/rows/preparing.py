@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from hubkit.errors import USAGE, HubkitError
@@ -34,6 +34,17 @@ class RowOptions(Protocol):
     def packing(self) -> bool: ...
 
 
+class TaskRows(Protocol):
+    """How the rows of another task than language modelling are made."""
+
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """What a column is taken as -> the columns that are read."""
+
+    def encode(self, records: Sequence[Record], tokenizer: Any, longest: int, truncate: bool) -> Sequence[Row]:
+        """One row for each record, of `longest` tokens at most."""
+
+
 def prepared_rows(
     records: Sequence[Record],
     held: Sequence[Record] | None,
@@ -47,7 +58,7 @@ def prepared_rows(
     duplicates: str = "keep",
     overlap: str = "refuse",
     report: Callable[[Prepared], object] = lambda found: None,
-    labelled: tuple[str, Callable[[Sequence[Record], int], list[Row]]] | None = None,
+    task: TaskRows | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Encoded training and validation rows, short enough for `front` virtual tokens to stand in front of each.
 
@@ -62,24 +73,24 @@ def prepared_rows(
         duplicates: what becomes of training rows that equal one before them: one of `DUPLICATES`.
         overlap: what becomes of training rows that stand among `held`, too: one of `OVERLAP`.
         report: given the figures of what was made.
-        labelled: of another task than language modelling: the column of labels, and what makes rows of so many
-            tokens at most out of records.
+        task: another one than language modelling, with columns of its own.
 
     Raises:
         HubkitError: ``HK-OPTIONS`` where `max_length` is beyond the context; ``HK-COLUMNS``; ``HK-DATA`` for equal rows
             that are to be refused; ``HK-NO-ROWS`` where none is left; what `encode` raises.
     """
     require_choices(duplicates, overlap)
-    chosen = choose_columns(records, columns)
     limit = _limit(context, front, options.max_length)
+    roles = task.roles if task else choose_columns(records, columns).roles()
 
-    def encoded(some: Sequence[Record], columns: Columns) -> list[Row]:
-        if labelled:
-            return labelled[1](some, limit)
-        return encode(some, tokenizer, columns, max_length=limit, truncate=options.truncate, raw=raw, front=front)
+    def encoded(some: Sequence[Record]) -> list[Row]:
+        if task:
+            return [*task.encode(some, tokenizer, limit, options.truncate)]
+        chosen = choose_columns(some, columns)
+        return encode(some, tokenizer, chosen, max_length=limit, truncate=options.truncate, raw=raw, front=front)
 
-    every = encoded(records, chosen)
-    validation = [] if held is None else encoded(held, choose_columns(held, columns))
+    every = encoded(records)
+    validation = [] if held is None else encoded(held)
     rows, twice = _without_duplicates(every, duplicates)
     once = rows
     rows = _apart(rows, validation, overlap)
@@ -90,8 +101,8 @@ def prepared_rows(
         summary(
             rows,
             validation,
-            chosen,
-            tuple(name for name in unused(records, chosen) if not labelled or name != labelled[0]),
+            roles,
+            unused(records, (name for names in roles.values() for name in names)),
             padding=0.0 if options.packing else padding_of(rows, options.batch_size, options.accumulate, options.seed),
             duplicates=twice,
             overlapping=overlapping,

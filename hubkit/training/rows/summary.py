@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hubkit.training.rows.data import Columns
 from hubkit.training.rows.encode import Row
 
 
@@ -25,7 +24,7 @@ class Prepared:
     """Rows are read and encoded; the base is not loaded yet.
 
     Args:
-        columns: field of `Columns` -> the columns that were taken as it.
+        columns: what a column is taken as (a field of `Columns`, a role of the task) -> the columns.
         unused: columns that are there, usually hold something to learn from, and are not trained on.
         rows, validation_rows: number of rows.
         tokens: of the training rows.
@@ -74,7 +73,7 @@ class Prepared:
 def summary(
     rows: Sequence[Row],
     validation: Sequence[Row],
-    columns: Columns,
+    columns: Mapping[str, tuple[str, ...]],
     unused: tuple[str, ...],
     *,
     padding: float,
@@ -86,13 +85,11 @@ def summary(
 
     Args:
         rows, validation: at least one row of the first.
+        columns: as `Prepared` has them.
         padding: see `padding_of`.
     """
-    named = {"text": columns.text, "messages": columns.messages, "prompt": columns.prompt}
-    named |= {"completion": columns.completion, "system": columns.system, "tools": columns.tools}
-    named |= {"history": columns.history}
     return Prepared(
-        {role: (names,) if isinstance(names, str) else names for role, names in named.items() if names},
+        columns,
         unused,
         len(rows),
         len(validation),
