@@ -197,7 +197,7 @@ def test_pictures_are_refused_unless_the_columns_are_named() -> None:
 
 def test_columns_that_look_like_content_and_are_not_used_are_said() -> None:
     records = [*of("text", "id"), *of("text", "answer", "title")]
-    assert unused(records, Columns(text="text")) == ("answer", "title")
+    assert unused(records, Columns(text="text").names()) == ("answer", "title")
 
 
 def test_a_named_column_that_rows_may_lack_stands_in_some_row() -> None:
