@@ -61,6 +61,27 @@ class Runtime(Protocol):
         """For each prompt the `COMPARED` likeliest next tokens and their log-probabilities, as `entry` answers."""
 
 
+class WithParents:
+    """What the readers of servers share that list adapters as models with a ``parent``, beside the base.
+
+    Args:
+        server: who is asked.
+        models: the models that it listed, as JSON.
+    """
+
+    def __init__(self, server: Server, models: Sequence[dict[str, Any]]) -> None:
+        self.server = server
+        self._entries = [Entry(str(m.get("id")), str(m.get("root") or ""), m.get("parent") is None) for m in models]
+
+    def entries(self) -> Sequence[Entry]:
+        """What the server says it serves."""
+        return self._entries
+
+    def bare(self, entry: Entry) -> Entry | None:
+        """The base: the model without a parent."""
+        return None if entry.bare else next((one for one in self._entries if one.bare), None)
+
+
 def chosen(runtime: Runtime, name: str, digest: str, model: str | None) -> Entry:
     """What a server serves an adapter as.
 

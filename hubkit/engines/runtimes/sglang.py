@@ -10,42 +10,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hubkit.documents.probes import Prompt
 from hubkit.engines.runtimes.fit import COMPARED, Answers
-from hubkit.engines.runtimes.runtime import Entry, dig, listed, row
-from hubkit.engines.runtimes.wire import Server
+from hubkit.engines.runtimes.runtime import Entry, WithParents, dig, listed, row
 
 GENERATE = "generate"
 
 
-class SglangRuntime:
-    """A `hubkit.engines.runtimes.runtime.Runtime`.
-
-    Args:
-        server: who is asked.
-        models: the models that it listed, as JSON.
-    """
+class SglangRuntime(WithParents):
+    """SGLang, asked by its own protocol."""
 
     engine = "sglang"
     proven = False
 
-    def __init__(self, server: Server, models: Sequence[dict[str, Any]]) -> None:
-        self.server = server
-        self._entries = [Entry(str(m.get("id")), str(m.get("root") or ""), m.get("parent") is None) for m in models]
-
-    def entries(self) -> Sequence[Entry]:
-        """What the server says it serves."""
-        return self._entries
-
     def named(self, key: str) -> Entry | None:
         """None: it loads nothing by a request."""
         return None
-
-    def bare(self, entry: Entry) -> Entry | None:
-        """The base: no adapter."""
-        return None if entry.bare else next((one for one in self._entries if one.bare), None)
 
     def likeliest(self, prompts: Sequence[Prompt], entry: Entry) -> Answers:
         """See `Runtime.likeliest`."""

@@ -16,39 +16,21 @@ from typing import Any
 
 from hubkit.documents.probes import Prompt
 from hubkit.engines.runtimes.fit import COMPARED, Answers
-from hubkit.engines.runtimes.runtime import Entry, dig, listed, not_served, require_model, row
-from hubkit.engines.runtimes.wire import Server
+from hubkit.engines.runtimes.runtime import Entry, WithParents, dig, listed, not_served, require_model, row
 
 COMPLETIONS = "v1/completions"
 _ID = "token_id:"
 
 
-class VllmRuntime:
-    """A `hubkit.engines.runtimes.runtime.Runtime`.
-
-    Args:
-        server: who is asked.
-        models: the models that it listed, as JSON.
-    """
+class VllmRuntime(WithParents):
+    """vLLM, asked by its form of OpenAI's protocol."""
 
     engine = "vllm"
     proven = True
 
-    def __init__(self, server: Server, models: Sequence[dict[str, Any]]) -> None:
-        self.server = server
-        self._entries = [Entry(str(m.get("id")), str(m.get("root") or ""), m.get("parent") is None) for m in models]
-
-    def entries(self) -> Sequence[Entry]:
-        """What the server says it serves."""
-        return self._entries
-
     def named(self, key: str) -> Entry | None:
         """What a resolver plugin would load for `key`."""
         return Entry(key)
-
-    def bare(self, entry: Entry) -> Entry | None:
-        """The base: a model of its own."""
-        return None if entry.bare else next((one for one in self._entries if one.bare), None)
 
     def likeliest(self, prompts: Sequence[Prompt], entry: Entry) -> Answers:
         """See `Runtime.likeliest`."""
