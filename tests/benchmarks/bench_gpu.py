@@ -1,5 +1,6 @@
 """Everything that a GPU is for, on random-weight Llamas of 1B and 8B parameters, beside peft and bitsandbytes where
-they are installed: steps of training, prefill and decoding with 1, 16 and 256 adapters, live merging, NF4.
+they are installed: steps of training (packed and divided, too), prefill and decoding with 1, 16 and 256 adapters, live
+merging, NF4.
 
 Both sides run in turn in one process, bf16, after a warm-up; times are medians, ratios those of neighbours. Peak
 memory is torch's own count of one run. Each row is written as it is measured, so a run that is cut short has given
@@ -22,7 +23,8 @@ from typing import Any
 
 import torch
 from harness import compare
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from hubkit.methods.config import parse_config
 from hubkit.methods.host import Method, host
@@ -33,6 +35,11 @@ from hubkit.tensors.fourbit.nf4 import PackedWeight, quantize
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.mix import Route
+from hubkit.training.loss import chunked_loss
+from hubkit.training.ranks.sharding import divide
+from hubkit.training.rows.batching import collate
+from hubkit.training.rows.encode import Row
+from hubkit.training.stepper import Stepper
 
 RANK, VOCABULARY = 16, 32000
 SIZES: dict[str, dict[str, int]] = {
@@ -240,18 +247,19 @@ def step(model: nn.Module, rows: int, length: int, device: torch.device) -> Call
     return run
 
 
-def loop_step(model: Attached, rows: int, length: int, stack: ExitStack) -> Callable[[], object]:
-    """A step of hubkit's own loop, with its loss, its check of the gradient and its one wait for the device."""
-    from hubkit.training.loss import chunked_loss
-    from hubkit.training.rows.batching import collate
-    from hubkit.training.rows.encode import Row
-    from hubkit.training.stepper import Stepper
+def rows_of(rows: int, length: int, *, varied: bool = False) -> list[Row]:
+    """Rows to train on: of `length` tokens each, or `varied`, of an eighth of that up to it."""
+    every = ids(rows, length, torch.device("cpu")).tolist()
+    ends = [length * (n % 8 + 1) // 8 if varied else length for n in range(rows)]
+    return [Row(row[:end], row[:end], "") for row, end in zip(every, ends, strict=True)]
 
+
+def loop_step(model: Attached, batch: list[Row], stack: ExitStack, *, packing: bool = False) -> Callable[[], object]:
+    """A step of hubkit's own loop, with its loss, its check of the gradient and its one wait for the device."""
     one = model.adapters["a0"]
     model.set_mix("a0")
-    batch = [Row(row, row, "") for row in ids(rows, length, torch.device("cpu")).tolist()]
     assert isinstance(one.method, Method)
-    stepper = Stepper(model, one.trainables(), one.method.train_step, weight_decay=0.01, clip=1.0)
+    stepper = Stepper(model, one.trainables(), one.method.train_step, weight_decay=0.01, clip=1.0, packing=packing)
     stack.enter_context(chunked_loss(model, collate(batch, stepper.device)))
 
     def run() -> None:
@@ -280,7 +288,7 @@ def training(table: Table, size: str) -> None:
     for name, packed in (("LoRA", False), ("QLoRA", True)):
         make_base = packed_base if packed else base
         with ExitStack() as stack:
-            ours = loop_step(ours_on(make_base(size, table.device)), rows, length, stack)
+            ours = loop_step(ours_on(make_base(size, table.device)), rows_of(rows, length), stack)
             theirs = None
             if HAS["peft"] and (HAS["bitsandbytes"] or not packed):
                 model = (packed_by_bitsandbytes if packed else base)(size, table.device)
@@ -288,6 +296,37 @@ def training(table: Table, size: str) -> None:
             table.row(f"{size} {name} step {rows}x{length}, r {RANK}", ours, theirs)
         del ours, theirs
         release(table.device)
+
+
+def packing(table: Table, size: str) -> None:
+    """A step of rows of different lengths, one behind the other, beside the same rows padded."""
+    rows, length = BATCHES[size]
+    with ExitStack() as stack:
+        batch = rows_of(rows, length, varied=True)
+        ours = loop_step(ours_on(base(size, table.device)), batch, stack, packing=True)
+        theirs = loop_step(ours_on(base(size, table.device)), batch, stack)
+        table.row(f"{size} LoRA step packed, {rows} rows of {length // 8} to {length}", ours, theirs, ", peer padded")
+    del ours, theirs
+    release(table.device)
+
+
+def sharding(table: Table, size: str) -> None:
+    """A step on a base that FSDP2 divides, among one process alone, beside the base whole: what gathering costs."""
+    rows, length = BATCHES[size]
+    backend = "cpu:gloo,cuda:nccl" if table.device.type == "cuda" else "gloo"
+    store = distributed.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        with ExitStack() as stack:
+            divided = ours_on(base(size, table.device))
+            divide(divided.model, init_device_mesh(table.device.type, (1,)))
+            ours = loop_step(divided, rows_of(rows, length), stack)
+            theirs = loop_step(ours_on(base(size, table.device)), rows_of(rows, length), stack)
+            table.row(f"{size} LoRA step {rows}x{length}, FSDP2 on one rank", ours, theirs, ", peer undivided")
+        del ours, theirs, divided
+        release(table.device)
+    finally:
+        distributed.destroy_process_group()
 
 
 def serving(table: Table, size: str) -> None:
@@ -375,7 +414,7 @@ def main(arguments: list[str]) -> None:
     sizes = given.sizes.split(",")
     quantizing(table, 128 if sizes == ["tiny"] else 8192)
     for size in sizes:
-        for part in (training, serving, merging):
+        for part in (training, packing, sharding, serving, merging):
             if time.monotonic() > table.deadline:
                 table.left_out.append(f"{size} {part.__name__}")
             else:

@@ -24,6 +24,8 @@ def test_every_row_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "NF4 decode",
         "tiny LoRA step",
         "tiny QLoRA step",
+        "tiny LoRA step packed, 2 rows of 2 to 16",
+        "tiny LoRA step 2x16, FSDP2 on one rank",
         "tiny prefill 4x64, 4 adapters",
         "tiny decode 4x1, 1 adapter",
         "tiny merge and unmerge",
