@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -314,8 +316,8 @@ def sharding(table: Table, size: str) -> None:
     """A step on a base that FSDP2 divides, among one process alone, beside the base whole: what gathering costs."""
     rows, length = BATCHES[size]
     backend = "cpu:gloo,cuda:nccl" if table.device.type == "cuda" else "gloo"
-    store = distributed.TCPStore("127.0.0.1", 0, 1, is_master=True)
-    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    meeting = Path(tempfile.mkdtemp()) / "ranks"
+    distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1)
     try:
         with ExitStack() as stack:
             divided = ours_on(base(size, table.device))
@@ -327,6 +329,7 @@ def sharding(table: Table, size: str) -> None:
         release(table.device)
     finally:
         distributed.destroy_process_group()
+        shutil.rmtree(meeting.parent)
 
 
 def serving(table: Table, size: str) -> None:
