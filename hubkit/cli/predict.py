@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +18,10 @@ from hubkit.verbs.predict import Predicted, predict
 @declare("predict")
 @click.argument("adapter")
 @click.argument("data", metavar="ROWS|TEXT")
-@click.option("--text", "column", metavar="COLUMN", help="Column of the text.  [default: found by its name]")
+@click.option("--text", "column", metavar="COLUMN", help="Column of text or words.  [default: found by its name]")
+@click.option("--text-pair", metavar="COLUMN", help="Column of the second text, where pairs were trained on.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Write into this file, .jsonl, an object a row.")
+@click.option("--replace", is_flag=True, help="Replace the file that is there.")
 @click.option("--base", "-b", metavar="DIR|ORG/NAME", help="Default: the one the adapter's manifest names.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Rows per forward pass.")
 @device_option
@@ -28,8 +33,9 @@ from hubkit.verbs.predict import Predicted, predict
 def command(adapter: str, data: str, **options: Any) -> None:
     """Label rows, or one text, with an adapter that has a head.
 
-    ADAPTER was trained with --task classification. ROWS is a file of rows as for train; anything else is one text. A
-    line holds the label, its probability and where the row stands; --json holds the probabilities of all labels.
+    ADAPTER was trained with --task. ROWS is a file of rows as for train; anything else is one text. A line holds a
+    label, its probability and where the row stands, or a span of the text, or the labels of the row's words; --json
+    and --out hold all that is said.
 
     Example:
       hubkit predict ./cuisine "They serve sushi near the river." --base ./classifier
@@ -40,8 +46,16 @@ def command(adapter: str, data: str, **options: Any) -> None:
 
 
 def _render(done: Predicted) -> str:
-    return "\n".join(_line(row["label"], row["probabilities"], row["where"]) for row in done.rows)
+    if done.out is not None:
+        return f"wrote {done.out}: {done.count} rows"
+    return "\n".join(line.rstrip() for row in done.rows for line in _lines(row))
 
 
-def _line(label: str, probabilities: dict[str, float], where: str) -> str:
-    return f"{label}  {probabilities[label]:.4f}  {where}".rstrip()
+def _lines(row: Mapping[str, Any]) -> list[str]:
+    where = row["where"]
+    if "spans" in row:
+        spans = [f"{s['label']}  {s['probability']:.4f}  {s['start']}-{s['end']}  {s['text']}" for s in row["spans"]]
+        return [f"{span}  {where}" for span in spans] or [f"no spans  {where}"]
+    if "labels" in row:
+        return [f"{' '.join(row['labels'])}  {where}"]
+    return [f"{row['label']}  {row['probabilities'][row['label']]:.4f}  {where}"]

@@ -14,12 +14,24 @@ from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, incomplete_option, offline_option
 from hubkit.cli.training import Drawing
 from hubkit.training.ranks.launched import speaks
+from hubkit.training.tasks.names import LANGUAGE, TASKS
 from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
 WRITING = frozenset(
     (
-        *("name", "license", "task", "label", "resume", "replace", "device", "allow_incomplete_base"),
+        *(
+            "name",
+            "license",
+            "task",
+            "label",
+            "text_pair",
+            "labels",
+            "resume",
+            "replace",
+            "device",
+            "allow_incomplete_base",
+        ),
         *("require", "general", "tensorboard"),
     )
 )
@@ -47,8 +59,10 @@ DRY_RUN = (
 @click.option("--duplicates", type=click.Choice(["keep", "drop", "refuse"]), default="keep", help=DUPLICATES)
 @click.option("--overlap", type=click.Choice(["refuse", "drop"]), default="refuse", help=OVERLAP)
 @click.option("--dry-run", metavar="[N]", is_flag=False, flag_value=3, type=click.IntRange(min=0), help=DRY_RUN)
-@click.option("--task", type=click.Choice(["classification"]), help="A label a row: a head is trained, too.")
-@click.option("--label", metavar="COLUMN", help="Column of labels, with --task classification.")
+@click.option("--task", type=click.Choice(TASKS), help="A label a row, or a word: a head is trained, too.")
+@click.option("--label", metavar="COLUMN", help="Column of labels, or of spans, with --task.")
+@click.option("--text-pair", metavar="COLUMN", help="Column of the second text, with --task classification.")
+@click.option("--labels", metavar="A,B,C", help="The labels in the order of the head's outputs, with --task.")
 @click.option("--raw", is_flag=True, help="Prompt and completion without the chat template.")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--epochs", type=float, help="Passes over the rows, instead of --steps.  [default: 1]")
@@ -122,7 +136,8 @@ def command(
 
     chosen = Columns(text, messages, prompt, completion, system, tools, history)
     columns = chosen if chosen.names() else None
-    if dry_run is not None and options["task"]:
+    options["labels"] = [one.strip() for one in options["labels"].split(",")] if options["labels"] else None
+    if dry_run is not None and options["task"] not in (None, LANGUAGE):
         raise click.UsageError("--dry-run shows rows of language models, not of --task.")
     if dry_run is not None:
         if not speaks():  # of several processes one shows

@@ -144,6 +144,23 @@ def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
             draft.end()
 
 
+def require_free(path: Path, replace: bool) -> Path:
+    """`path`, where a file may be written; asked before any work is done.
+
+    Raises:
+        HubkitError: ``HK-EXISTS`` for a file that is there and not to be replaced; ``HK-IO`` where none can be.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise HubkitError(
+            "HK-IO", "no file can be written here", where=str(path), want="a file in a folder that exists"
+        )
+    if path.exists() and not replace:
+        raise HubkitError(
+            "HK-EXISTS", f"{path.name!r} exists already", where=str(path), fix="another name, or --replace"
+        )
+    return path
+
+
 def write_through(temporary: Path, path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Write `data` to a name of one's own, and rename that over `path`: it is there whole or not at all.
 

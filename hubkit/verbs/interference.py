@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.documents.files import write
-from hubkit.errors import HubkitError, escape
+from hubkit.documents.files import require_free, write
+from hubkit.errors import escape
 
 if TYPE_CHECKING:
     from hubkit.tensors.weights.interference import Interference, Pair
@@ -48,15 +48,7 @@ def require_page(path: Path, replace: bool) -> Path:
     Raises:
         HubkitError: ``HK-EXISTS`` for a file that is there and not to be replaced; ``HK-IO`` where none can be.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise HubkitError(
-            "HK-IO", "no file can be written here", where=str(path), want="a file in a folder that exists"
-        )
-    if path.exists() and not replace:
-        raise HubkitError(
-            "HK-EXISTS", f"{path.name!r} exists already", where=str(path), fix="another name, or --replace"
-        )
-    return path
+    return require_free(path, replace)
 
 
 def write_page(path: Path, found: Interference) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -51,7 +51,8 @@ class Trained(Shown):
         metrics: of the run; `seconds` is this process's share.
         untrained: parameters that no method trains where all modules are trained: routers, convolutions, Mamba's state.
         evaluation: figures of the adapter, where some were asked for by `require` or `general`.
-        scores: of a task with labels, on the validation rows: accuracy, f1_macro, f1_micro.
+        scores: of a task with labels, on the validation rows: accuracy, f1_macro, f1_micro; of words also exact_match
+            and span_f1.
     """
 
     path: Path
@@ -77,6 +78,8 @@ def train(
     raw: bool = False,
     task: str | None = None,
     label: str | None = None,
+    text_pair: str | None = None,
+    labels: Sequence[str] | None = None,
     validation_data: Path | str | None = None,
     duplicates: str = "keep",
     overlap: str = "refuse",
@@ -111,8 +114,11 @@ def train(
         config: options of the method, JSON values or text.
         columns: which columns to train on; found from the data when None.
         raw: prompt and completion without the chat template.
-        task: ``classification``: one label a row; a head that the base's files lack is made and stored in the adapter.
-        label: the column of labels; found by its name when None.
+        task: ``classification``: one label a row; ``token-classification``: one a word; a head that the base's files
+            lack is made and stored in the adapter. ``causal-lm`` and None: the next token.
+        label: the column of labels, or of spans; found by its name when None.
+        text_pair: the column of the second text, of rows with two; found by its name when None.
+        labels: the label set, in the order of the head's outputs; when None that of the base's head, or of the rows.
         validation_data: rows to validate on, instead of a share of `data`.
         duplicates: what becomes of rows that equal one before them: "keep", "drop", "refuse".
         overlap: what becomes of rows that stand in `validation_data`, too: "refuse", "drop".
@@ -148,10 +154,14 @@ def train(
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
     from hubkit.training.tasks.kinds import KINDS, require_applicable
+    from hubkit.training.tasks.names import LANGUAGE
     from hubkit.training.tasks.task import Asked
 
+    said = Asked(columns, label, text_pair, tuple(labels or ()))
     asked = {"raw": raw, "require": require, "general": general, "parent": parent, "incomplete": allow_incomplete_base}
-    require_applicable(task, label, {**options, **asked}, world().size)
+    task = None if task == LANGUAGE else task
+    of_rows = {"text_pair": text_pair, "labels": labels or ()}
+    require_applicable(task, label, {**options, **asked, **of_rows}, world().size)
     require_license(license)
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
@@ -171,7 +181,7 @@ def train(
     start.require_base(record)
     wanted = fitted_options(options, chosen, start.settings, source.path)
     settings, vocabulary, tokens = prepared(start.settings, source.path)
-    work = KINDS[task].of(records, Asked(columns, label), source.path) if task else None
+    work = KINDS[task].of(records, said, source.path) if task else None
     settings, wanted = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base, work)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)

@@ -32,6 +32,8 @@ def load_tokenizer(path: Path | str) -> Any:
         ) from e
 
 
+HEADED = {"classification": "ForSequenceClassification", "token-classification": "ForTokenClassification"}
+"""Kind of a task -> how transformers' classes with a head for it end."""
 CAUSAL = "a base is a causal language model; docs/bases.md lists those that are tried"
 
 
@@ -59,10 +61,11 @@ def model_class(transformers: Any, config: Any, task: ForTask | None = None) -> 
     Args:
         transformers: the module.
         config: of transformers; of the classes that fit it the one is taken that it was saved by.
-        task: its kind ``classification``: the class with a head that chooses a label; None: the language model.
+        task: its kind, one of `HEADED`: the class with a head that chooses a label of a row, or one of each token;
+            None: the language model.
     """
-    if task is not None and task.kind == "classification":
-        return transformers.AutoModelForSequenceClassification
+    if task is not None and task.kind in HEADED:
+        return getattr(transformers, f"AutoModel{HEADED[task.kind]}")
     known = {
         transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,

@@ -45,12 +45,12 @@ class TaskModel:
     """How the model of a task is made of a base's files.
 
     Args:
-        kind: ``classification``.
+        kind: of the task.
         outputs: of the head; None: as the configuration says, of a head that the files hold.
         pad: the id that pads rows; None: as the configuration says.
         made: names of the modules that the files lack -> what they are.
         spare: names of tensors of the files that the model has no place for: a language model's own head.
-        without: names of the modules of these.
+        without: names of the modules of these; of a head that a new one stands in the place of, too.
     """
 
     kind: str
@@ -64,7 +64,8 @@ class TaskModel:
         """Tells a configuration of transformers what is to be made."""
         if self.outputs is not None:
             config.num_labels = self.outputs
-            config.problem_type = "single_label_classification"
+            if self.kind == "classification":
+                config.problem_type = "single_label_classification"
         if self.pad is not None:
             config.pad_token_id = self.pad
 
@@ -103,7 +104,7 @@ def of_document(document: Mapping[str, Any] | None) -> tuple[dict[str, Made], tu
 
 def with_made(base: Base, made: Mapping[str, Made], without: Collection[str] = ()) -> Base:
     """`base`, known by its files, with the sites of modules that are made, and without some of its own."""
-    new = {name: one for name, one in made.items() if name not in base.sites}
+    new = {name: one for name, one in made.items() if name not in base.sites or name in without}
     if not new and not base.sites.keys() & {*without}:
         return base
     dtype = next((site.dtype for site in base.sites.values() if site.dtype.is_floating_point), torch.float32)

@@ -41,6 +41,10 @@ class TaskRows(Protocol):
     def roles(self) -> Mapping[str, tuple[str, ...]]:
         """What a column is taken as -> the columns that are read."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the rows, a line each."""
+
     def encode(self, records: Sequence[Record], tokenizer: Any, longest: int, truncate: bool) -> Sequence[Row]:
         """One row for each record, of `longest` tokens at most."""
 
@@ -107,6 +111,7 @@ def prepared_rows(
             duplicates=twice,
             overlapping=overlapping,
             dropped=len(every) - len(once) + overlapping,
+            notes=task.notes if task else (),
         )
     )
     return rows, validation

@@ -34,6 +34,7 @@ class Prepared:
         duplicates: training rows that equal one before them; `dropped` says whether they are still there.
         overlapping: training rows that stand among the validation rows as well, and were dropped for it.
         dropped: rows that were dropped, duplicates and overlapping ones.
+        notes: what else is to be said of them.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -47,6 +48,7 @@ class Prepared:
     duplicates: int
     overlapping: int
     dropped: int
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The same for people, a few lines."""
@@ -67,7 +69,7 @@ class Prepared:
             found.append(f"rows that are validated on: {self.overlapping} (dropped)")
         if self.unused:
             found.append(f"not trained on: {', '.join(self.unused)}")
-        return found
+        return [*found, *self.notes]
 
 
 def summary(
@@ -80,12 +82,13 @@ def summary(
     duplicates: int,
     overlapping: int,
     dropped: int,
+    notes: tuple[str, ...] = (),
 ) -> Prepared:
     """The figures of rows that are about to be trained on, see `Prepared`.
 
     Args:
         rows, validation: at least one row of the first.
-        columns: as `Prepared` has them.
+        columns, notes: as `Prepared` has them.
         padding: see `padding_of`.
     """
     return Prepared(
@@ -100,6 +103,7 @@ def summary(
         duplicates,
         overlapping,
         dropped,
+        notes,
     )
 
 

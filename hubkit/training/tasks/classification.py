@@ -15,8 +15,18 @@ from hubkit.training.rows.batching import collate, plan_evaluation
 from hubkit.training.rows.data import Record, shorten
 from hubkit.training.rows.encode import Row
 from hubkit.training.rows.labelled import Labelled
-from hubkit.training.tasks.columns import column_of, require_texts, text_column
-from hubkit.training.tasks.heads import Head, bad_labels, head_for, in_order, label_names, labels_of
+from hubkit.training.tasks.columns import column_of, require_texts, text_column, text_columns
+from hubkit.training.tasks.heads import (
+    bad_labels,
+    given_labels,
+    head_for,
+    in_order,
+    label_names,
+    labels_of,
+    made_anew,
+    numbered,
+    unheld,
+)
 from hubkit.training.tasks.metrics import scores
 from hubkit.training.tasks.task import Asked, Reading, Task
 
@@ -25,51 +35,68 @@ LABELS = ("label", "labels", "class")
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One label a row.
+    """One label a row, of a text or of a pair of texts.
 
     Args:
         labels: the label set, in the order of the head's outputs.
         pad: the id that pads rows; a decoder with a head looks for it, to find the last token.
+        types: kinds of text that the base tells apart, see `Head`.
+        pair: whether each row has two texts.
+        given: the labels, as far as a user gave them: whole numbers in the rows count into these.
+        said: what is to be said of the rows.
     """
 
     kind: ClassVar[str] = "classification"
     labels: tuple[str, ...]
     pad: int
+    types: int
+    pair: bool
+    given: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, records: Sequence[Record], asked: Asked, folder: Path) -> Self:
         """Reads columns and labels, then what the base's files hold."""
-        text, label = text_column(records, asked.columns), column_of(records, asked.label, LABELS, "--label")
-        found = tuple(in_order(_label(record, label) for record in records))
-        head = head_for(cls.kind, folder, len(found))
-        return cls(head.model, head.sites, {"text": (text,), "label": (label,)}, label_names(found, head), head.pad)
+        texts = text_columns(records, asked.columns, asked.pair)
+        label, given = column_of(records, asked.label, LABELS, "--label"), given_labels(asked.labels)
+        found = in_order(_label(record, label, given) for record in records)
+        head = head_for(cls.kind, folder, len(given or found), given)
+        roles = dict(zip(("text", "text_pair"), ((name,) for name in texts), strict=False)) | {"label": (label,)}
+        names, said = label_names(found, head, given), unheld(given, found)
+        return cls(head.model, head.sites, roles, names, head.pad, head.types, len(texts) > 1, given, said)
 
     @classmethod
     def known(cls, document: Mapping[str, Any], folder: Path) -> Self:
         """Without columns: what is predicted on has no labels."""
-        head: Head = head_for(cls.kind, folder, len(document.get("labels", ())))
-        return cls(head.model, head.sites, {}, labels_of(document, head), head.pad)
+        head = head_for(cls.kind, folder, len(document.get("labels", ())), anew=made_anew(document))
+        labels, pair = labels_of(document, head), bool(document.get("pair"))
+        return cls(head.model, head.sites, {}, labels, head.pad, head.types, pair)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The labels."""
-        return {"labels": [*self.labels]}
+        """The labels, and whether there are two texts."""
+        return {"labels": [*self.labels]} | ({"pair": True} if self.pair else {})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Labels that no row holds."""
+        return self.said
 
     def encode(self, records: Sequence[Record], tokenizer: Any, longest: int, truncate: bool) -> list[Labelled]:
         """One row per record."""
-        (text,), (column,) = self.roles["text"], self.roles["label"]
+        texts, (column,) = self._texts(), self.roles["label"]
         number = {name: n for n, name in enumerate(self.labels)}
-        strange = [f"{r.where}: {_label(r, column)!r}" for r in records if _label(r, column) not in number]
+        named = [_label(record, column, self.given) for record in records]
+        strange = [f"{r.where}: {name!r}" for r, name in zip(records, named, strict=True) if name not in number]
         if strange:
             raise bad_labels(f"{len(strange)} labels are not in the label set", ", ".join(self.labels), strange)
-        require_texts(records, text)
+        for text in texts:
+            require_texts(records, text)
         rows, long = [], []
-        for record in records:
-            ids = list(tokenizer(record.values[text], add_special_tokens=True)["input_ids"])
-            if len(ids) > longest and truncate:  # the tokenizer's own way keeps the special tokens
-                ids = list(tokenizer(record.values[text], truncation=True, max_length=longest)["input_ids"])
-            long += [f"{record.where}: {len(ids)} tokens"] * (len(ids) > longest)
-            rows.append(Labelled.of(ids, number[_label(record, column)], self.pad, record.where))
+        for record, name in zip(records, named, strict=True):
+            row = self._row(record, texts, tokenizer, number[name], longest if truncate else None)
+            long += [f"{record.where}: {len(row.ids)} tokens"] * (len(row.ids) > longest)
+            rows.append(row)
         if long:
             want, fix, what = (
                 f"at most {longest} tokens",
@@ -79,20 +106,53 @@ class Classification(Task):
             raise HubkitError("HK-ROW-TOO-LONG", what, want=want, have=shorten(long), fix=fix)
         return rows
 
+    def _texts(self) -> tuple[str, ...]:
+        """The columns of the texts."""
+        return (*self.roles["text"], *self.roles.get("text_pair", ()))
+
+    def _row(
+        self, record: Record, texts: Sequence[str], tokenizer: Any, label: int, most: int | None = None
+    ) -> Labelled:
+        """One row; two texts go into it as the tokenizer puts pairs together.
+
+        Where it puts nothing between them, as those of decoders do, there is a line break.
+
+        Args:
+            texts: the columns.
+            most: tokens that it may have; None: all of them.
+        """
+        said = [str(record.values[text]) for text in texts]
+        if len(said) > 1 and tokenizer.num_special_tokens_to_add(True) <= tokenizer.num_special_tokens_to_add(False):
+            said = ["\n".join(said)]
+        coded = tokenizer(*said, add_special_tokens=True)
+        whole = len(coded["input_ids"])
+        if most is not None and whole > most:  # the tokenizer's own way keeps the special tokens
+            coded = tokenizer(*said, truncation=True, max_length=most)
+        ids, types = list(coded["input_ids"]), coded.get("token_type_ids", ())
+        told = types if self.types > 1 and any(types) else ()
+        return Labelled.of(ids, label, self.pad, record.where, told, whole - len(ids))
+
     def measured(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
         """Accuracy and F1; see `scores`."""
         found = [max(range(len(one)), key=one.__getitem__) for one in _logits(model, rows, batch_size)]
         return scores([int(row.labels[1]) for row in rows], found)
 
+    @classmethod
+    def questions(
+        cls, data: Path | str, asked: Asked, offline: bool, document: Mapping[str, Any] | None = None
+    ) -> list[Record]:
+        """Rows with one text, or with two where the adapter was trained on pairs."""
+        records = cls.asked_of(data, asked, offline)
+        for text in _asked_texts(records, asked, bool((document or {}).get("pair"))):
+            require_texts(records, text)
+        return records
+
     def predicted(
         self, model: nn.Module, tokenizer: Any, records: Sequence[Record], asked: Asked, reading: Reading
     ) -> list[dict[str, Any]]:
         """For each row its ``label``, and ``probabilities``: label -> share, adding up to 1."""
-        text = text_column(records, asked.columns)
-        rows = [
-            Labelled.of(tokenizer(r.values[text], add_special_tokens=True)["input_ids"], 0, self.pad, r.where)
-            for r in records
-        ]
+        texts = _asked_texts(records, asked, self.pair)
+        rows = [self._row(record, texts, tokenizer, 0) for record in records]
         reading.require_short(rows)
         found = []
         for row, logits in zip(rows, _logits(model, rows, reading.batch_size), strict=True):
@@ -103,11 +163,22 @@ class Classification(Task):
         return found
 
 
-def _label(record: Record, column: str) -> str:
+def _asked_texts(records: Sequence[Record], asked: Asked, pair: bool) -> tuple[str, ...]:
+    """The columns to predict on: ``HK-COLUMNS`` where there is one, and the adapter was trained on pairs."""
+    if not pair:
+        return (text_column(records, asked.columns),)
+    texts = text_columns(records, asked.columns, asked.pair)
+    if len(texts) < 2:
+        what, fix = "the adapter was trained on pairs of texts", "a file of rows, --text COLUMN --text-pair COLUMN"
+        raise HubkitError("HK-COLUMNS", what, want="two columns", have=list(records[0].values), fix=fix)
+    return texts
+
+
+def _label(record: Record, column: str, given: Sequence[str]) -> str:
     value = record.values.get(column)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise bad_labels(f"column {column!r} holds no label", "text or a whole number", [repr(value)], record.where)
-    return str(value)
+    return numbered(str(value), given)
 
 
 def _logits(model: nn.Module, rows: Sequence[Row], size: int) -> list[list[float]]:

@@ -8,6 +8,14 @@ from hubkit.errors import HubkitError
 from hubkit.training.rows.data import Columns, Record, shorten
 
 TEXTS = ("text", "sentence")
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "passage"),
+    ("text", "text_pair"),
+)
+"""What the two columns of a pair of texts are called."""
 
 
 def column_of(records: Sequence[Record], asked: str | None, names: Sequence[str], option: str) -> str:
@@ -27,8 +35,11 @@ def column_of(records: Sequence[Record], asked: str | None, names: Sequence[str]
     return found
 
 
-def text_column(records: Sequence[Record], columns: Columns | None) -> str:
+def text_column(records: Sequence[Record], columns: Columns | None, names: Sequence[str] = TEXTS) -> str:
     """The column of text: what is asked, else what is called so.
+
+    Args:
+        names: what such columns are called.
 
     Raises:
         HubkitError: ``HK-COLUMNS``, also for columns that only language models read.
@@ -37,7 +48,33 @@ def text_column(records: Sequence[Record], columns: Columns | None) -> str:
     if other:
         what = "the task reads a column of text and one of labels"
         raise HubkitError("HK-COLUMNS", what, want="--text, --label", have=other)
-    return column_of(records, columns.text if columns else None, TEXTS, "--text")
+    return column_of(records, columns.text if columns else None, names, "--text")
+
+
+def text_columns(records: Sequence[Record], columns: Columns | None, pair: str | None) -> tuple[str, ...]:
+    """The column of text, or the two of a pair: what is asked, else what is called so.
+
+    Args:
+        pair: the second column that is asked for.
+
+    Raises:
+        HubkitError: ``HK-COLUMNS``.
+    """
+    present = records[0].values
+    found = next((names for names in PAIRS if all(name in present for name in names)), None)
+    if found and found[0] not in TEXTS and any(name in present for name in TEXTS):
+        found = None
+    first = columns.text if columns else None
+    if pair is None and (first or not found or (columns and columns.names())):
+        return (text_column(records, columns),)
+    if pair is None and found:
+        return found
+    names = [*TEXTS, *(one for one, other in PAIRS if other == pair), *(one for one, _ in PAIRS)]
+    both = text_column(records, columns, names), column_of(records, pair, (), "--text-pair")
+    if both[0] == both[1]:
+        what = "the two texts of a pair are one column"
+        raise HubkitError("HK-COLUMNS", what, want="two columns", have=both[0], fix="--text COLUMN --text-pair COLUMN")
+    return both
 
 
 def require_texts(records: Sequence[Record], column: str) -> None:

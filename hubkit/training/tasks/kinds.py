@@ -7,9 +7,11 @@ from typing import Any
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.training.tasks.classification import Classification
+from hubkit.training.tasks.names import TASKS
 from hubkit.training.tasks.task import Task
+from hubkit.training.tasks.tokens import TokenClassification
 
-KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification,)}
+KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, TokenClassification)}
 
 FOREIGN = {
     "raw": "--raw",
@@ -33,14 +35,16 @@ def require_applicable(task: str | None, label: str | None, given: Mapping[str, 
         processes: of the launch.
     """
     if task is None:
-        if label:
-            fix = f"--task {next(iter(KINDS))}"
-            raise HubkitError("HK-OPTIONS", "label belongs to a task", have=f"--label {label}", fix=fix, status=USAGE)
+        said = {"--label": label, "--text-pair": given.get("text_pair"), "--labels": ",".join(given.get("labels", ()))}
+        if have := [f"{option} {value}" for option, value in said.items() if value]:
+            what, fix = f"{have[0].split()[0][2:]} belongs to a task", f"--task {next(iter(KINDS))}"
+            raise HubkitError("HK-OPTIONS", what, have=have, fix=fix, status=USAGE)
         return
     if task not in KINDS:
-        want = f"one of {', '.join(KINDS)}"
+        want = f"one of {', '.join(TASKS)}"
         raise HubkitError("HK-OPTIONS", "task is no choice", want=want, have=repr(task), status=USAGE)
     have = [option for name, option in FOREIGN.items() if given.get(name)]
+    have += ["--text-pair"] * bool(given.get("text_pair") and task != Classification.kind)
     have += [f"{processes} processes"] * (processes > 1)
     if have:
         what, fix = f"these do not apply to the task {task}", f"leave out {', '.join(have)}"

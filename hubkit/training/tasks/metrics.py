@@ -1,11 +1,14 @@
-"""Measures of predictions against true labels, as scikit-learn defines them."""
+"""Measures of predictions against true labels, as scikit-learn defines them, and of spans as seqeval does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+OUTSIDE = "O"
+"""The label of words that belong to nothing."""
 
-def scores(truth: Sequence[int], guessed: Sequence[int]) -> dict[str, float]:
+
+def scores(truth: Sequence[int], guessed: Sequence[int], but: int | None = None) -> dict[str, float]:
     """Accuracy, and F1 as the mean over labels and over rows.
 
     A label that neither side holds does not count; one without a right guess has F1 0. With one label a row, the F1
@@ -14,6 +17,7 @@ def scores(truth: Sequence[int], guessed: Sequence[int]) -> dict[str, float]:
     Args:
         truth: the true label of each row, as its number.
         guessed: the predicted one, in the same order.
+        but: a label that both F1 leave out: that of words that belong to nothing. Where no other is there both are 0.
 
     Returns:
         ``accuracy``, ``f1_macro``, ``f1_micro``, each in [0, 1].
@@ -24,11 +28,67 @@ def scores(truth: Sequence[int], guessed: Sequence[int]) -> dict[str, float]:
     if not truth or len(truth) != len(guessed):
         raise ValueError(f"{len(truth)} true and {len(guessed)} predicted labels")
     right = sum(t == g for t, g in zip(truth, guessed, strict=True))
-    each = [_f1(label, truth, guessed) for label in sorted({*truth, *guessed})]
-    accuracy = right / len(truth)
-    return {"accuracy": accuracy, "f1_macro": sum(each) / len(each), "f1_micro": accuracy}
+    labels = sorted({*truth, *guessed} - {but})
+    each = [_f1(label, truth, guessed) for label in labels]
+    both = sum(t == g != but for t, g in zip(truth, guessed, strict=True))
+    held = sum(t != but for t in truth) + sum(g != but for g in guessed)
+    macro, micro = (sum(each) / len(each), 2 * both / held) if labels else (0.0, 0.0)
+    return {"accuracy": right / len(truth), "f1_macro": macro, "f1_micro": micro}
 
 
 def _f1(label: int, truth: Sequence[int], guessed: Sequence[int]) -> float:
     both = sum(t == g == label for t, g in zip(truth, guessed, strict=True))
     return 2 * both / (truth.count(label) + guessed.count(label))
+
+
+def word_scores(
+    truth: Sequence[Sequence[int]], guessed: Sequence[Sequence[int]], labels: Sequence[str]
+) -> dict[str, float]:
+    """`scores` over all words, the share of rows without a fault, and F1 of spans where the labels are BIO.
+
+    Args:
+        truth: for each row the true labels of its words, as numbers.
+        guessed: the predicted ones, in the same order.
+        labels: their names; where one is `OUTSIDE`, F1 is over the others.
+
+    Returns:
+        ``accuracy``, ``f1_macro``, ``f1_micro``, ``exact_match``, and for BIO ``span_f1``, each in [0, 1].
+    """
+    rows = list(zip(truth, guessed, strict=True))
+    words = [(t, g) for true, guess in rows for t, g in zip(true, guess, strict=True)]
+    outside = labels.index(OUTSIDE) if OUTSIDE in labels else None
+    found = scores([t for t, _ in words], [g for _, g in words], outside)
+    found["exact_match"] = sum(list(t) == list(g) for t, g in rows) / len(rows)
+    if is_bio(labels):
+        found["span_f1"] = _span_f1([([labels[n] for n in t], [labels[n] for n in g]) for t, g in rows])
+    return found
+
+
+def is_bio(labels: Sequence[str]) -> bool:
+    """Whether labels say where spans begin (``B-name``), go on (``I-name``), and are not (``O``)."""
+    marked = [label for label in labels if label != OUTSIDE]
+    return OUTSIDE in labels and bool(marked) and all(label[:2] in ("B-", "I-") and label[2:] for label in marked)
+
+
+def spans_of(labels: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The spans that BIO labels of words mean, as CoNLL's evaluation reads them: (name, first word, word behind it).
+
+    A span begins with B, and also with an I that follows no word of the same name.
+    """
+    found: list[tuple[str, int, int]] = []
+    for number, label in enumerate(labels):
+        name = label[2:] if label != OUTSIDE else ""
+        goes_on = bool(found) and label.startswith("I-") and found[-1][0] == name and found[-1][2] == number
+        if goes_on:
+            found[-1] = (name, found[-1][1], number + 1)
+        elif name:
+            found.append((name, number, number + 1))
+    return found
+
+
+def _span_f1(rows: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
+    """Over all spans: right is one with the same name and the same words; 0 where neither side has any."""
+    sides = [[{*spans_of(labels)} for labels in side] for side in zip(*rows, strict=True)]
+    both = sum(len(true & guess) for true, guess in zip(*sides, strict=True))
+    count = sum(len(spans) for side in sides for spans in side)
+    return 2 * both / count if count else 0.0

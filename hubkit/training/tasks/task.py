@@ -30,10 +30,14 @@ class Asked:
     Args:
         columns: of the text.
         label: the column of labels.
+        pair: the column of the second text of a pair.
+        labels: the label set, in the order of the head's outputs.
     """
 
     columns: Columns | None = None
     label: str | None = None
+    pair: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,21 +103,28 @@ class Task(ABC):
         """Figures on held-out rows, at least one, dropout off."""
 
     @classmethod
-    def questions(cls, data: Path | str, asked: Asked, offline: bool) -> list[Record]:
+    def questions(
+        cls, data: Path | str, asked: Asked, offline: bool, document: Mapping[str, Any] | None = None
+    ) -> list[Record]:
         """The rows of a file to predict on, checked; what is no file is one text, a row of one column.
 
         Args:
             offline: take data sets of the Hub from what is here.
+            document: of the adapter's manifest, see `document`.
 
         Raises:
             HubkitError: ``HK-COLUMNS``, ``HK-DATA``; what reading raises.
         """
-        if isinstance(data, str) and (" " in data or not Path(data).suffix):
-            records = [Record({(asked.columns and asked.columns.text) or TEXTS[0]: data}, "")]
-        else:
-            records = read_rows(Path(data), offline)
+        records = cls.asked_of(data, asked, offline)
         require_texts(records, text_column(records, asked.columns))
         return records
+
+    @staticmethod
+    def asked_of(data: Path | str, asked: Asked, offline: bool) -> list[Record]:
+        """`questions`, as they are."""
+        if isinstance(data, str) and (" " in data or not Path(data).suffix):
+            return [Record({(asked.columns and asked.columns.text) or TEXTS[0]: data}, "")]
+        return read_rows(Path(data), offline)
 
     @abstractmethod
     def predicted(
@@ -124,6 +135,11 @@ class Task(ABC):
         Raises:
             HubkitError: ``HK-ROW-TOO-LONG``, ``HK-DATA``.
         """
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the rows to train on, a line each."""
+        return ()
 
     @property
     def facts(self) -> dict[str, Any]:
