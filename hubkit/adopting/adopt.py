@@ -94,8 +94,9 @@ def adopt(
 
     foreign = foreign_config(folder)
     if is_adapterhub(foreign):
-        require_no_labels(labels, str(folder))
-        return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
+        return _adopted(
+            name, *read_adapterhub_folder(folder, foreign, name, base, revision, where, labels, without_head)
+        )
     read, weights, config_path = method_for(foreign, folder), weights_of(folder), str(folder / PEFT_CONFIG)
     if without_head:
         what, fix = "PEFT keeps no head in files of its own", "leave --without-head out"
@@ -228,7 +229,7 @@ def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord, ta
     public = manifest.shareable().base
     assert public is not None
     adapter.source, adapter.revision = public.source, public.revision
-    adapter.task = task.kind if task else None
+    adapter.task = manifest.task
     files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
     return Adopted(manifest, files)
 

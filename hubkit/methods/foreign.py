@@ -124,7 +124,7 @@ def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 def _task(adapter: Adapter) -> str:
     """What PEFT calls the adapter's task: the one that it was trained for, or that of the base's class."""
-    if (known := TASK_TYPES.get(adapter.task or "")) is not None:
+    if (known := TASK_TYPES.get(str((adapter.task or {}).get("kind")))) is not None:
         return known.peft
     base = adapter.base
     default = "FEATURE_EXTRACTION" if base.arch.encoder else "SEQ_2_SEQ_LM" if base.encodes else "CAUSAL_LM"

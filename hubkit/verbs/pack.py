@@ -15,6 +15,7 @@ from typing import Any
 from hubkit.adopting.adopt import adopt
 from hubkit.adopting.folders import TRAINER_STATE, folders_apart
 from hubkit.artifact.adapterhub import FILES as ADAPTERHUB_FILES
+from hubkit.artifact.adapterhub import HEAD_PICKLE, HEAD_WEIGHTS
 from hubkit.artifact.folder import (
     CARD_NAME,
     MANIFEST_NAME,
@@ -163,7 +164,7 @@ def pack(
         manifest, files = _repack(folder, base, revision, allow_base_mismatch, where, probing)
     manifest = manifest if quantized is None else _trained_on(manifest, *quantized, str(folder))
     manifest = replace(manifest, **{key: value for key, value in given.items() if value is not None})
-    extra, left_out = _others(folder, {**files, **dict.fromkeys(_spent(manifest) if adopted else ())})
+    extra, left_out = _others(folder, {**files, **dict.fromkeys(_spent(manifest, without_head) if adopted else ())})
     files = {**extra, **files}
     _require_own(folder, left_out if out is None else ())
     dest, replacing = Path(out) if out is not None else folder, out is None or replace_out
@@ -189,9 +190,10 @@ def pack(
     return Packed(dest, made.digest, made, adopted, renamed, left_out, changed, False, *told)
 
 
-def _spent(manifest: Manifest) -> tuple[str, ...]:
+def _spent(manifest: Manifest, without_head: bool) -> set[str]:
     """Files of another tool's folder whose content is in the adapter now."""
-    return (*ADAPTERHUB_FILES, *((LABELS_NAME,) if manifest.task else ()))
+    left = {HEAD_WEIGHTS, HEAD_PICKLE} if without_head else set()
+    return {*ADAPTERHUB_FILES, *((LABELS_NAME,) if manifest.task else ())} - left
 
 
 def _require_foreign(labels: Sequence[str] | None, without_head: bool, where: str) -> None:
