@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubkit.methods.api import (
+    LATER,
     AdapterHubForm,
     Base,
     Block,
@@ -34,6 +35,8 @@ from hubkit.methods.api import (
     Site,
     choose_blocks,
     hookimpl,
+    whole_parts,
+    whole_sites,
 )
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -64,6 +67,7 @@ class AdaptersConfig:
         dropout: probability with which components of the output are dropped, in training only.
         layers: numbers of the layers that get adapters, from 0; none named: all.
         init: values of a fresh adapter: zero (U = 0, so it changes nothing) or normal (N(0, 0.02²) in D and U).
+        modules_to_save: names of modules that are trained as a whole beside the bottlenecks: the head of a task.
     """
 
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
@@ -76,6 +80,7 @@ class AdaptersConfig:
     dropout: float = 0.0
     layers: tuple[int, ...] = ()
     init: Literal["zero", "normal"] = "zero"
+    modules_to_save: tuple[str, ...] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
         wrong = [] if self.reduction > 0 else [f"reduction {self.reduction}"]
@@ -214,7 +219,8 @@ def describe() -> MethodInfo:
 @hookimpl
 def inject(base: Base, config: AdaptersConfig) -> Mapping[str, Part]:
     blocks = choose_blocks(base, ROLES[config.placement], config.layers)
-    return {block.name: Bottleneck(block, config) for block in blocks}
+    whole = whole_parts(base, whole_sites(base, config.modules_to_save), "break")
+    return {block.name: Bottleneck(block, config) for block in blocks} | whole
 
 
 @hookimpl

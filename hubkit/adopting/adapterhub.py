@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubkit.adopting.adapterhub_heads import head_beside, tensors_in
+from hubkit.adopting.heads import require_no_labels
 from hubkit.artifact.adapterhub import CONFIG, PICKLE, WEIGHTS
 from hubkit.errors import HubkitError
 from hubkit.named.sources import base_with_record, under_its_name
 from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hubkit.artifact.adapterhub import AdapterHubForm
     from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.methods.host import Method
     from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.training.tasks.task import Task
 
 
 def read_adapterhub_folder(
-    folder: Path, data: Mapping[str, Any], name: str, base: Path | str | None, revision: str | None, where: Where
-) -> tuple[Method, Adapter, BaseRecord]:
+    folder: Path,
+    data: Mapping[str, Any],
+    name: str,
+    base: Path | str | None,
+    revision: str | None,
+    where: Where,
+    labels: Sequence[str] | None,
+    without_head: bool,
+) -> tuple[Method, Adapter, BaseRecord, Task | None]:
     """The adapter in an AdapterHub folder, at the sites of its base: every option and every tensor accounted for.
 
     Args:
@@ -32,10 +40,13 @@ def read_adapterhub_folder(
         base: folder or repository; the one its config names when None.
         revision: of the base.
         where: where the base is looked for.
+        labels: names of the labels that its head chooses, in order; those of its head when None.
+        without_head: leave its prediction head out.
 
     Raises:
         HubkitError: ``HK-OPTION``, ``HK-PICKLE``, ``HK-SAFETENSORS``, ``HK-KEYS``, ``HK-SHAPE``, ``HK-NAN``,
-            ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``; what fetching and reading the base raise.
+            ``HK-HEAD`` for a head that the base's class does not compute, ``HK-LABELS``, ``HK-BASE-NEEDED``,
+            ``HK-BASE-MISMATCH``; what fetching and reading the base raise.
     """
     from hubkit.methods.adapterhub import read_adapterhub
     from hubkit.methods.config import parse_config
@@ -45,7 +56,7 @@ def read_adapterhub_folder(
     config_path = str(folder / CONFIG)
     method, form = _method_for(data, config_path)
     weights = _weights(folder)
-    stored = _tensors(weights)
+    stored = tensors_in(weights)
     named = base or data.get("model_name")
     if not named:
         raise HubkitError("HK-BASE-NEEDED", "the adapter names no base", where=config_path, fix="--base BASE")
@@ -53,9 +64,19 @@ def read_adapterhub_folder(
     record = under_its_name(source, record)
     sites = Base.from_folder(source.path)
     values, tensors = read_adapterhub(form, data, stored, sites, str(weights))
+    head = None if without_head else head_beside(folder, data, source.path, sites, labels)
+    if head is None:
+        require_no_labels(labels, str(folder))
+    elif not hasattr(method.info.config, "modules_to_save"):
+        what = f"method {method.name!r} keeps no head beside its parts"
+        raise HubkitError("HK-HEAD", what, where=str(folder), fix="--without-head packs the body alone")
+    else:
+        sites, tensors = head.task.model.sites_of(sites), {**tensors, **head.tensors}
+        values["modules_to_save"] = sorted({module for module, _ in head.tensors})
     config = parse_config(method.info.config, values, f"{config_path}#/config")
     own = {f"{site}.{role}": value for (site, role), value in tensors.items()}
-    return method, Adapter.of_stored(name, method, config, sites, own, str(weights)), record
+    adapter = Adapter.of_stored(name, method, config, sites, own, str(weights))
+    return method, adapter, record, head.task if head else None
 
 
 def _method_for(data: Mapping[str, Any], where: str) -> tuple[Method, AdapterHubForm]:
@@ -100,10 +121,3 @@ def _weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise HubkitError("HK-MISSING", "the adapter has no weights", where=str(folder), want=f"{WEIGHTS} or {PICKLE}")
-
-
-def _tensors(path: Path) -> Mapping[str, Tensor]:
-    from hubkit.tensors.files.pickles import read_pickle
-    from hubkit.tensors.files.shards import read_file
-
-    return read_pickle(path) if path.name == PICKLE else read_file(path)

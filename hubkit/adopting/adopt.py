@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,23 +11,28 @@ from hubkit.adopting.adapterhub import read_adapterhub_folder
 from hubkit.adopting.carry import carry
 from hubkit.adopting.claims import found_base, require_promised
 from hubkit.adopting.folders import foreign_config, weights_of
+from hubkit.adopting.heads import labels_beside, require_no_labels, task_of
 from hubkit.adopting.keys import plain_keys
 from hubkit.adopting.live_names import from_peft, live_names
 from hubkit.adopting.vocabulary import Folder, rows_alone
 from hubkit.artifact.adapterhub import is_adapterhub
 from hubkit.artifact.carried import types
 from hubkit.artifact.folder import PEFT_CONFIG, TENSORS_NAME, tensors_bytes
+from hubkit.artifact.task_types import TASK_TYPES, kind_of
 from hubkit.documents.manifest import Manifest, Plugin
-from hubkit.errors import HubkitError
+from hubkit.errors import USAGE, HubkitError
 from hubkit.named.vocabulary import vocabulary_document
 from hubkit.registry.opening import Where
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hubkit.artifact.forms import PeftForm
     from hubkit.artifact.identity.digest import BaseRecord
     from hubkit.methods.host import Method
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.parts.adapter import Adapter
+    from hubkit.training.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,7 @@ class Adopted:
     renamed: tuple[str, ...] = ()
 
 
-HEADS = {
-    "SEQ_CLS": ("score", "classifier"),
-    "TOKEN_CLS": ("score", "classifier"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
+HEADS = {one.peft: one.heads for one in TASK_TYPES.values() if one.heads} | {"QUESTION_ANS": ("qa_outputs",)}
 """Tasks of PEFT that need a head which language models do not have -> last names of such heads."""
 
 
@@ -62,6 +63,8 @@ def adopt(
     *,
     allow_partial: bool = False,
     allow_base_mismatch: bool = False,
+    labels: Sequence[str] | None = None,
+    without_head: bool = False,
 ) -> Adopted:
     """The manifest and files of another tool's adapter: every option and every tensor accounted for.
 
@@ -73,12 +76,14 @@ def adopt(
         where: where the base is looked for.
         allow_partial: go on although its configuration promises more modules than its file holds; recorded.
         allow_base_mismatch: go on although its configuration names another base; recorded.
+        labels: names of the labels that its head chooses, in order; those that the folder or the base has when None.
+        without_head: leave out the head that AdapterHub keeps in files of its own.
 
     Raises:
         HubkitError: ``HK-NOT-ADAPTER``, ``HK-FOREIGN``, ``HK-METHOD-UNKNOWN``, ``HK-OPTION``, ``HK-PICKLE``,
-            ``HK-SAFETENSORS``, ``HK-KEYS``, ``HK-TARGET``, ``HK-HEAD``, ``HK-TIED``, ``HK-VOCABULARY``, ``HK-SHAPE``,
-            ``HK-DTYPE``, ``HK-NAN``, ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``; what fetching and reading the
-            base raise.
+            ``HK-SAFETENSORS``, ``HK-KEYS``, ``HK-TARGET``, ``HK-HEAD``, ``HK-LABELS``, ``HK-OPTIONS``, ``HK-TIED``,
+            ``HK-VOCABULARY``, ``HK-SHAPE``, ``HK-DTYPE``, ``HK-NAN``, ``HK-BASE-NEEDED``, ``HK-BASE-MISMATCH``; what
+            fetching and reading the base raise.
     """
     from hubkit.artifact.forms import HELD, from_peft_config, split_keys
     from hubkit.artifact.identity.header import read_header
@@ -89,9 +94,15 @@ def adopt(
 
     foreign = foreign_config(folder)
     if is_adapterhub(foreign):
-        return _adopted(name, *read_adapterhub_folder(folder, foreign, name, base, revision, where))
+        return _adopted(
+            name, *read_adapterhub_folder(folder, foreign, name, base, revision, where, labels, without_head)
+        )
     read, weights, config_path = method_for(foreign, folder), weights_of(folder), str(folder / PEFT_CONFIG)
+    if without_head:
+        what, fix = "PEFT keeps no head in files of its own", "leave --without-head out"
+        raise HubkitError("HK-OPTIONS", what, where=str(folder), fix=fix, status=USAGE)
     if read is None:
+        require_no_labels(labels, str(folder))
         source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
         return Adopted(*carry(weights, foreign, name, Base.from_folder(source.path), record, used, allow_partial))
     method, form, values = read
@@ -103,6 +114,10 @@ def adopt(
     source, record, used = found_base(foreign, folder, base, revision, where, allow_base_mismatch)
     sites = Base.from_folder(source.path)
     stored = {plain.names[key]: value for key, value in read_file(weights).items()}
+    kind = kind_of(foreign)
+    labels = labels_beside(folder) if labels is None and kind else labels
+    task = task_of(kind, _shapes(parts, stored), source.path, sites, labels, str(weights))
+    sites = task.model.sites_of(sites) if task else sites
     if any(sites.find(name) is None for name in parts):
         foreign, stored = from_peft(foreign, stored, form, live_names(source.path), str(weights))
         values = from_peft_config(form, foreign, config_path)
@@ -122,7 +137,7 @@ def adopt(
     values = _at_sites(form, values, parts, whole, sites)
     config = parse_config(method.info.config, values, config_path)
     adapter = Adapter.of_stored(name, method, config, sites, stored, str(weights))
-    made = _adopted(name, method, adapter, record)
+    made = _adopted(name, method, adapter, record, task)
     return replace(made, manifest=replace(made.manifest, overrides=tuple(used)), renamed=plain.renamed)
 
 
@@ -135,6 +150,15 @@ def whole_modules(form: PeftForm, values: Mapping[str, Any]) -> tuple[list[str],
         saved += arch_of("").heads  # written, and not listed
     resized = [*arch_of("").embeddings, *arch_of("").heads[:1]] if form.rows else []  # listed nowhere either
     return saved, resized
+
+
+def _shapes(parts: Mapping[str, Mapping[str, str]], stored: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Module whose values a file holds -> shape of its weight."""
+    return {
+        name: tuple(stored[roles["weight"]].shape)
+        for name, roles in parts.items()
+        if "weight" in roles and set(roles) <= {"weight", "bias"}
+    }
 
 
 def _at_sites(
@@ -172,9 +196,11 @@ def _require_homes(parts: Collection[str], base: Base, where: str, named: str) -
 def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, where: str, named: str) -> None:
     """Refuses a head that the base does not have, and a task whose head nobody trained: ``HK-HEAD``."""
     absent = [name for name in whole if base.find(name) is None]
-    heads = HEADS.get(str(config.get("task_type")))
+    kind = kind_of(config)
+    task = TASK_TYPES[kind].peft if kind else str(config.get("task_type"))
+    heads = HEADS.get(task)
     if heads and not whole and not any(site.rpartition(".")[2] in heads for site in base.sites):
-        absent = [f"no head, and the task {config['task_type']}"]
+        absent = [f"no head, and the task {task}"]
     if absent:
         raise HubkitError(
             "HK-HEAD",
@@ -186,7 +212,7 @@ def _require_heads(config: Mapping[str, Any], whole: list[str], base: Base, wher
         )
 
 
-def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) -> Adopted:
+def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord, task: Task | None = None) -> Adopted:
     from hubkit.methods.config import config_document
     from hubkit.methods.foreign import own_files
 
@@ -197,11 +223,13 @@ def _adopted(name: str, method: Method, adapter: Adapter, record: BaseRecord) ->
         base=record.fingerprint,
         config=config_document(adapter.config),
         vocabulary=vocabulary_document(adapter.config),
+        task=task.document({}) if task else None,
         plugin=Plugin(method.offer.distribution, method.offer.version),
     )
     public = manifest.shareable().base
     assert public is not None
     adapter.source, adapter.revision = public.source, public.revision
+    adapter.task = manifest.task
     files: dict[str, bytes | Path] = {**own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
     return Adopted(manifest, files)
 

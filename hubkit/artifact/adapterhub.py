@@ -17,8 +17,9 @@ from typing import Any
 from hubkit.errors import HubkitError
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
-FILES = (CONFIG, WEIGHTS, PICKLE)
-"""What of a folder is the adapter itself; its head, if it has one, is another model's."""
+HEAD_CONFIG, HEAD_WEIGHTS, HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
+FILES = (CONFIG, WEIGHTS, PICKLE, HEAD_CONFIG, HEAD_WEIGHTS, HEAD_PICKLE)
+"""The files of an adapter and of the prediction head beside it."""
 VERSION = "adapters.1.3.0"
 
 

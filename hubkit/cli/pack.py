@@ -26,6 +26,8 @@ from hubkit.verbs.pack import Packed, pack
     metavar="nf4[:DTYPE]",
     help="Another tool trained it on a base in 4 bits, decoded to DTYPE.  [default dtype: its files']",
 )
+@click.option("--labels", metavar="A,B,C", help="Of another tool's adapter: what its head chooses, in order.")
+@click.option("--without-head", is_flag=True, help="Leave out the head that AdapterHub keeps beside an adapter.")
 @click.option("--probes", is_flag=True, help="Record what base and adapter say to a few prompts; loads the base.")
 @click.option(
     "--prompts",
@@ -40,7 +42,7 @@ from hubkit.verbs.pack import Packed, pack
 @registry_option
 @dry_run_option
 @json_option
-def command(folder: Path, base: str | None, **options: Any) -> None:
+def command(folder: Path, base: str | None, labels: str | None, **options: Any) -> None:
     """Make an adapter folder complete, checked and ready to share.
 
     A folder that PEFT wrote is adopted: every option and every tensor is accounted for, or refused by name. Packing
@@ -49,9 +51,11 @@ def command(folder: Path, base: str | None, **options: Any) -> None:
     Example:
       hubkit pack ./chat --version 1.0.0 --license apache-2.0
       hubkit pack ./peft-adapter --base ./SmolLM2-135M-Instruct --probes
+      hubkit pack ./peft-classifier --base ./all-MiniLM-L6-v2 --labels bad,good
     """
     with ProgressBar(f"pull {base}") as work:
-        result = pack(folder, base=base, progress=work.reach, **options)
+        named = None if labels is None else [one.strip() for one in labels.split(",")]
+        result = pack(folder, base=base, labels=named, progress=work.reach, **options)
     emit(result, _render)
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.adapterhub import (
     CONFIG,
+    HEAD_CONFIG,
+    HEAD_WEIGHTS,
     WEIGHTS,
     AdapterHubForm,
     from_adapterhub_config,
     place_keys,
     to_adapterhub_config,
 )
+from hubkit.artifact.adapterhub_heads import FORMS, head_config
 from hubkit.errors import HubkitError
 from hubkit.methods.config import config_document
 
@@ -27,17 +30,19 @@ _NO_CLASS = "(a model)"
 
 
 def adapterhub_files(adapter: Adapter, form: AdapterHubForm) -> Mapping[str, bytes]:
-    """``adapter_config.json`` and ``adapter.safetensors``.
+    """``adapter_config.json`` and ``adapter.safetensors``, and the files of a head beside them, where it has one.
 
     Raises:
-        HubkitError: ``HK-EXPORT`` for a base that AdapterHub does not build in, or an option it has no word for.
+        HubkitError: ``HK-EXPORT`` for a base that AdapterHub does not build in, an option it has no word for, or a head
+            that it does not have.
     """
     from safetensors.torch import save
 
     blocks = _blocks(adapter.base)
     places = {site: place for place, site in _places(adapter.base).items()}
     name = adapter.name.replace(".", "_")  # a module's name there: it cannot have dots
-    taken = [blocks[site] for site in adapter.parts]
+    parts = {site: part for site, part in adapter.parts.items() if site in blocks}
+    taken = [blocks[site] for site in parts]
     left_out = {block.layer for block in blocks.values()} - {block.layer for block in taken}
     config = to_adapterhub_config(
         form,
@@ -52,10 +57,48 @@ def adapterhub_files(adapter: Adapter, form: AdapterHubForm) -> Mapping[str, byt
     )
     tensors = {
         f"{places[site]}.{name}.{form.roles[role]}": value.detach().cpu().contiguous()
-        for site, part in adapter.parts.items()
+        for site, part in parts.items()
         for role, value in part.roles().items()
     }
-    return {CONFIG: config, WEIGHTS: save(tensors)}
+    whole = {site: part.roles() for site, part in adapter.parts.items() if site not in blocks}
+    head = _head_files(adapter, whole, name, taken[0].shape[0]) if whole or adapter.task else {}
+    return {CONFIG: config, WEIGHTS: save(tensors), **head}
+
+
+def _head_files(
+    adapter: Adapter, whole: Mapping[str, Mapping[str, Tensor]], name: str, hidden: int
+) -> dict[str, bytes]:
+    """``head_config.json`` and ``model_head.safetensors``.
+
+    Args:
+        whole: module -> its values.
+        name: the adapter's there.
+        hidden: width of what goes into the head.
+
+    Raises:
+        HubkitError: ``HK-EXPORT``.
+    """
+    from safetensors.torch import save
+
+    task, known = adapter.task or {}, FORMS.get(adapter.base.arch.model_type, ())
+    fitting = [one for one in known if one.kind == task.get("kind") and set(one.modules) == set(whole)]
+    if not fitting:
+        raise HubkitError(
+            "HK-EXPORT",
+            "AdapterHub has no head of these modules",
+            where=adapter.name,
+            want=[f"{one.kind}: {', '.join(one.modules)}" for one in known],
+            have=f"{task.get('kind') or 'no task'}: {', '.join(whole) or 'no module'}",
+            fix="hubkit's own form holds it: hubkit pack, hubkit push",
+        )
+    form, labels = fitting[0], list(map(str, task["labels"]))
+    tensors = {
+        f"heads.{name}.{step}.{role}": value.detach().cpu().contiguous()
+        for step, module in zip(form.steps, form.modules, strict=True)
+        for role, value in whole[module].items()
+    }
+    config = head_config(form, labels, name, adapter.base.arch.model_type, adapter.source, hidden)
+    return {HEAD_CONFIG: config, HEAD_WEIGHTS: save(tensors)}
 
 
 def read_adapterhub(

@@ -10,6 +10,7 @@ from hubkit.artifact.adapterhub import AdapterHubForm
 from hubkit.artifact.forms import PeftForm
 from hubkit.compat.torch import version_of
 from hubkit.errors import HubkitError
+from hubkit.methods.config import LATER
 from hubkit.methods.foreign import foreign_files
 from hubkit.methods.hookspecs import hookimpl
 from hubkit.methods.info import MethodInfo, NotMergeable
@@ -24,11 +25,11 @@ from hubkit.tensors.base.site import Site
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.additive import additive_parts
 from hubkit.tensors.parts.part import KV, Edit, LowRank, Part, Tokens
-from hubkit.tensors.parts.whole import whole_parts
+from hubkit.tensors.parts.whole import whole_parts, whole_sites
 
 __all__ = [
-    "KV", "Adapter", "AdapterHubForm", "Base", "BaseFacts", "Block", "Delta", "Edit", "HubkitError", "LowRank",
+    "KV", "LATER", "Adapter", "AdapterHubForm", "Base", "BaseFacts", "Block", "Delta", "Edit", "HubkitError", "LowRank",
     "LowRankConfig", "MethodInfo", "NotMergeable", "Part", "PeftForm", "Site", "Tokens", "additive_parts",
     "choose_blocks", "foreign_files", "hookimpl", "layer_rate", "pattern_value", "require_depth", "version_of",
-    "whole_parts", "width_rate", "width_recipe",
+    "whole_parts", "whole_sites", "width_rate", "width_recipe",
 ]  # fmt: skip

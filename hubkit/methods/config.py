@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hubkit.errors import HubkitError, nearest
 
+LATER = {"later": True}
+"""Metadata of a field that a method got after its first release: what does not use it is written as it was before."""
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
 
 
@@ -54,8 +56,9 @@ def _near(unknown: list[str], fields: Mapping[str, Any]) -> str:
 
 
 def config_document(config: Any) -> dict[str, Any]:
-    """The configuration as JSON values, every field included, mappings sorted."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    """The configuration as JSON values, mappings sorted: every field, but one marked `LATER` that has its default."""
+    fields = [f for f in dataclasses.fields(config) if f.metadata != LATER or getattr(config, f.name) != f.default]
+    return {f.name: _plain(getattr(config, f.name)) for f in fields}
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import PEFT_CONFIG, WEIGHTS_NAME
 from hubkit.artifact.forms import short_targets, to_peft_config
+from hubkit.artifact.task_types import TASK_TYPES
 from hubkit.errors import HubkitError
 from hubkit.methods.adapterhub import adapterhub_files
 from hubkit.methods.config import config_document
@@ -16,14 +17,8 @@ if TYPE_CHECKING:
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.part import Edit
 
-TASKS = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
+TASKS = {one.ending: one.peft for one in TASK_TYPES.values() if one.ending} | {"ForQuestionAnswering": "QUESTION_ANS"}
 """Ends of class names of transformers -> PEFT's ``task_type``; every other base is a language model."""
-HEADS = ("classifier", "score")
-"""Modules that PEFT takes for the head of a classifier, whatever a configuration names."""
 
 
 def weights_file(adapter: Adapter) -> bytes:
@@ -70,11 +65,11 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
         parameters=short_targets(alike, sites),
         modules=lists,
         rows=_rows(adapter),
-        saved=_saved(whole, adapter.base),
+        saved=_saved(whole, adapter.base, _task(adapter)),
         transposed=any(s.transposed and s.kind == "linear" and s.number is None for s in adapter.sites.values()),
         base_source=adapter.source,
         revision=adapter.revision,
-        task_type=_task(adapter.base),
+        task_type=_task(adapter),
     )
     return {PEFT_CONFIG: config, WEIGHTS_NAME: weights_file(adapter)}
 
@@ -105,14 +100,14 @@ def is_whole(part: Edit) -> bool:
     return isinstance(part.part if isinstance(part, TiedChange) else part, WholeModule)
 
 
-def _saved(whole: set[str], base: Base) -> list[str]:
+def _saved(whole: set[str], base: Base, task: str) -> list[str]:
     """The names of modules trained as a whole, for PEFT.
 
     PEFT adds the head of a task by its name. Where that is a module of several layers, all of them trained, it is named
     alone: PEFT cannot read layers that are named beside the module that they are in.
     """
-    heads = [name for name in HEADS if _task(base) == TASKS["ForSequenceClassification"]]
-    inside = {head: {site for site in base.sites if site.startswith(f"{head}.")} for head in heads}
+    heads = {name for one in TASK_TYPES.values() if one.peft == task for name in one.heads}
+    inside = {head: {site for site in base.sites if site.startswith(f"{head}.")} for head in sorted(heads)}
     named = [head for head, sites in inside.items() if sites and sites <= whole]
     rest = whole.difference(*(inside[head] for head in named))
     return [*named, *short_targets(rest, base.sites, set(base.sites) - whole)]
@@ -127,8 +122,11 @@ def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     return {site.rpartition(".")[2]: part.ids for site, part in held.items()}
 
 
-def _task(base: Base) -> str:
-    """What PEFT calls the base's task."""
+def _task(adapter: Adapter) -> str:
+    """What PEFT calls the adapter's task: the one that it was trained for, or that of the base's class."""
+    if (known := TASK_TYPES.get(str((adapter.task or {}).get("kind")))) is not None:
+        return known.peft
+    base = adapter.base
     default = "FEATURE_EXTRACTION" if base.arch.encoder else "SEQ_2_SEQ_LM" if base.encodes else "CAUSAL_LM"
     return next((task for ending, task in TASKS.items() if any(ending in name for name in base.classes)), default)
 

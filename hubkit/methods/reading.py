@@ -73,6 +73,7 @@ def read_adapter(
     )
     origin = folder.manifest.base
     adapter.source, adapter.revision = (origin.source, origin.revision) if origin else (None, None)
+    adapter.task = folder.manifest.task
     return adapter
 
 

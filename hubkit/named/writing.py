@@ -80,6 +80,7 @@ def write_live(
     public = manifest.shareable().base
     assert public is not None
     adapter.source, adapter.revision = public.source, public.revision
+    adapter.task = manifest.task
     files: dict[str, bytes | Path] = {**beside, **own_files(adapter), TENSORS_NAME: tensors_bytes(record.tensors)}
     files[CARD_NAME] = card_of(out, manifest, files)
     return write_adapter(out, manifest, files, replace=replace)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.added_tokens import BESIDE
-from hubkit.artifact.folder import AdapterFolder, open_adapter, quantized_for, staged
+from hubkit.artifact.folder import CARD_NAME, AdapterFolder, open_adapter, quantized_for, staged
 from hubkit.artifact.identity.base_tokenizer import TOKENIZER
+from hubkit.artifact.task_types import LABELS_NAME, labels_file, peft_card
 from hubkit.documents.arguments import checked
 from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
@@ -68,8 +69,9 @@ def export(
         out: folder to write.
         to: ``peft``: ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads and writes them;
             ``adapterhub``: ``adapter_config.json`` and ``adapter.safetensors`` as the adapters library does. Beside
-            them the tokenizer's files, where the adapter adds tokens. ``vllm``, ``sglang``, ``mlx``, ``gguf``: as that
-            engine reads it, a plain LoRA of one rank and scale 1 (`hubkit.engines.lowered`).
+            them the tokenizer's files, where the adapter adds tokens, and the names of labels, where it has some.
+            ``vllm``, ``sglang``, ``mlx``, ``gguf``: as that engine reads it, a plain LoRA of one rank and scale 1
+            (`hubkit.engines.lowered`).
         base: folder or repository of the base; needed where it lies in 4 bits, for experts of a mixture,
             for a model of several parts: its model's names are PEFT's; for DoRA and for gguf in an engine's form.
         revision: of the base.
@@ -113,9 +115,14 @@ def _foreign(folder: AdapterFolder, to: str, place: Path | None, sites: Base) ->
     """The files of another library's form."""
     from hubkit.adopting.live_names import for_peft, live_names
     from hubkit.methods.reading import read_adapter
+    from hubkit.tensors.parts.heads import of_document, with_made
 
-    adapter = read_adapter(folder, sites)
+    task = folder.manifest.task or {}
+    adapter = read_adapter(folder, with_made(sites, *of_document(task)))
     files = {**adapter.method.export(adapter, to), **_tokenizer(folder)}
+    if to == "peft" and task.get("labels"):
+        files |= {LABELS_NAME: labels_file(list(map(str, task["labels"])))}
+        files |= {CARD_NAME: peft_card(adapter.name, task, adapter.source)}
     form = adapter.method.peft_form
     if to == "peft" and form is not None and (place is not None or _renamed(adapter)):
         files = for_peft(files, form, live_names(_needed(place, folder)))

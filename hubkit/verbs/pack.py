@@ -7,7 +7,7 @@ adapter (optimizer states, pickles, logs) is never carried along, and never dele
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from hubkit.adopting.adopt import adopt
 from hubkit.adopting.folders import TRAINER_STATE, folders_apart
 from hubkit.artifact.adapterhub import FILES as ADAPTERHUB_FILES
+from hubkit.artifact.adapterhub import HEAD_PICKLE, HEAD_WEIGHTS
 from hubkit.artifact.folder import (
     CARD_NAME,
     MANIFEST_NAME,
@@ -29,6 +30,7 @@ from hubkit.artifact.folder import (
     write_adapter,
 )
 from hubkit.artifact.identity.digest import hash_file
+from hubkit.artifact.task_types import LABELS_NAME
 from hubkit.documents.arguments import checked
 from hubkit.documents.files import read, refusing, require_unlinked
 from hubkit.documents.licenses import require_license
@@ -36,7 +38,7 @@ from hubkit.documents.manifest import Manifest
 from hubkit.documents.probes import PROBES_NAME
 from hubkit.documents.schema import MAX_BYTES, parse
 from hubkit.documents.shown import Shown
-from hubkit.errors import HubkitError
+from hubkit.errors import USAGE, HubkitError
 from hubkit.named.members import with_members_from
 from hubkit.named.probing import add_probes
 from hubkit.named.runs.recording import without_stale
@@ -98,6 +100,8 @@ def pack(
     name: str | None = None,
     license: str | None = None,
     codec: str | None = None,
+    labels: Sequence[str] | None = None,
+    without_head: bool = False,
     probes: bool = False,
     prompts: Path | str | None = None,
     revision: str | None = None,
@@ -121,6 +125,9 @@ def pack(
         codec: how the base was quantized while another tool trained the adapter, which does not say so itself:
             ``nf4`` (blocks of 64, double quantization), and what it was decoded to, where that is not its files' dtype:
             ``nf4:bfloat16``. It is then run on, and merged into, such weights.
+        labels: names of the labels that the head of another tool's adapter chooses, in the order of its outputs; by
+            default those of the folder or the base, else LABEL_0, LABEL_1...
+        without_head: leave out the head that AdapterHub keeps beside an adapter.
         probes: load the base and record what it says with the adapter on a few prompts, by which servers are tested.
         prompts: a file of these prompts, one a line, and `probes`; without it a few in several languages, and code.
         revision: of the base, where it is a repository that names none.
@@ -131,9 +138,9 @@ def pack(
 
     Raises:
         HubkitError: ``HK-NOT-ADAPTER``, ``HK-FOREIGN``, ``HK-PICKLE``, ``HK-SAFETENSORS``, ``HK-OPTION``, ``HK-KEYS``,
-            ``HK-SHAPE``, ``HK-DTYPE``, ``HK-NAN``, ``HK-CODEC``, ``HK-TARGET``, ``HK-BASE-*``, ``HK-VERSION``,
-            ``HK-NAME``, ``HK-EXISTS``, ``HK-EXTRA-FILES``; ``HK-PROBES``, ``HK-NO-ROWS`` and what loading the base
-            raises, with `probes`.
+            ``HK-SHAPE``, ``HK-DTYPE``, ``HK-NAN``, ``HK-CODEC``, ``HK-TARGET``, ``HK-HEAD``, ``HK-LABELS``,
+            ``HK-BASE-*``, ``HK-VERSION``, ``HK-NAME``, ``HK-EXISTS``, ``HK-EXTRA-FILES``; ``HK-PROBES``, ``HK-NO-ROWS``
+            and what loading the base raises, with `probes`.
     """
     require_license(license)
     folder = Path(folder)
@@ -148,14 +155,16 @@ def pack(
     renamed: tuple[str, ...] = ()
     if adopted:
         allowed = {"allow_partial": allow_partial, "allow_base_mismatch": allow_base_mismatch}
-        found = adopt(folder, name or folder.name, base, revision, where, **allowed)
+        allowed |= {"without_head": without_head}
+        found = adopt(folder, name or folder.name, base, revision, where, labels=labels, **allowed)
         manifest, files, renamed = found.manifest, found.files, found.renamed
     else:
+        _require_foreign(labels, without_head, str(folder))
         probing = probes or prompts is not None
         manifest, files = _repack(folder, base, revision, allow_base_mismatch, where, probing)
     manifest = manifest if quantized is None else _trained_on(manifest, *quantized, str(folder))
     manifest = replace(manifest, **{key: value for key, value in given.items() if value is not None})
-    extra, left_out = _others(folder, {**files, **dict.fromkeys(ADAPTERHUB_FILES if adopted else ())})
+    extra, left_out = _others(folder, {**files, **dict.fromkeys(_spent(manifest, without_head) if adopted else ())})
     files = {**extra, **files}
     _require_own(folder, left_out if out is None else ())
     dest, replacing = Path(out) if out is not None else folder, out is None or replace_out
@@ -179,6 +188,20 @@ def pack(
     changed = made.digest != before
     told = _untold(made, files), effect, unseen, stale and effect is None, (*notes, *remarks(AdapterFolder(dest, made)))
     return Packed(dest, made.digest, made, adopted, renamed, left_out, changed, False, *told)
+
+
+def _spent(manifest: Manifest, without_head: bool) -> set[str]:
+    """Files of another tool's folder whose content is in the adapter now."""
+    left = {HEAD_WEIGHTS, HEAD_PICKLE} if without_head else set()
+    return {*ADAPTERHUB_FILES, *((LABELS_NAME,) if manifest.task else ())} - left
+
+
+def _require_foreign(labels: Sequence[str] | None, without_head: bool, where: str) -> None:
+    """Refuses what is said of another tool's folder for one of ours: ``HK-OPTIONS``."""
+    given = [name for name, value in (("labels", labels), ("without-head", without_head)) if value]
+    if given:
+        what, fix = "these say something of another tool's adapter", f"leave out --{given[0]}"
+        raise HubkitError("HK-OPTIONS", what, where=where, have=given, fix=fix, status=USAGE)
 
 
 def _require_own(folder: Path, left_out: tuple[str, ...]) -> None:

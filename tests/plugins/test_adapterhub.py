@@ -254,10 +254,12 @@ def test_a_pickle_that_is_not_weights_is_refused_and_not_run(
     assert not (folder / "ran").exists()
 
 
-def test_a_head_is_not_carried_along(folder: Path, tmp_path: Path) -> None:
+def test_a_head_of_which_nothing_is_known(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "adapter.safetensors", folder / "model_head.safetensors")
-    refuse("HK-EXTRA-FILES", folder)
-    done = pack(folder, base=str(GOLDEN / "llama"), out=tmp_path / "out")
+    refuse("HK-HEAD", folder)
+    error = refused("HK-EXTRA-FILES", pack, folder, base=str(GOLDEN / "llama"), without_head=True)
+    assert error.have == ["model_head.safetensors"]
+    done = pack(folder, base=str(GOLDEN / "llama"), out=tmp_path / "out", without_head=True)
     assert done.left_out == ("model_head.safetensors",)
 
 

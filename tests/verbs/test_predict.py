@@ -324,7 +324,7 @@ def test_without_its_head_the_adapter_is_refused_by_name(tiny_llama: Path, tmp_p
     error = refused("HK-HEAD", hubkit.generate, "hello", base=tiny_llama, terms=[tmp_path / "out"])
     assert "hubkit predict" in error.fix
     with pytest.raises(hubkit.HubkitError, match="HK-HEAD"):
-        hubkit.export(tmp_path / "out", tmp_path / "peft", to="peft")
+        hubkit.export(tmp_path / "out", tmp_path / "mlx", to="mlx", base=tiny_llama)
     with pytest.raises(hubkit.HubkitError, match="HK-HEAD"):
         hubkit.merge(tiny_llama, [tmp_path / "out"], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

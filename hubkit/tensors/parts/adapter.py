@@ -54,6 +54,7 @@ class Adapter:
         base: the base they were made for.
         source: repository or folder name of the base, for other tools' files.
         revision: its commit.
+        task: as its manifest says what it was trained for, for the same; None for a language model.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Adapter:
     base: Base
     source: str | None = None
     revision: str | None = None
+    task: Mapping[str, Any] | None = None
 
     @property
     def sites(self) -> dict[str, Site]:
