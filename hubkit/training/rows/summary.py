@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hubkit.training.rows.encode import Row
+
+SHOWN = 20
+"""Labels that are named in one line."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Prepared:
         duplicates: training rows that equal one before them; `dropped` says whether they are still there.
         overlapping: training rows that stand among the validation rows as well, and were dropped for it.
         dropped: rows that were dropped, duplicates and overlapping ones.
+        labels: of a task with labels: each label -> how many times it is learnt, in all training rows.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -47,17 +51,21 @@ class Prepared:
     duplicates: int
     overlapping: int
     dropped: int
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The same for people, a few lines."""
         taken = ", ".join(f"{role} = {' + '.join(names)}" for role, names in self.columns.items())
         held = f", {self.validation_rows} held out" if self.validation_rows else ""
         t = self.tokens
+        learnt = "" if self.labels else f", {self.targets} of them learnt"
         found = [
             f"rows: {self.rows}{held}; {taken}",
             f"tokens a row: least {t.least}, median {t.median}, 95 % {t.p95}, most {t.most};"
-            f" {t.total} in all, {self.targets} of them learnt; padding {self.padding:.0%}",
+            f" {t.total} in all{learnt}; padding {self.padding:.0%}",
         ]
+        if self.labels:
+            found.append(f"labels: {_most(self.labels)}")
         if self.truncated:
             found.append(f"cut at their end: {self.truncated} rows")
         if self.duplicates:
@@ -80,6 +88,7 @@ def summary(
     duplicates: int,
     overlapping: int,
     dropped: int,
+    labels: Mapping[str, int] | None = None,
 ) -> Prepared:
     """The figures of rows that are about to be trained on, see `Prepared`.
 
@@ -100,7 +109,15 @@ def summary(
         duplicates,
         overlapping,
         dropped,
+        labels or {},
     )
+
+
+def _most(labels: Mapping[str, int]) -> str:
+    """Labels with their numbers, the commonest first; of very many the first ones."""
+    ordered = sorted(labels.items(), key=lambda one: -one[1])
+    more = f", and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return ", ".join(f"{name} {count}" for name, count in ordered[:SHOWN]) + more
 
 
 def lengths_of(lengths: Sequence[int]) -> Lengths:

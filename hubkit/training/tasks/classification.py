@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from hubkit.training.rows.batching import collate, plan_evaluation
 from hubkit.training.rows.data import Record, shorten
 from hubkit.training.rows.encode import Row
 from hubkit.training.rows.labelled import Labelled
+from hubkit.training.rows.marked import MarkedRow, unmarked
 from hubkit.training.tasks.columns import column_of, require_texts, text_column
 from hubkit.training.tasks.heads import Head, bad_labels, head_for, in_order, label_names, labels_of
-from hubkit.training.tasks.metrics import scores
+from hubkit.training.tasks.metrics import NAMES, scores
 from hubkit.training.tasks.task import Asked, Reading, Task
 
 LABELS = ("label", "labels", "class")
@@ -39,16 +41,26 @@ class Classification(Task):
     @classmethod
     def of(cls, records: Sequence[Record], asked: Asked, folder: Path) -> Self:
         """Reads columns and labels, then what the base's files hold."""
-        text, label = text_column(records, asked.columns), column_of(records, asked.label, LABELS, "--label")
-        found = tuple(in_order(_label(record, label) for record in records))
+        roles = cls.columns(records, asked)
+        found = tuple(in_order(_label(record, *roles["label"]) for record in records))
         head = head_for(cls.kind, folder, len(found))
-        return cls(head.model, head.sites, {"text": (text,), "label": (label,)}, label_names(found, head), head.pad)
+        return cls(head.model, head.sites, roles, label_names(found, head), head.pad)
+
+    @classmethod
+    def columns(cls, records: Sequence[Record], asked: Asked) -> dict[str, tuple[str, ...]]:
+        """One of text, one of labels."""
+        text, label = text_column(records, asked.columns), column_of(records, asked.label, LABELS, "--label")
+        return {"text": (text,), "label": (label,)}
 
     @classmethod
     def known(cls, document: Mapping[str, Any], folder: Path) -> Self:
         """Without columns: what is predicted on has no labels."""
         head: Head = head_for(cls.kind, folder, len(document.get("labels", ())))
         return cls(head.model, head.sites, {}, labels_of(document, head), head.pad)
+
+    def require_learnable(self, records: Sequence[Record]) -> None:
+        """Two labels or more: ``HK-LABELS``."""
+        in_order(_label(record, *self.roles["label"]) for record in records)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -79,10 +91,32 @@ class Classification(Task):
             raise HubkitError("HK-ROW-TOO-LONG", what, want=want, have=shorten(long), fix=fix)
         return rows
 
-    def measured(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
+    def counts(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Of each label, also of those that no row has."""
+        found = Counter(map(_true, rows))
+        return {name: found[n] for n, name in enumerate(self.labels)}
+
+    def marked(self, row: Row, tokenizer: Any) -> MarkedRow:
+        """With its label."""
+        return unmarked(row, tokenizer, self.labels[_true(row)])
+
+    def answers(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> list[int]:
+        """The number of the likeliest label of each row."""
+        return [max(range(len(one)), key=one.__getitem__) for one in _logits(model, rows, batch_size)]
+
+    def scored(self, rows: Sequence[Row], answers: Sequence[int]) -> dict[str, float]:
         """Accuracy and F1; see `scores`."""
-        found = [max(range(len(one)), key=one.__getitem__) for one in _logits(model, rows, batch_size)]
-        return scores([int(row.labels[1]) for row in rows], found)
+        return scores([_true(row) for row in rows], answers)
+
+    def constant(self, rows: Sequence[Row]) -> int:
+        """The number of the commonest label."""
+        counts = Counter(map(_true, rows))
+        return min(counts, key=lambda label: (-counts[label], label))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """See `scores`."""
+        return NAMES
 
     def predicted(
         self, model: nn.Module, tokenizer: Any, records: Sequence[Record], asked: Asked, reading: Reading
@@ -101,6 +135,10 @@ class Classification(Task):
             probabilities = dict(zip(self.labels, shares, strict=True))
             found.append({"where": row.where, "label": self.labels[best], "probabilities": probabilities})
         return found
+
+
+def _true(row: Row) -> int:
+    return int(row.labels[1])
 
 
 def _label(record: Record, column: str) -> str:

@@ -13,24 +13,20 @@ KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification,)
 
 FOREIGN = {
     "raw": "--raw",
-    "require": "--require",
     "general": "--general",
-    "parent": "--from",
     "incomplete": "--allow-incomplete-base",
     "packing": "--packing",
     "compile": "--compile",
-    "shard": "--shard",
     "chunked_loss": "--chunked-loss",
 }
 """Arguments of a training that say something of language models, or that no task has been tried with."""
 
 
-def require_applicable(task: str | None, label: str | None, given: Mapping[str, Any], processes: int) -> None:
+def require_applicable(task: str | None, label: str | None, given: Mapping[str, Any]) -> None:
     """Refuses arguments that do not go together with a task, or without one: ``HK-OPTIONS``.
 
     Args:
         given: arguments and options as they were given, by name.
-        processes: of the launch.
     """
     if task is None:
         if label:
@@ -41,7 +37,6 @@ def require_applicable(task: str | None, label: str | None, given: Mapping[str, 
         want = f"one of {', '.join(KINDS)}"
         raise HubkitError("HK-OPTIONS", "task is no choice", want=want, have=repr(task), status=USAGE)
     have = [option for name, option in FOREIGN.items() if given.get(name)]
-    have += [f"{processes} processes"] * (processes > 1)
     if have:
         what, fix = f"these do not apply to the task {task}", f"leave out {', '.join(have)}"
         raise HubkitError("HK-OPTIONS", what, have=have, fix=fix, status=USAGE)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
+
+NAMES = ("accuracy", "f1_macro", "f1_micro")
+"""What `scores` gives."""
 
 
 def scores(truth: Sequence[int], guessed: Sequence[int]) -> dict[str, float]:
@@ -24,11 +29,8 @@ def scores(truth: Sequence[int], guessed: Sequence[int]) -> dict[str, float]:
     if not truth or len(truth) != len(guessed):
         raise ValueError(f"{len(truth)} true and {len(guessed)} predicted labels")
     right = sum(t == g for t, g in zip(truth, guessed, strict=True))
-    each = [_f1(label, truth, guessed) for label in sorted({*truth, *guessed})]
+    true, said = Counter(truth), Counter(guessed)
+    both = Counter(t for t, g in zip(truth, guessed, strict=True) if t == g)
+    each = [2 * both[label] / (true[label] + said[label]) for label in sorted({*true, *said})]
     accuracy = right / len(truth)
-    return {"accuracy": accuracy, "f1_macro": sum(each) / len(each), "f1_micro": accuracy}
-
-
-def _f1(label: int, truth: Sequence[int], guessed: Sequence[int]) -> float:
-    both = sum(t == g == label for t, g in zip(truth, guessed, strict=True))
-    return 2 * both / (truth.count(label) + guessed.count(label))
+    return dict(zip(NAMES, (accuracy, math.fsum(each) / len(each), accuracy), strict=True))
