@@ -78,16 +78,21 @@ def require_measured(gates: Iterable[Gate], *, heldout: bool, tasks: bool, fix: 
     Raises:
         HubkitError: ``HK-GATE`` (status 2).
     """
-    asked = [gate.figure for gate in gates]
-    unknown = [name for name in asked if name not in FIGURES and not (tasks and name.startswith("tasks."))]
-    if unknown:
-        near = [f"{name}: near {', '.join(close)}" for name in unknown if (close := nearest(name, FIGURES))]
-        what, want, fix = "a gate names no figure", ", ".join(FIGURES), "; ".join(near)
-        raise HubkitError("HK-GATE", what, want=want, have=unknown, fix=fix, status=USAGE)
-    lacking = [name for name in asked if name.split(".")[0] in ("heldout", "base", "difference")]
+    gates = [*gates]
+    require_known([gate for gate in gates if not (tasks and gate.figure.startswith("tasks."))], FIGURES)
+    lacking = [gate.figure for gate in gates if gate.figure.split(".")[0] in ("heldout", "base", "difference")]
     if lacking and not heldout:
         what = "a gate needs held-out rows, and there are none"
         raise HubkitError("HK-GATE", what, have=lacking, fix=fix, status=USAGE)
+
+
+def require_known(gates: Iterable[Gate], figures: Sequence[str]) -> None:
+    """Refuses gates on other figures than those that will be measured: ``HK-GATE`` (status 2)."""
+    unknown = [gate.figure for gate in gates if gate.figure not in figures]
+    if unknown:
+        near = [f"{name}: near {', '.join(close)}" for name in unknown if (close := nearest(name, figures))]
+        what, want, fix = "a gate names no figure", ", ".join(figures), "; ".join(near)
+        raise HubkitError("HK-GATE", what, want=want, have=unknown, fix=fix, status=USAGE)
 
 
 def require_passed(gates: Sequence[Gate], evaluation: Mapping[str, Any] | None, where: str, fix: str) -> None:

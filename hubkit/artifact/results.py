@@ -15,6 +15,13 @@ from hubkit.artifact.gates import flat
 from hubkit.errors import USAGE, HubkitError
 
 FOLDER = ".eval_results"
+LANGUAGE = "text-generation"
+_TYPES = {
+    "classification": "text-classification",
+    "token-classification": "token-classification",
+    "embedding": "sentence-similarity",
+}
+"""Kind of a task -> what the Hub calls it."""
 _BENCHMARK = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[0-9a-f]{40}))?"
     r":(?P<task>[A-Za-z0-9][\w.-]*)=(?P<figure>[A-Za-z][\w.,/-]*)",
@@ -29,10 +36,13 @@ def results_of(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return []
     made = []
     if "heldout" in evaluation:
-        heldout = evaluation["heldout"]
+        heldout, task = evaluation["heldout"], evaluation.get("task")
         metrics = [("perplexity", "perplexity", "held-out perplexity"), ("loss", "loss", "held-out loss, nats a token")]
+        if task:  # accuracy, f1_macro: the Hub knows the first word
+            scores = [name for name in heldout if not name.endswith(("_low", "_high"))]
+            metrics = [(name.partition("_")[0], name, f"held-out {name.replace('_', ' ')}") for name in scores]
         found = [_metric(kind, heldout[key], name) for kind, key, name in metrics if key in heldout]
-        made.append(_result(evaluation.get("data", {}), "held-out rows", found))
+        made.append(_result(evaluation.get("data", {}), "held-out rows", found, _TYPES.get(str(task), LANGUAGE)))
     if "forgetting" in evaluation:
         name = "forgetting: nats a token more than the base on general rows"
         found = [_metric("forgetting", evaluation["forgetting"].get("value"), name)]
@@ -47,9 +57,9 @@ def _metric(kind: str, value: Any, name: str) -> dict[str, Any]:
     return {"type": kind, "value": value, "name": name}
 
 
-def _result(rows: Mapping[str, Any], name: str, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def _result(rows: Mapping[str, Any], name: str, metrics: list[dict[str, Any]], kind: str = LANGUAGE) -> dict[str, Any]:
     return {
-        "task": {"type": "text-generation"},
+        "task": {"type": kind},
         "dataset": {"type": str(rows.get("name", name)), "name": str(rows.get("name", name))},
         "metrics": metrics,
         "source": {"name": SOURCE, "url": "https://huggingface.co/docs/hub/model-cards"},

@@ -34,6 +34,7 @@ from hubkit.verbs.eval import Evaluated, eval
 @click.option("--messages", metavar="COLUMN", help="Column of chat messages.")
 @click.option("--prompt", metavar="COLUMN", multiple=True, help="Column of the prompt; several are joined.")
 @click.option("--completion", metavar="COLUMN", help="Column of the completion.")
+@click.option("--label", metavar="COLUMN", help="Column of labels, of an adapter trained with --task.")
 @click.option("--raw", is_flag=True, help="Prompt and completion without the chat template.")
 @click.option("--max-length", type=int, help="Tokens per row.  [default: the base's context]")
 @click.option("--truncate", is_flag=True, help="Cut longer rows instead of refusing them.")
@@ -62,7 +63,8 @@ def command(
     """Measure an adapter beside its base, and what it forgot.
 
     Loss and perplexity on held-out rows with 95 % intervals (rows drawn again, base and adapter on the same draws), and
-    forgetting: how many more nats a token of everyday text cost than before.
+    forgetting: how many more nats a token of everyday text cost than before. An adapter that was trained with --task is
+    measured by the task's scores.
 
     Example:
       hubkit eval ./chat --data heldout.jsonl --require "difference<0, forgetting<0.05" --out eval.json
@@ -78,6 +80,35 @@ def command(
 
 def _render(done: Evaluated) -> str:
     figures = done.figures
+    lines = _task(figures) if "task" in figures else _language(figures)
+    lines += [f"override  {name}" for name in done.overrides]
+    lines += [f"written  {done.out}"] if done.out else []
+    return "\n".join([*lines, *([f"digest   {done.digest}"] if done.digest else [])])
+
+
+def _task(figures: Mapping[str, Any]) -> list[str]:
+    """The scores of a task, each beside that of the base or of the commonest answer."""
+    held, rows = figures["heldout"], figures["data"]["rows"]
+    other = next((name for name in ("base", "constant") if name in figures), None)
+    title = {"base": "base", "constant": "commonest answer"}.get(str(other))
+    lines = [f"held-out rows  {rows} rows", f"loss           {held['loss']:.4f}"]
+    lines[-1] += f"  {title} {figures['base']['loss']:.4f}" if other == "base" else ""
+    for name in (one for one in held if one != "loss" and not one.endswith(("_low", "_high"))):
+        line = f"{name.replace('_', ' '):13}  {_with_ends(held, name)}"
+        if other is not None and name in figures[other]:
+            line += f"  {title} {_with_ends(figures[other], name)}"
+        if (more := figures.get("difference", {}).get(name)) is not None:
+            line += f"  difference {more['value']:+.4f} ({more['low']:+.4f} to {more['high']:+.4f})"
+        lines.append(line)
+    return lines
+
+
+def _with_ends(figures: Mapping[str, float], name: str) -> str:
+    sure = f" ({figures[f'{name}_low']:.4f} to {figures[f'{name}_high']:.4f})" if f"{name}_low" in figures else ""
+    return f"{figures[name]:.4f}{sure}"
+
+
+def _language(figures: Mapping[str, Any]) -> list[str]:
     lines = []
     if "heldout" in figures:
         lines.append(f"held-out rows  {figures['data']['rows']} rows, {figures['data']['tokens']} tokens learnt")
@@ -92,9 +123,7 @@ def _render(done: Evaluated) -> str:
             f"  {task} {name}: {value:.4g}" + (f" (base {bare[name]:.4g})" if name in bare else "")
             for name, value in own.items()
         ]
-    lines += [f"override  {name}" for name in done.overrides]
-    lines += [f"written  {done.out}"] if done.out else []
-    return "\n".join([*lines, *([f"digest   {done.digest}"] if done.digest else [])])
+    return lines
 
 
 def _loss(title: str, one: Mapping[str, float]) -> str:

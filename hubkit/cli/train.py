@@ -14,24 +14,13 @@ from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, incomplete_option, offline_option
 from hubkit.cli.training import Drawing
 from hubkit.training.ranks.launched import speaks
-from hubkit.training.tasks.names import LANGUAGE, TASKS
+from hubkit.training.tasks.names import TASKS
 from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
 WRITING = frozenset(
     (
-        *(
-            "name",
-            "license",
-            "task",
-            "label",
-            "text_pair",
-            "labels",
-            "resume",
-            "replace",
-            "device",
-            "allow_incomplete_base",
-        ),
+        *("name", "license", "resume", "replace", "device", "allow_incomplete_base"),
         *("require", "general", "tensorboard"),
     )
 )
@@ -137,8 +126,6 @@ def command(
     chosen = Columns(text, messages, prompt, completion, system, tools, history)
     columns = chosen if chosen.names() else None
     options["labels"] = [one.strip() for one in options["labels"].split(",")] if options["labels"] else None
-    if dry_run is not None and options["task"] not in (None, LANGUAGE):
-        raise click.UsageError("--dry-run shows rows of language models, not of --task.")
     if dry_run is not None:
         if not speaks():  # of several processes one shows
             return
@@ -171,12 +158,25 @@ def command(
 
 def _render_preview(shown: Preview) -> str:
     lines = [*shown.figures.lines()]
-    if shown.rows:
+    if any(piece.learnt for row in shown.rows for piece in row.pieces):
         lines += ["", "[[what is learnt]]"]
     for row in shown.rows:
         cut = f", {row.cut} more cut off" if row.cut else ""
-        lines += ["", f"{row.where}: {row.tokens} tokens, {row.targets} of them learnt{cut}", row.text()]
+        marks = any(piece.learnt for piece in row.pieces)
+        learnt = f", {row.targets} of them learnt" if marks or not row.answer else ""
+        lines += ["", f"{row.where}: {row.tokens} tokens{learnt}{cut}", row.text()]
+        lines += [f"-> {row.answer}"] if row.answer else []
     return "\n".join(lines)
+
+
+def _score(done: Trained, name: str, value: float) -> str:
+    """A score with its interval, what it was before the first step, and that of the commonest answer."""
+    figures, before = done.evaluation or {}, (done.metrics.untrained_scores or {}).get(name)
+    held, constant = figures.get("heldout", {}), figures.get("constant", {})
+    beside = [f"{before:.4f} before"] if before is not None else []
+    beside += [f"{constant[name]:.4f} for the commonest answer"] if name in constant else []
+    sure = f" ({held[f'{name}_low']:.4f} to {held[f'{name}_high']:.4f})" if f"{name}_low" in held else ""
+    return f"held-out {name.replace('_', ' ')} {value:.4f}{sure}" + (f", {', '.join(beside)}" if beside else "")
 
 
 def _render(done: Trained) -> str:
@@ -190,8 +190,8 @@ def _render(done: Trained) -> str:
         before = f" ({metrics.untrained_loss:.4f} before)" if metrics.untrained_loss is not None else ""
         lines.append(f"held-out loss {metrics.validation_loss:.4f}{before}")
     for name in ("difference", "forgetting"):
-        if one := (done.evaluation or {}).get(name):
+        if "value" in (one := (done.evaluation or {}).get(name, {})):
             lines.append(f"{name} {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}) nats a token")
-    lines += [f"held-out {name.replace('_', ' ')} {value:.4f}" for name, value in done.scores.items()]
+    lines += [_score(done, name, value) for name, value in done.scores.items()]
     lines += [f"stays as it is: {line}" for line in done.untrained]
     return "\n".join([*lines, f"digest  {done.digest}", f"next: hubkit push {done.path} ORG/NAME"])

@@ -47,7 +47,8 @@ class Drawing:
             told = f"loss {event.loss:.3f}  {speed}  {size(event.memory)}  {left}"
             self._progress.advance(event.step - self._progress.done, told)
         elif isinstance(event, Validated):
-            note(f"step {event.step}: held-out loss {event.loss:.4f}{' (best)' if event.best else ''}")
+            scores = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in event.scores.items())
+            note(f"step {event.step}: held-out loss {event.loss:.4f}{' (best)' if event.best else ''}{scores}")
         elif isinstance(event, Stopped) and event.reason == "interrupt":
             note(f"stopped at step {event.step}; go on with --resume")
 

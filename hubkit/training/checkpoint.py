@@ -41,6 +41,7 @@ class RunProgress:
         targets: targets seen.
         evaluated: step of the latest evaluation, 0: none.
         untrained_loss: validation loss before the first step.
+        untrained_scores: of the validation rows before the first step, where a task has scores.
         validation_loss: of the latest evaluation.
         best_step, best_loss: of the best evaluation.
         stale: evaluations since the best one.
@@ -59,6 +60,7 @@ class RunProgress:
     stale: int = 0
     recent: list[tuple[float, int]] = field(default_factory=list)
     early: bool = False
+    untrained_scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "identity": dict(checkpoint.identity),
         "machine": dict(checkpoint.machine),
-        "progress": asdict(checkpoint.progress),
+        "progress": {k: v for k, v in asdict(checkpoint.progress).items() if v or k != "untrained_scores"},
     }
     # clones: a shared storage (tied parameters) cannot be stored twice otherwise
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hubkit.training.rows.summary import Prepared as Prepared
@@ -82,11 +82,12 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Validated:
-    """After an evaluation: mean loss over all validation targets (nats), and whether it is the best so far."""
+    """After an evaluation: mean loss over all validation targets (nats), whether it is the best so far, and scores."""
 
     step: int
     loss: float
     best: bool
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Metrics:
         kept_step: step whose state is kept: `best_step` with early stopping, else the last.
         early: stopped for lack of improvement.
         seconds: wall time of this process's part of the run; not part of `to_document`.
+        untrained_scores: of the validation rows before the first step, where a task has scores.
     """
 
     steps: int
@@ -135,6 +137,7 @@ class Metrics:
     kept_step: int
     early: bool
     seconds: float = 0.0
+    untrained_scores: Mapping[str, float] | None = None
 
     def to_document(self) -> dict[str, object]:
         """All but the time, which no two runs share: for metrics.json and the manifest; None fields are left out."""

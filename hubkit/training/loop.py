@@ -29,7 +29,7 @@ from hubkit.training.ranks.world import world
 from hubkit.training.rows.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
 from hubkit.training.rows.encode import Row, rows_digest
 from hubkit.training.schedule import rate_factor
-from hubkit.training.stepper import Stepper, TrainStep
+from hubkit.training.stepper import Scores, Stepper, TrainStep
 
 SMOOTHED = 50
 """Steps over which the reported training loss is the mean."""
@@ -51,6 +51,7 @@ def fit(
     resume: bool = False,
     rates: Mapping[str, float] | None = None,
     kept: Mapping[str, Tensor] | None = None,
+    scores: Scores | None = None,
 ) -> Metrics:
     """Trains `params` in place and returns the metrics; model modes and random generators are restored.
 
@@ -68,6 +69,7 @@ def fit(
         resume: go on from the checkpoint in `run_dir`, if there is one.
         rates: parameter name -> what multiplies the learning rate for it, where it is not 1.
         kept: tensors beside `params` that training reads and does not change; a checkpoint holds them, too.
+        scores: figures of the validation rows beside their loss, at each evaluation and before the first step.
 
     Raises:
         HubkitError: HK-FROZEN without parameters to train, or none that the loss reaches; HK-NO-ROWS;
@@ -95,7 +97,7 @@ def fit(
         identity = {**(identity or {}), "rates": Counter(map(str, sorted(rates.values())))}
     longest = collate([max(train_rows, key=lambda row: len(row.ids))], stepper.device)
     with run_folder(run_dir), training_state(model, stepper.device, checkpointing=options.checkpointing):
-        run = _Run(stepper, train_rows, validation_rows, options, run_dir, report, identity or {})
+        run = _Run(stepper, train_rows, validation_rows, options, run_dir, report, identity or {}, scores)
         changes = run.restore(resume)
         with (
             closing(History(run_dir, run.progress.step, run.progress.evaluated, writes=world().first)) as run.history,
@@ -127,9 +129,10 @@ class _Run:
         run_dir: Path,
         report: Callable[[Event], None],
         identity: Mapping[str, object],
+        scores: Scores | None,
     ) -> None:
         self.stepper, self.rows, self.held = stepper, rows, held
-        self.options, self.run_dir, self.report = options, run_dir, report
+        self.options, self.run_dir, self.report, self.scores = options, run_dir, report, scores
         self.per_epoch = steps_per_epoch(len(rows), options.batch_size, options.accumulate)
         self.total = options.total_steps(self.per_epoch)
         self.progress = RunProgress()
@@ -196,6 +199,7 @@ class _Run:
         every, progress = self.options.save_every, self.progress
         if self.held and progress.untrained_loss is None and not progress.step:
             progress.untrained_loss = self._measure(cancelled)
+            progress.untrained_scores = self._scored()
         while True:
             # evaluated before it is saved; only Ctrl-C saves in between, and then the evaluation is made up for
             complete = not self._evaluation_due() or self._evaluate(cancelled)
@@ -287,12 +291,18 @@ class _Run:
         with computing(self.stepper.device, "the validation rows", self._smaller()):
             return self.stepper.evaluate([[self.held[index] for index in batch] for batch in batches], cancelled)
 
+    def _scored(self) -> dict[str, float]:
+        """Figures of the validation rows beside their loss."""
+        with computing(self.stepper.device, "the validation rows", self._smaller()):
+            return {} if self.scores is None else self.stepper.scores(self.scores, self.held)
+
     def _evaluate(self, cancelled: Callable[[], bool]) -> bool:
         """The validation loss and what follows from it; False when it was cancelled."""
         progress, patience = self.progress, self.options.patience
         loss = self._measure(cancelled)
         if loss is None:
             return False
+        scores = self._scored()
         better = progress.best_loss is None or loss < progress.best_loss
         progress.evaluated, progress.validation_loss = progress.step, loss
         progress.stale = 0 if better else progress.stale + 1
@@ -301,8 +311,8 @@ class _Run:
             if patience is not None:
                 self.best = {name: param.detach().clone() for name, param in self.stepper.params.items()}
         progress.early = patience is not None and progress.stale >= patience
-        self.history.add({"step": progress.step, "validation_loss": loss, "best": better})
-        self.report(Validated(progress.step, loss, better))
+        self.history.add({"step": progress.step, "validation_loss": loss, "best": better, **scores})
+        self.report(Validated(progress.step, loss, better, scores))
         return True
 
     def finish(self, seconds: float) -> Metrics:
@@ -324,6 +334,7 @@ class _Run:
             kept_step=progress.best_step if self.best else progress.step,
             early=progress.early,
             seconds=seconds,
+            untrained_scores=progress.untrained_scores or None,
         )
         world().once(lambda: write_result(self.run_dir, metrics.to_document()))
         return metrics

@@ -22,6 +22,8 @@ from hubkit.training.rows.encode import Row
 from hubkit.training.scaling import LossScale
 
 TrainStep = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+Scores = Callable[[nn.Module, Sequence[Row]], Mapping[str, float]]
+"""Figures that a model has on rows, by name."""
 
 
 class Stepper:
@@ -160,6 +162,16 @@ class Stepper:
         if not math.isfinite(total):
             raise _not_finite(f"validation loss {total}")
         return total / sum(counts)
+
+    def scores(self, measure: Scores, rows: Sequence[Row]) -> dict[str, float]:
+        """What `measure` says of `rows`, dropout off: the first process for all, unless the base is divided."""
+        self.model.eval()
+        try:
+            if world().sharded:
+                return dict(measure(self.model, rows))
+            return world().once(lambda: dict(measure(self.model, rows)))
+        finally:
+            self.model.train()
 
     def _loss(self, batch: Sequence[Row]) -> Tensor:
         inputs = (packed if self.packing else collate)(batch, self.device)

@@ -14,6 +14,7 @@ from hubkit.documents.files import write
 from hubkit.documents.schema import canonical
 from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
+from hubkit.named.runs.evaluating import Labelled, task_figures, task_of_terms
 from hubkit.named.runs.recording import SCHEMA, record, require_recordable
 from hubkit.named.sources import base_with_record, named_base, naming_digest
 from hubkit.named.terms import Term, Terms, attached, codec_of_terms, open_terms, require_base, require_mix
@@ -36,7 +37,8 @@ class Evaluated(Shown):
         base: what they were held against.
         figures: ``heldout`` and ``base`` (loss in nats a token, perplexity, each with the ends of its 95 % interval),
             ``difference`` (adapted minus base, paired), ``forgetting`` (nats a token on general rows, after minus
-            before), ``tasks``; rows by digest.
+            before), ``tasks``; rows by digest. Of a task: its scores in ``heldout``, beside ``base`` (a head of its
+            files) or ``constant`` (the commonest answer), and their ``difference``.
         device: where it was computed.
         overrides: named overrides used.
         out: the file that was written.
@@ -63,6 +65,7 @@ def eval(
     limit: int | None = None,
     mix: str = "sum",
     columns: Columns | None = None,
+    label: str | None = None,
     raw: bool = False,
     max_length: int | None = None,
     truncate: bool = False,
@@ -93,6 +96,7 @@ def eval(
         limit: examples of each task at most.
         mix: ``sum`` or ``stack``.
         columns: of `data`; found from the rows when None.
+        label: the column of labels, of an adapter that was trained with a task; found by its name when None.
         raw: prompt and completion without the chat template.
         max_length: tokens of a row at most; the base's context by default.
         truncate: cut longer rows instead of refusing them.
@@ -122,7 +126,6 @@ def eval(
     from hubkit.training.measuring.harness import run_tasks, tasks_named
 
     gates, entries = parse_gates(require), parse_benchmarks(benchmarks)
-    require_measured(gates, heldout=data is not None, tasks=tasks is not None, fix="--data ROWS")
     require_samples(samples, seed)
     require_mix(mix)
     if entries and not record_in:
@@ -131,6 +134,10 @@ def eval(
     asked_tasks = tasks_named(tasks, limit)
     place, where = device_named(device), Where(registry, offline, progress)
     members = open_terms(terms, where)
+    foreign = {"general": general, "tasks": tasks, "raw": raw, "incomplete": allow_incomplete_base}
+    task = task_of_terms(members, foreign, data)
+    if task is None:
+        require_measured(gates, heldout=data is not None, tasks=tasks is not None, fix="--data ROWS")
     if record_in:
         _require_one(members)
     named, revision = named_base(base, revision, members[0].folder.manifest.base)
@@ -143,13 +150,17 @@ def eval(
     codec = codec_of_terms(members)
     rows = {"columns": columns, "raw": raw, "max_length": max_length, "truncate": truncate}
     with quiet():
-        model = load_base(source.path, dtype, codec, place, allow_incomplete_base=allow_incomplete_base)
-        live = attached(model, members, mix)
-        held, usual, names = _rows(live, source.path, tokenizer, data, general, rows)
-        figures = measured(live, Asked(held, usual, names, samples, seed), place)
-        if asked_tasks is not None:
-            figures["tasks"] = run_tasks(live, tokenizer, asked_tasks, seed)
-    figures["dtype"] = str(next(live.parameters()).dtype).removeprefix("torch.")
+        if task is None:
+            model = load_base(source.path, dtype, codec, place, allow_incomplete_base=allow_incomplete_base)
+            live = attached(model, members, mix)
+            held, usual, names = _rows(live, source.path, tokenizer, data, general, rows)
+            figures = measured(live, Asked(held, usual, names, samples, seed), place)
+            if asked_tasks is not None:
+                figures["tasks"] = run_tasks(live, tokenizer, asked_tasks, seed)
+            figures["dtype"] = str(next(live.parameters()).dtype).removeprefix("torch.")
+        else:
+            labelled = Labelled(Path(str(data)), columns, label, max_length, truncate, samples, seed)
+            figures = task_figures(members[0], source.path, tokenizer, labelled, gates, place, dtype)
     shown = tuple((one.reference, one.folder.manifest.digest, one.weight) for one in members)
     digest = record(members[0].folder, figures, entries).digest if record_in else None
     if out is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -11,6 +11,7 @@ from hubkit.documents.arguments import checked
 from hubkit.documents.shown import Shown
 from hubkit.named.outline import outline
 from hubkit.named.runs.continuing import begin
+from hubkit.named.runs.tasking import require_same_task, task_of
 from hubkit.named.sources import Source, base_reference, base_source
 from hubkit.named.vocabulary import prepared, tokenizer_with
 from hubkit.registry.api import Progress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hubkit.training.rows.data import Columns
     from hubkit.training.rows.marked import MarkedRow
     from hubkit.training.rows.summary import Prepared
+    from hubkit.training.tasks.task import Task
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +49,10 @@ def preview(
     config: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
     raw: bool = False,
+    task: str | None = None,
+    label: str | None = None,
+    text_pair: str | None = None,
+    labels: Sequence[str] | None = None,
     validation_data: Path | str | None = None,
     duplicates: str = "keep",
     overlap: str = "refuse",
@@ -68,6 +74,8 @@ def preview(
         method, config: what would be trained: it may add tokens, or take room for virtual ones.
         columns: which columns to train on; found from the data when None.
         raw: prompt and completion without the chat template.
+        task, label, text_pair, labels: another task than language modelling, as `train` takes it: its rows with what is
+            learnt of them.
         validation_data: rows to validate on, instead of a share of `data`.
         duplicates, overlap: as in `train`.
         revision: of the base, where `base` is a repository that names none.
@@ -83,14 +91,21 @@ def preview(
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.marked import marked
     from hubkit.training.rows.preparing import prepared_rows
+    from hubkit.training.tasks.kinds import applicable
+    from hubkit.training.tasks.task import Asked
 
+    said = Asked(columns, label, text_pair, tuple(labels or ()))
+    task = applicable(task, said, {**options, "raw": raw})
     start = begin(parent, method, config, where := Where(registry, offline, progress))
+    require_same_task(task, start)
     chosen, settings = start.method, start.settings
     wanted = TrainOptions.of(options, chosen.info.recipe)
     records = read_data(data, offline)[0]
     held = read_data(validation_data, offline)[0] if validation_data else None
     source = _base(base, revision, where)
     settings, vocabulary, _ = prepared(settings, source.path)
+    work = task_of(task, records, said, source.path, start) if task else None
+    settings, wanted = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted)
     tokenizer = tokenizer_with(source.path, (vocabulary or {}).get("tokens", {}), "the adapter")
     figures: list[Prepared] = []
     found, _ = prepared_rows(
@@ -100,13 +115,15 @@ def preview(
         columns,
         wanted,
         context=context_of_folder(source.path),
-        front=_front(chosen, settings, source.path),
+        front=_front(chosen, settings, source.path, work),
         raw=raw,
         duplicates=duplicates,
         overlap=overlap,
         report=figures.append,
+        task=work,
     )
-    return Preview(figures[0], tuple(marked(row, tokenizer) for row in found[: max(0, rows)]))
+    show = work.marked if work else marked
+    return Preview(figures[0], tuple(show(row, tokenizer) for row in found[: max(0, rows)]))
 
 
 def _base(base: Path | str, revision: str | None, where: Where) -> Source:
@@ -116,10 +133,13 @@ def _base(base: Path | str, revision: str | None, where: Where) -> Source:
     return base_source(base, revision, where) if made is None else Source(made.path, str(reference), outline=made)
 
 
-def _front(method: Method, settings: Any, base: Path) -> int:
+def _front(method: Method, settings: Any, base: Path, work: Task | None) -> int:
     """Virtual tokens that would stand in front of each row; none where the base's weights are not there to say."""
     from hubkit.methods.reading import planned
     from hubkit.tensors.base.base import Base
 
     there = any(base.glob("*.safetensors"))
-    return planned(method, settings, Base.from_folder(base)).front if there else 0
+    if not there:
+        return 0
+    files = Base.from_folder(base)
+    return planned(method, settings, work.model.sites_of(files) if work else files).front

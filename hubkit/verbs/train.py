@@ -17,6 +17,7 @@ from hubkit.documents.shown import Shown
 from hubkit.named.runs.continuing import Start, begin
 from hubkit.named.runs.judging import Judge
 from hubkit.named.runs.outcome import manifest_of, may_replace, training_of
+from hubkit.named.runs.tasking import require_same_task, task_of
 from hubkit.named.sources import base_with_record, chosen_name
 from hubkit.named.vocabulary import added_tokens, prepared, tokenizer_with
 from hubkit.named.writing import card_of, drafted, write_live
@@ -153,23 +154,20 @@ def train(
     from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
-    from hubkit.training.tasks.kinds import KINDS, require_applicable
-    from hubkit.training.tasks.names import LANGUAGE
+    from hubkit.training.tasks.kinds import applicable
     from hubkit.training.tasks.task import Asked
 
     said = Asked(columns, label, text_pair, tuple(labels or ()))
-    asked = {"raw": raw, "require": require, "general": general, "parent": parent, "incomplete": allow_incomplete_base}
-    task = None if task == LANGUAGE else task
-    of_rows = {"text_pair": text_pair, "labels": labels or ()}
-    require_applicable(task, label, {**options, **asked, **of_rows}, world().size)
+    task = applicable(task, said, {**options, "raw": raw, "general": general, "incomplete": allow_incomplete_base})
     require_license(license)
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
     replace = may_replace(out, replace, resume and (run_dir / checkpoint.CHECKPOINT).exists(), resume)
     name = chosen_name(name, out)
-    judge = Judge.of(require, general, validation_data, options.get("validation"))
+    judge = Judge.of(require, general, validation_data, options.get("validation"), task)
     board = Board(Path(tensorboard)) if tensorboard is not None else None
     start = begin(parent, method, config, where := Where(registry, offline, progress))
+    require_same_task(task, start)
     chosen = start.method
     wanted = TrainOptions.of(options, chosen.info.recipe)
     world().require_work(wanted.batch_size, wanted.accumulate, wanted.shard)
@@ -181,7 +179,7 @@ def train(
     start.require_base(record)
     wanted = fitted_options(options, chosen, start.settings, source.path)
     settings, vocabulary, tokens = prepared(start.settings, source.path)
-    work = KINDS[task].of(records, said, source.path) if task else None
+    work = task_of(task, records, said, source.path, start) if task else None
     settings, wanted = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base, work)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
@@ -190,8 +188,11 @@ def train(
     equal = (duplicates, overlap)
     given = records, held, columns
     rows, validation = _rows(given, tokenizer, source.path, wanted, raw, plan.front, equal, report, work)
-    judge.prepare(validation, tokenizer, source.path, plan.front, raw)
-    if not work:  # targets are counted in tokens; of a label nothing says how much it holds
+    if work:
+        judge.prepare_task(work, validation, wanted.batch_size)
+    else:
+        judge.prepare(validation, tokenizer, source.path, plan.front, raw)
+        # targets are counted in tokens; of a label nothing says how much it holds
         settings = fitted_config(chosen, settings, start.given, source.path, rows, report)
     start = dataclasses.replace(start, settings=settings)
     how = _How(name, source.path, record, allow_incomplete_base, run_dir, resume, plan.codec, place, work)
@@ -334,10 +335,10 @@ def _fit(
             resume=how.resume,
             rates=adapter.learning_rates(),
             kept=adapter.kept(),
+            scores=work.watched(options.batch_size) if work else None,
         )
     adapter.to_compute_dtype()
     adapter.require_finite(name)
-    judge.judge(attached, device, str(how.run_dir))
     with quiet():
-        scores = work.measured(attached, validation, options.batch_size) if work and validation else {}
-    return adapter.without_zeros(), metrics, scores
+        judge.judge(attached, device, str(how.run_dir))
+    return adapter.without_zeros(), metrics, judge.scores

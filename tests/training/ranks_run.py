@@ -51,11 +51,11 @@ class Runs:
         name, config = METHODS[method]
         if method in ("lora", "qlora"):
             config = config | {"dropout": options.pop("dropout", 0.0)}
-        given: dict[str, Any] = OPTIONS | options
+        given: dict[str, Any] = {"validation_data": self.held} | OPTIONS | options
+        rows = given.pop("rows", self.rows)
         try:
             hubkit.train(
-                self.base, self.rows, self.out / folder, method=name, config=config, name="x", device="cpu",
-                validation_data=self.held, **given,
+                self.base, rows, self.out / folder, method=name, config=config, name="x", device="cpu", **given,
             )  # fmt: skip
         except HubkitError as error:
             self.facts[folder] = error.code
@@ -70,6 +70,13 @@ class Runs:
                 self.train(f"{method}-shard", method, shard=True)
         self.train("dropout", "lora", dropout=0.3)
         self.train("recomputed", "lora", checkpointing=True, shard=self.size > 1)
+
+    def tasks(self) -> None:
+        """Labels of rows, by a head that is made."""
+        given = {"task": "classification", "validation_data": self.held.with_name("labelled-held.jsonl")}
+        self.train("task", "lora", rows=self.rows.with_name("labelled.jsonl"), **given)
+        if self.size > 1:
+            self.train("task-shard", "lora", rows=self.rows.with_name("labelled.jsonl"), shard=True, **given)
 
     def resumed(self) -> None:
         """One stopped by Ctrl-C in one process, a copy of what it left, and one gone on with."""
@@ -141,6 +148,7 @@ def main(base: Path, rows: Path, held: Path, out: Path, *stopped: Path) -> None:
         if launch is not None:
             stack.enter_context(joined(launch))
         runs.methods()
+        runs.tasks()
         runs.resumed()
         for one in stopped:
             runs.foreign(one)

@@ -86,6 +86,8 @@ def _make(found: Ran) -> None:
     tokenizer().save_pretrained(found.base)
     _write(found.rows, 9)  # steps of 4, 4 and 1 row: in the last one the second process has nothing
     _write(found.held, 5)
+    _label(found.rows.with_name("labelled.jsonl"), 9, 1)
+    _label(found.held.with_name("labelled-held.jsonl"), 5, 5)
     script, files = HERE / "ranks_run.py", (found.base, found.rows, found.held)
     alone = run(script, *files, found.one)
     assert alone.returncode == 0, alone.stderr
@@ -100,6 +102,16 @@ def _write(path: Path, count: int) -> None:
         return " ".join(draw.choices(WORDS, k=draw.randint(2, 6)))
 
     path.write_text("".join(json.dumps({"prompt": text(), "completion": text()}) + "\n" for _ in range(count)))
+
+
+def _label(path: Path, count: int, least: int) -> None:
+    """Texts, by turns with one of the first words and with another; of `least` more words and up."""
+    draw = random.Random(path.name)
+    rows = [
+        {"text": " ".join([WORDS[n % 2], *draw.choices(WORDS[2:], k=least + n % 4)]), "label": n % 2}
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def losses(folder: Path) -> list[float]:
@@ -122,6 +134,19 @@ def test_two_processes_write_the_bytes_of_one_that_accumulates(ran: Ran, method:
 @pytest.mark.parametrize("method", DIVIDED)
 def test_a_divided_base_gives_the_losses_of_a_whole_one(ran: Ran, method: str) -> None:
     assert losses(ran.two / f"{method}-shard") == pytest.approx(losses(ran.one / method), rel=RTOL)
+
+
+def test_a_task_is_trained_and_scored_by_several_as_by_one(ran: Ran) -> None:
+    assert stored(ran.two / "task") == stored(ran.one / "task")
+    for name in ("metrics.json", "hubkit.json"):
+        assert (ran.two / "task" / name).read_bytes() == (ran.one / "task" / name).read_bytes()
+    assert losses(ran.two / "task-shard") == pytest.approx(losses(ran.one / "task"), rel=RTOL)
+    history = [(ran.two / f"{name}.run" / "metrics.jsonl").read_text() for name in ("task", "task-shard")]
+    scores = [
+        [one["accuracy"] for line in text.splitlines() if "accuracy" in (one := json.loads(line))] for text in history
+    ]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 2
 
 
 def test_checkpointing_goes_with_a_divided_base(ran: Ran) -> None:

@@ -17,7 +17,6 @@ from variants import refused, tree
 import hubkit
 from hubkit.artifact.identity.digest import fingerprint_folder
 from hubkit.training.events import Stepped
-from hubkit.training.tasks.kinds import require_applicable
 from hubkit.training.tasks.metrics import scores
 
 LABELS = ("cold", "hot", "mild")
@@ -282,17 +281,12 @@ def test_what_does_not_apply_is_refused_by_name(tiny_llama: Path, tmp_path: Path
         ({"raw": True}, "--raw"),
         ({"packing": True}, "--packing"),
         ({"compile": True}, "--compile"),
-        ({"shard": True}, "--shard"),
         ({"chunked_loss": True}, "--chunked-loss"),
-        ({"require": "forgetting<0.05"}, "--require"),
         ({"general": rows}, "--general"),
-        ({"parent": tmp_path}, "--from"),
         ({"allow_incomplete_base": True}, "--allow-incomplete-base"),
     ):
         error = refused("HK-OPTIONS", quick, tiny_llama, rows, tmp_path / "out", **options)
         assert error.have == [named]
-    with pytest.raises(hubkit.HubkitError, match="2 processes"):
-        require_applicable("classification", None, {}, 2)
     refused("HK-OPTIONS", quick, tiny_llama, rows, tmp_path / "out", task="regression")
     assert not (tmp_path / "out").exists()
 

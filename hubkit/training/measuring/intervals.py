@@ -32,17 +32,17 @@ def interval(measured: Losses, samples: int, seed: int) -> Interval:
         samples: how often rows are drawn.
         seed: of the draws: the same seed, the same bytes.
     """
-    drawn = _drawn(len(measured.nats), samples, seed)
-    return _between(measured.mean, _means(measured, drawn))
+    rows = drawn(len(measured.nats), samples, seed)
+    return between(measured.mean, _means(measured, rows))
 
 
 def difference(after: Losses, before: Losses, samples: int, seed: int) -> Interval:
     """How much more `after` loses than `before` on the same rows: paired, below zero where it is better."""
-    drawn = _drawn(len(after.nats), samples, seed)
-    return _between(after.mean - before.mean, _means(after, drawn) - _means(before, drawn))
+    rows = drawn(len(after.nats), samples, seed)
+    return between(after.mean - before.mean, _means(after, rows) - _means(before, rows))
 
 
-def _drawn(rows: int, samples: int, seed: int) -> np.ndarray:
+def drawn(rows: int, samples: int, seed: int) -> np.ndarray:
     """Indices of the drawn rows, (samples, rows), of a generator whose numbers no version of numpy changes."""
     return np.random.RandomState(seed).randint(0, rows, size=(samples, rows))
 
@@ -53,7 +53,8 @@ def _means(measured: Losses, drawn: np.ndarray) -> np.ndarray:
     return means
 
 
-def _between(value: float, means: np.ndarray) -> Interval:
+def between(value: float, means: np.ndarray) -> Interval:
+    """`value` with the ends of what holds 95 % of `means`, those of drawn rows."""
     rest = (100 - LEVEL) / 2
     low, high = np.percentile(means, [rest, 100 - rest])
     return Interval(value, float(low), float(high))

@@ -74,7 +74,8 @@ class Board:
                 },
             )
         elif isinstance(event, Validated):
-            self._add(event.step, {"loss/held_out": event.loss})
+            scores = {f"scores/{name}": value for name, value in event.scores.items()}
+            self._add(event.step, {"loss/held_out": event.loss, **scores})
 
     def _add(self, step: int, values: dict[str, float]) -> None:
         writer: Any = self._writer

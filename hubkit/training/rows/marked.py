@@ -34,6 +34,7 @@ class MarkedRow:
         tokens, targets: how many there are, and how many of them are learnt.
         pieces: all of its text, in order.
         cut: tokens that were cut off at its end.
+        answer: what is learnt of the row as a whole, in words: its label.
     """
 
     where: str
@@ -41,6 +42,7 @@ class MarkedRow:
     targets: int
     pieces: tuple[Piece, ...]
     cut: int = 0
+    answer: str = ""
 
     def text(self, opening: str = "[[", closing: str = "]]") -> str:
         """The row as one text, with marks around what is learnt."""
@@ -63,6 +65,12 @@ def marked(row: Row, tokenizer: Any) -> MarkedRow:
         pieces.append(Piece(said, stop - start, learnt))
         before = whole
     return MarkedRow(row.where, len(row.ids), row.targets(), tuple(pieces), row.cut)
+
+
+def unmarked(row: Row, tokenizer: Any, answer: str) -> MarkedRow:
+    """A row in one piece, of which an `answer` is learnt that is none of its tokens."""
+    piece = Piece(_decoded(tokenizer, row.ids), len(row.ids), False)
+    return MarkedRow(row.where, len(row.ids), row.targets(), (piece,), row.cut, answer)
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -48,6 +48,9 @@ class TaskRows(Protocol):
     def encode(self, records: Sequence[Record], tokenizer: Any, longest: int, truncate: bool) -> Sequence[Row]:
         """One row for each record, of `longest` tokens at most."""
 
+    def counts(self, rows: Sequence[Row]) -> Mapping[str, int]:
+        """Label -> how many times it is learnt; none of a task without labels."""
+
 
 def prepared_rows(
     records: Sequence[Record],
@@ -112,6 +115,7 @@ def prepared_rows(
             overlapping=overlapping,
             dropped=len(every) - len(once) + overlapping,
             notes=task.notes if task else (),
+            labels=task.counts(rows) if task else {},
         )
     )
     return rows, validation

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hubkit.training.rows.encode import Row
+
+SHOWN = 20
+"""Labels that are named in one line."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Prepared:
         overlapping: training rows that stand among the validation rows as well, and were dropped for it.
         dropped: rows that were dropped, duplicates and overlapping ones.
         notes: what else is to be said of them.
+        labels: of a task with labels: each label -> how many times it is learnt, in all training rows.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -49,17 +53,21 @@ class Prepared:
     overlapping: int
     dropped: int
     notes: tuple[str, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The same for people, a few lines."""
         taken = ", ".join(f"{role} = {' + '.join(names)}" for role, names in self.columns.items())
         held = f", {self.validation_rows} held out" if self.validation_rows else ""
         t = self.tokens
+        learnt = "" if self.labels else f", {self.targets} of them learnt"
         found = [
             f"rows: {self.rows}{held}; {taken}",
             f"tokens a row: least {t.least}, median {t.median}, 95 % {t.p95}, most {t.most};"
-            f" {t.total} in all, {self.targets} of them learnt; padding {self.padding:.0%}",
+            f" {t.total} in all{learnt}; padding {self.padding:.0%}",
         ]
+        if self.labels:
+            found.append(f"labels: {_most(self.labels)}")
         if self.truncated:
             found.append(f"cut at their end: {self.truncated} rows")
         if self.duplicates:
@@ -83,6 +91,7 @@ def summary(
     overlapping: int,
     dropped: int,
     notes: tuple[str, ...] = (),
+    labels: Mapping[str, int] | None = None,
 ) -> Prepared:
     """The figures of rows that are about to be trained on, see `Prepared`.
 
@@ -104,7 +113,15 @@ def summary(
         overlapping,
         dropped,
         notes,
+        labels or {},
     )
+
+
+def _most(labels: Mapping[str, int]) -> str:
+    """Labels with their numbers, the commonest first; of very many the first ones."""
+    ordered = sorted(labels.items(), key=lambda one: -one[1])
+    more = f", and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return ", ".join(f"{name} {count}" for name, count in ordered[:SHOWN]) + more
 
 
 def lengths_of(lengths: Sequence[int]) -> Lengths:

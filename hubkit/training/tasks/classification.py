@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ from hubkit.training.rows.batching import collate, plan_evaluation
 from hubkit.training.rows.data import Record, shorten
 from hubkit.training.rows.encode import Row
 from hubkit.training.rows.labelled import Labelled
+from hubkit.training.rows.marked import MarkedRow, unmarked
 from hubkit.training.tasks.columns import column_of, require_texts, text_column, text_columns
 from hubkit.training.tasks.heads import (
     bad_labels,
@@ -27,7 +29,7 @@ from hubkit.training.tasks.heads import (
     numbered,
     unheld,
 )
-from hubkit.training.tasks.metrics import scores
+from hubkit.training.tasks.metrics import NAMES, scores
 from hubkit.training.tasks.task import Asked, Reading, Task
 
 LABELS = ("label", "labels", "class")
@@ -57,13 +59,19 @@ class Classification(Task):
     @classmethod
     def of(cls, records: Sequence[Record], asked: Asked, folder: Path) -> Self:
         """Reads columns and labels, then what the base's files hold."""
-        texts = text_columns(records, asked.columns, asked.pair)
-        label, given = column_of(records, asked.label, LABELS, "--label"), given_labels(asked.labels)
-        found = in_order(_label(record, label, given) for record in records)
+        roles, given = cls.columns(records, asked), given_labels(asked.labels)
+        found = in_order(_label(record, roles["label"][0], given) for record in records)
         head = head_for(cls.kind, folder, len(given or found), given)
-        roles = dict(zip(("text", "text_pair"), ((name,) for name in texts), strict=False)) | {"label": (label,)}
         names, said = label_names(found, head, given), unheld(given, found)
-        return cls(head.model, head.sites, roles, names, head.pad, head.types, len(texts) > 1, given, said)
+        return cls(head.model, head.sites, roles, names, head.pad, head.types, "text_pair" in roles, given, said)
+
+    @classmethod
+    def columns(cls, records: Sequence[Record], asked: Asked) -> dict[str, tuple[str, ...]]:
+        """One of text or two, one of labels."""
+        texts = text_columns(records, asked.columns, asked.pair)
+        label = column_of(records, asked.label, LABELS, "--label")
+        roles = {"text": texts[:1], "text_pair": texts[1:], "label": (label,)}
+        return {role: names for role, names in roles.items() if names}
 
     @classmethod
     def known(cls, document: Mapping[str, Any], folder: Path) -> Self:
@@ -71,6 +79,23 @@ class Classification(Task):
         head = head_for(cls.kind, folder, len(document.get("labels", ())), anew=made_anew(document))
         labels, pair = labels_of(document, head), bool(document.get("pair"))
         return cls(head.model, head.sites, {}, labels, head.pad, head.types, pair)
+
+    def on(self, records: Sequence[Record], asked: Asked) -> Self:
+        """Whole numbers in the rows count into the labels that there are.
+
+        Raises:
+            HubkitError: also ``HK-COLUMNS`` for one text where there were two, and for two where there was one.
+        """
+        roles = self.columns(records, asked)
+        if ("text_pair" in roles) != self.pair:
+            want = "two columns of text: --text, --text-pair" if self.pair else "one column of text: --text"
+            have = [*roles["text"], *roles.get("text_pair", ())]
+            raise HubkitError("HK-COLUMNS", "the adapter was trained on other rows", want=want, have=have)
+        return replace(self, roles=roles, given=self.labels)
+
+    def require_learnable(self, records: Sequence[Record]) -> None:
+        """Two labels or more: ``HK-LABELS``."""
+        in_order(_label(record, self.roles["label"][0], self.given) for record in records)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -132,10 +157,32 @@ class Classification(Task):
         told = types if self.types > 1 and any(types) else ()
         return Labelled.of(ids, label, self.pad, record.where, told, whole - len(ids))
 
-    def measured(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
+    def counts(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Of each label, also of those that no row has."""
+        found = Counter(map(_true, rows))
+        return {name: found[n] for n, name in enumerate(self.labels)}
+
+    def marked(self, row: Row, tokenizer: Any) -> MarkedRow:
+        """With its label."""
+        return unmarked(row, tokenizer, self.labels[_true(row)])
+
+    def answers(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> list[int]:
+        """The number of the likeliest label of each row."""
+        return [max(range(len(one)), key=one.__getitem__) for one in _logits(model, rows, batch_size)]
+
+    def scored(self, rows: Sequence[Row], answers: Sequence[int]) -> dict[str, float]:
         """Accuracy and F1; see `scores`."""
-        found = [max(range(len(one)), key=one.__getitem__) for one in _logits(model, rows, batch_size)]
-        return scores([int(row.labels[1]) for row in rows], found)
+        return scores([_true(row) for row in rows], answers)
+
+    def constant(self, rows: Sequence[Row]) -> list[int]:
+        """The number of the commonest label, for each row."""
+        counts = Counter(map(_true, rows))
+        return [min(counts, key=lambda label: (-counts[label], label))] * len(rows)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """See `scores`."""
+        return NAMES
 
     @classmethod
     def questions(
@@ -161,6 +208,10 @@ class Classification(Task):
             probabilities = dict(zip(self.labels, shares, strict=True))
             found.append({"where": row.where, "label": self.labels[best], "probabilities": probabilities})
         return found
+
+
+def _true(row: Row) -> int:
+    return int(row.labels[1])
 
 
 def _asked_texts(records: Sequence[Record], asked: Asked, pair: bool) -> tuple[str, ...]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 OUTSIDE = "O"
 """The label of words that belong to nothing."""
+NAMES = ("accuracy", "f1_macro", "f1_micro")
+"""What `scores` gives."""
 
 
 def scores(truth: Sequence[int], guessed: Sequence[int], but: int | None = None) -> dict[str, float]:
@@ -28,17 +32,14 @@ def scores(truth: Sequence[int], guessed: Sequence[int], but: int | None = None)
     if not truth or len(truth) != len(guessed):
         raise ValueError(f"{len(truth)} true and {len(guessed)} predicted labels")
     right = sum(t == g for t, g in zip(truth, guessed, strict=True))
+    true, said = Counter(truth), Counter(guessed)
+    both = Counter(t for t, g in zip(truth, guessed, strict=True) if t == g)
     labels = sorted({*truth, *guessed} - {but})
-    each = [_f1(label, truth, guessed) for label in labels]
-    both = sum(t == g != but for t, g in zip(truth, guessed, strict=True))
-    held = sum(t != but for t in truth) + sum(g != but for g in guessed)
-    macro, micro = (sum(each) / len(each), 2 * both / held) if labels else (0.0, 0.0)
-    return {"accuracy": right / len(truth), "f1_macro": macro, "f1_micro": micro}
-
-
-def _f1(label: int, truth: Sequence[int], guessed: Sequence[int]) -> float:
-    both = sum(t == g == label for t, g in zip(truth, guessed, strict=True))
-    return 2 * both / (truth.count(label) + guessed.count(label))
+    if not labels:
+        return dict(zip(NAMES, (right / len(truth), 0.0, 0.0), strict=True))
+    each = [2 * both[label] / (true[label] + said[label]) for label in labels]
+    micro = 2 * sum(both[label] for label in labels) / sum(true[label] + said[label] for label in labels)
+    return dict(zip(NAMES, (right / len(truth), math.fsum(each) / len(each), micro), strict=True))
 
 
 def word_scores(

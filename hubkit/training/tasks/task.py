@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from hubkit.errors import HubkitError
+from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.parts.heads import STD, TaskModel, fill_made
 from hubkit.training.options import TrainOptions
 from hubkit.training.rows.data import Columns, Record, read_rows, shorten
 from hubkit.training.rows.encode import Row
+from hubkit.training.rows.marked import MarkedRow, unmarked
 from hubkit.training.tasks.columns import TEXTS, require_texts, text_column
 
 TrainStep = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
@@ -52,6 +53,8 @@ class Task(ABC):
 
     kind: ClassVar[str]
     """By which users name it."""
+    frequent: ClassVar[bool] = True
+    """Whether `measured` is quick enough for each evaluation of a training, not only for the last state."""
     model: TaskModel
     sites: tuple[str, ...]
     roles: Mapping[str, tuple[str, ...]]
@@ -82,6 +85,27 @@ class Task(ABC):
             HubkitError: ``HK-HEAD`` where the base has another head; ``HK-BASE-LOAD``, ``HK-CODEC``.
         """
 
+    @classmethod
+    def columns(cls, records: Sequence[Record], asked: Asked) -> Mapping[str, tuple[str, ...]]:
+        """The `roles` of some rows with labels.
+
+        Raises:
+            HubkitError: ``HK-COLUMNS``; ``HK-OPTIONS`` for a task that does not say.
+        """
+        what = f"the task {cls.kind} does not read rows for an adapter that is there"
+        raise HubkitError("HK-OPTIONS", what, fix="hubkit predict, which reads rows without labels", status=USAGE)
+
+    def on(self, records: Sequence[Record], asked: Asked) -> Self:
+        """The same task for other rows, with labels: to go on training with them, or to measure.
+
+        Raises:
+            HubkitError: as `columns`.
+        """
+        return dataclasses.replace(self, roles=self.columns(records, asked))
+
+    def require_learnable(self, records: Sequence[Record]) -> None:  # noqa: B027  # most tasks learn from any rows
+        """Refuses rows of which nothing can be learnt; `of` does it itself."""
+
     @abstractmethod
     def encode(self, records: Sequence[Record], tokenizer: Any, longest: int, truncate: bool) -> Sequence[Row]:
         """One row for each record.
@@ -94,13 +118,50 @@ class Task(ABC):
             HubkitError: ``HK-LABELS``, ``HK-DATA``, ``HK-ROW-TOO-LONG``.
         """
 
+    def counts(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Label -> how many times it is learnt in `rows`; none of a task without labels."""
+        return {}
+
+    def marked(self, row: Row, tokenizer: Any) -> MarkedRow:
+        """A row as people are shown it before it is trained on; by default its text alone."""
+        return unmarked(row, tokenizer, "")
+
     def train_step(self, own: TrainStep) -> TrainStep:
         """What gives the mean loss of a batch: a method's `own`, of the loss that the model itself computes."""
         return own
 
-    @abstractmethod
     def measured(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
-        """Figures on held-out rows, at least one, dropout off."""
+        """Figures on held-out rows, at least one, dropout off: by default `scored` of the `answers`."""
+        answers = self.answers(model, rows, batch_size)
+        assert answers is not None, "a task has answers that can be scored, or a `measured` of its own"
+        return self.scored(rows, answers)
+
+    def watched(self, batch_size: int) -> Callable[[nn.Module, Sequence[Row]], dict[str, float]] | None:
+        """What is measured at each evaluation of a training; None: nothing."""
+        return (lambda model, rows: self.measured(model, rows, batch_size)) if self.frequent else None
+
+    def answers(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> list[Any] | None:
+        """What the model says of each row, dropout off; None where rows can only be measured all together.
+
+        What takes long belongs here: `scored` is called again for each draw of rows, to say how sure the figures are.
+        """
+        return None
+
+    def scored(self, rows: Sequence[Row], answers: Sequence[Any]) -> dict[str, float]:
+        """The figures of some of the rows and the `answers` to them, in the same order."""
+        raise NotImplementedError
+
+    def constant(self, rows: Sequence[Row]) -> list[Any] | None:
+        """For each row the answer that is right most often, in the form of `answers`; None: there is none.
+
+        It is what adapters are compared with where the base has no head.
+        """
+        return None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the figures that `measured` gives, by which gates name them."""
+        return ()
 
     @classmethod
     def questions(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,9 +17,10 @@ from hubkit.training.rows.batching import collate, plan_evaluation
 from hubkit.training.rows.data import Record, shorten
 from hubkit.training.rows.encode import IGNORED, Row
 from hubkit.training.rows.labelled import Worded
+from hubkit.training.rows.marked import MarkedRow, unmarked
 from hubkit.training.rows.words import Placed, placed, placed_within
 from hubkit.training.tasks.heads import bad_labels, given_labels, head_for, label_names, labels_of, made_anew, unheld
-from hubkit.training.tasks.metrics import is_bio, spans_of, word_scores
+from hubkit.training.tasks.metrics import NAMES, is_bio, spans_of, word_scores
 from hubkit.training.tasks.tagged import Shape, Tagged, label_set, tags_of
 from hubkit.training.tasks.task import Asked, Reading, Task
 
@@ -101,11 +103,43 @@ class TokenClassification(Task):
             raise HubkitError("HK-ROW-TOO-LONG", what, want=want, have=shorten(long), fix=fix)
         return rows
 
-    def measured(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
+    @classmethod
+    def columns(cls, records: Sequence[Record], asked: Asked) -> dict[str, tuple[str, ...]]:
+        """One of words or text, one of labels or spans."""
+        return Shape.of(records, asked).roles
+
+    def on(self, records: Sequence[Record], asked: Asked) -> Self:
+        """Also for rows of another shape."""
+        shape = Shape.of(records, asked)
+        return replace(self, roles=shape.roles, shape=shape, given=self.labels)
+
+    def counts(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Of each label, in words; also of those that no word has."""
+        found = Counter(label for row in rows for label in _true(row))
+        return {name: found[n] for n, name in enumerate(self.labels)}
+
+    def marked(self, row: Row, tokenizer: Any) -> MarkedRow:
+        """With the labels of its words."""
+        return unmarked(row, tokenizer, " ".join(self.labels[n] for n in _true(row)))
+
+    def answers(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> list[list[int]]:
+        """The number of the likeliest label of each word, for each row."""
+        return [[_best(word) for word in row] for row in _shares(model, rows, batch_size)]
+
+    def scored(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> dict[str, float]:
         """Figures by words; see `word_scores`."""
-        shares = _shares(model, rows, batch_size)
-        truth = [[label for label in row.labels if label != IGNORED] for row in rows]
-        return word_scores(truth, [[_best(word) for word in row] for row in shares], self.labels)
+        return word_scores([_true(row) for row in rows], answers, self.labels)
+
+    def constant(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The number of the commonest label, for each word."""
+        counts = Counter(label for row in rows for label in _true(row))
+        best = min(counts, key=lambda label: (-counts[label], label))
+        return [[best for _ in _true(row)] for row in rows]
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """See `word_scores`."""
+        return (*NAMES, "exact_match", *(("span_f1",) if is_bio(self.labels) else ()))
 
     @classmethod
     def questions(
@@ -178,6 +212,10 @@ def _row(row: Tagged, found: Placed, numbers: Sequence[int], pad: int) -> Worded
         if first >= 0:
             labels[first] = number
     return Worded.of(found.ids, labels, pad, row.where, found.cut)
+
+
+def _true(row: Row) -> list[int]:
+    return [label for label in row.labels if label != IGNORED]
 
 
 def _best(shares: Sequence[float]) -> int:
