@@ -23,6 +23,8 @@ _MARK = re.compile(rf"^(?:{re.escape(BEGIN)}|{re.escape(END)})[ \t]*\r?$", re.MU
 _LONGEST = 200
 _RELATIONS = {"adapter": "adapter", "mix": "adapter", "model": "merge"}
 _PEFT_CONFIG = "adapter_config.json"
+_CLASSES = {"seq2seq": "AutoModelForSeq2SeqLM"}
+"""Kind of a task -> the class of transformers that makes its model, where that is not a language model's."""
 
 
 def render_card(manifest: Manifest, existing: str | None, *, repository: str | None = None) -> str:
@@ -127,13 +129,14 @@ def _block(manifest: Manifest, repository: str) -> Iterator[str]:
     yield "```"
     source = _repository(manifest)
     if source and any(entry.path == _PEFT_CONFIG for entry in manifest.files):
-        yield from _loading(source, manifest.base.revision if manifest.base else None, repository)
+        made = _CLASSES.get(str((manifest.task or {}).get("kind")), "AutoModelForCausalLM")
+        yield from _loading(source, manifest.base.revision if manifest.base else None, repository, made)
 
 
-def _loading(source: str, revision: str | None, repository: str) -> Iterator[str]:
+def _loading(source: str, revision: str | None, repository: str, made: str) -> Iterator[str]:
     pin = f', revision="{revision}"' if revision else ""
-    yield from ["", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", ""]
-    yield f'base = AutoModelForCausalLM.from_pretrained("{source}"{pin})'
+    yield from ["", "```python", "from peft import PeftModel", f"from transformers import {made}", ""]
+    yield f'base = {made}.from_pretrained("{source}"{pin})'
     yield f'model = PeftModel.from_pretrained(base, "{repository}")'
     yield "```"
 

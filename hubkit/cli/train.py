@@ -14,6 +14,7 @@ from hubkit.cli.settings import settings
 from hubkit.cli.terms import device_option, incomplete_option, offline_option
 from hubkit.cli.training import Drawing
 from hubkit.training.ranks.launched import speaks
+from hubkit.training.tasks.names import CAUSAL_LM, NAMES
 from hubkit.verbs.preview import Preview, preview
 from hubkit.verbs.train import Trained, train
 
@@ -47,7 +48,7 @@ DRY_RUN = (
 @click.option("--duplicates", type=click.Choice(["keep", "drop", "refuse"]), default="keep", help=DUPLICATES)
 @click.option("--overlap", type=click.Choice(["refuse", "drop"]), default="refuse", help=OVERLAP)
 @click.option("--dry-run", metavar="[N]", is_flag=False, flag_value=3, type=click.IntRange(min=0), help=DRY_RUN)
-@click.option("--task", type=click.Choice(["classification"]), help="A label a row: a head is trained, too.")
+@click.option("--task", type=click.Choice([CAUSAL_LM, *NAMES]), help="What is learnt.  [default: what the base is]")
 @click.option("--label", metavar="COLUMN", help="Column of labels, with --task classification.")
 @click.option("--raw", is_flag=True, help="Prompt and completion without the chat template.")
 @click.option("--steps", type=int, help="Optimizer steps.")

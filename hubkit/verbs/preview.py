@@ -79,6 +79,7 @@ def preview(
         HubkitError: what `train` raises of its arguments, its rows, and the base's tokenizer.
     """
     from hubkit.tensors.base.decoder import context_of_folder
+    from hubkit.tensors.base.tokenizer import require_decoder
     from hubkit.training.options import TrainOptions
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.marked import marked
@@ -90,6 +91,7 @@ def preview(
     records = read_data(data, offline)[0]
     held = read_data(validation_data, offline)[0] if validation_data else None
     source = _base(base, revision, where)
+    require_decoder(source.path, "--dry-run", "leave --dry-run out")
     settings, vocabulary, _ = prepared(settings, source.path)
     tokenizer = tokenizer_with(source.path, (vocabulary or {}).get("tokens", {}), "the adapter")
     figures: list[Prepared] = []

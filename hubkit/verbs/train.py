@@ -51,7 +51,7 @@ class Trained(Shown):
         metrics: of the run; `seconds` is this process's share.
         untrained: parameters that no method trains where all modules are trained: routers, convolutions, Mamba's state.
         evaluation: figures of the adapter, where some were asked for by `require` or `general`.
-        scores: of a task with labels, on the validation rows: accuracy, f1_macro, f1_micro.
+        scores: of a task, on the validation rows: accuracy, f1_macro, f1_micro; perplexity, exact_match, rouge1...
     """
 
     path: Path
@@ -111,7 +111,9 @@ def train(
         config: options of the method, JSON values or text.
         columns: which columns to train on; found from the data when None.
         raw: prompt and completion without the chat template.
-        task: ``classification``: one label a row; a head that the base's files lack is made and stored in the adapter.
+        task: ``causal-lm``: the next token; ``classification``: one label a row, and a head that the base's files lack
+            is made and stored in the adapter; ``seq2seq``: a text for a text, on an encoder-decoder, where it is the
+            default.
         label: the column of labels; found by its name when None.
         validation_data: rows to validate on, instead of a share of `data`.
         duplicates: what becomes of rows that equal one before them: "keep", "drop", "refuse".
@@ -147,7 +149,7 @@ def train(
     from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
-    from hubkit.training.tasks.kinds import KINDS, require_applicable
+    from hubkit.training.tasks.kinds import KINDS, require_applicable, task_for
     from hubkit.training.tasks.task import Asked
 
     asked = {"raw": raw, "require": require, "general": general, "parent": parent, "incomplete": allow_incomplete_base}
@@ -169,6 +171,8 @@ def train(
     held = world().once(lambda: read_data(validation_data, offline)[0]) if validation_data else None
     source, record = world().once(lambda: base_with_record(base, revision, where))
     start.require_base(record)
+    task = task_for(task, source.path)
+    require_applicable(task, label, {**options, **asked}, world().size)  # an encoder-decoder says what its task is
     wanted = fitted_options(options, chosen, start.settings, source.path)
     settings, vocabulary, tokens = prepared(start.settings, source.path)
     work = KINDS[task].of(records, Asked(columns, label), source.path) if task else None
@@ -181,7 +185,7 @@ def train(
     given = records, held, columns
     rows, validation = _rows(given, tokenizer, source.path, wanted, raw, plan.front, equal, report, work)
     judge.prepare(validation, tokenizer, source.path, plan.front, raw)
-    if not work:  # targets are counted in tokens; of a label nothing says how much it holds
+    if work is None or work.learns_tokens:  # targets are counted in tokens; of a label nothing says how much it holds
         settings = fitted_config(chosen, settings, start.given, source.path, rows, report)
     start = dataclasses.replace(start, settings=settings)
     how = _How(name, source.path, record, allow_incomplete_base, run_dir, resume, plan.codec, place, work)

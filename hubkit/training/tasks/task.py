@@ -48,6 +48,8 @@ class Task(ABC):
 
     kind: ClassVar[str]
     """By which users name it."""
+    learns_tokens: ClassVar[bool] = False
+    """Whether its targets are tokens of a text: an adapter is then made as large as the rows ask for."""
     model: TaskModel
     sites: tuple[str, ...]
     roles: Mapping[str, tuple[str, ...]]
