@@ -29,7 +29,7 @@ def whole_words() -> Any:
 T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
 BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 16}
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "T5ForConditionalGeneration": T5 | {"dropout_rate": 0.0},
     "BartForConditionalGeneration": BART,
     "BartForCausalLM": BART,
@@ -44,7 +44,7 @@ def saved(kind: str, folder: Path, **more: Any) -> Path:
     import transformers
 
     made = getattr(transformers, kind)
-    ids = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS, "decoder_start_token_id": PAD}
+    ids: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": BOS, "decoder_start_token_id": PAD}
     ids["forced_eos_token_id"] = None
     torch.manual_seed(0)
     made(made.config_class(vocab_size=len(WORDS), **SIZES[kind], **ids | more)).eval().save_pretrained(folder)

@@ -32,7 +32,7 @@ def load_tokenizer(path: Path | str) -> Any:
         ) from e
 
 
-CAUSAL = "a base is a causal language model; docs/bases.md lists those that are tried"
+CAUSAL = "a base is a causal language model or an encoder-decoder for text; docs/bases.md lists those that are tried"
 
 
 def why(error: Exception) -> str:
