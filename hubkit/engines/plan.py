@@ -144,6 +144,14 @@ def unknown_settings(engine: Engine, settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def encoder_decoder(plan: Plan) -> list[str]:
+    """A reason for every engine: what is written for one, its runner too, is for decoders."""
+    from hubkit.tensors.base.base import Base
+
+    reason = "the base is an encoder-decoder, which no deployment runs"
+    return [reason] if Base.from_folder(plan.base).encodes else []
+
+
 def _known(engine: Engine) -> str:
     return f"known: {', '.join(sorted(engine.keys)) or 'nothing'}"
 

@@ -36,8 +36,10 @@ class Behaviour:
     def texts(self, members: list[Term], base: Path) -> tuple[list[Tensor], bool]:
         """See `hubkit.training.drift.read_texts`."""
         from hubkit.tensors.base.decoder import context_of_folder
+        from hubkit.tensors.base.tokenizer import require_decoder
         from hubkit.training.drift import ANSWER, MOST, read_texts
 
+        require_decoder(base, "--check", "leave --check out")
         tokenizer = tokenizer_with(base, one_vocabulary(members), " + ".join(member.name for member in members))
         return read_texts(self.prompts, tokenizer, (context_of_folder(base) or MOST) - ANSWER)
 

@@ -28,12 +28,13 @@ def texts_to_compare(
         HubkitError: ``HK-REBASE`` where the new base's tokenizer reads the texts otherwise; what reading raises.
     """
     from hubkit.tensors.base.decoder import context_of_folder
-    from hubkit.tensors.base.tokenizer import load_tokenizer
+    from hubkit.tensors.base.tokenizer import load_tokenizer, require_decoder
     from hubkit.tensors.parts.part import front_length
     from hubkit.training.drift import ANSWER, MOST, read_texts
     from hubkit.training.rows.data import choose_columns, read_rows
     from hubkit.training.rows.encode import encode
 
+    require_decoder(old, "measuring a rebase", "train it on the new base")
     tokenizer, context = load_tokenizer(old), context_of_folder(old)
     room = (context or MOST) - front_length(made.parts.values())
     (texts, begun), (other, _) = (read_texts(prompts, t, room - ANSWER) for t in (tokenizer, load_tokenizer(new)))

@@ -44,8 +44,10 @@ class Live:
 
     def __init__(self, base: Path, members: Sequence[Term], dtype: str | None = "float32") -> None:
         from hubkit.compat.transformers import quiet
+        from hubkit.tensors.base.tokenizer import require_decoder
         from hubkit.tensors.live.loading import load_base
 
+        require_decoder(base, "a probe", "leave the probes out")
         with quiet():
             model = load_base(base, dtype, codec_of_terms(members), "cpu")
             self.model: Attached = attached(model, members, "sum")

@@ -139,12 +139,14 @@ def deploy(
 
 def _require_runnable(engine: Engine, plan: Plan, lock: Path) -> None:
     """Refuses what the engine cannot run exactly: ``HK-ENGINE``."""
-    from hubkit.engines.plan import unknown_settings
+    from hubkit.engines.plan import encoder_decoder, unknown_settings
 
-    reasons = unknown_settings(engine, plan.settings) or engine.refusals(plan)
+    reasons, both = unknown_settings(engine, plan.settings), encoder_decoder(plan)
+    reasons = reasons or both or engine.refusals(plan)
     if reasons:
         what = f"the engine {engine.name!r} cannot run this lock exactly"
         fix = "another --engine (merged runs whatever can be merged), other settings or fewer members in the recipe"
+        fix = "hubkit merge makes a checkpoint that transformers serves" if reasons == both else fix
         raise HubkitError("HK-ENGINE", what, where=str(lock), have=reasons, fix=fix)
 
 

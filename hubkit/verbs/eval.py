@@ -120,6 +120,7 @@ def eval(
     """
     from hubkit.compat.transformers import quiet
     from hubkit.tensors.base.agreement import INCOMPLETE
+    from hubkit.tensors.base.tokenizer import require_decoder
     from hubkit.tensors.device import described, device_named
     from hubkit.tensors.live.loading import load_base
     from hubkit.training.measuring.figures import Asked, measured, require_samples
@@ -144,6 +145,8 @@ def eval(
     with naming_digest(members[0].folder.manifest.base):
         source, origin = base_with_record(named, revision, where)
     overrides = require_base(members, origin, allow_base_mismatch)
+    if task is None:
+        require_decoder(source.path, "eval without a task", "an adapter that hubkit trained says its task")
     overrides += (INCOMPLETE,) if allow_incomplete_base else ()
     tokenizer = tokenizer_with(source.path, one_vocabulary(members), " + ".join(one.name for one in members))
     report(described(place))

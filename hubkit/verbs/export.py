@@ -95,6 +95,9 @@ def export(
     source = adapter_source(reference, where)
     folder = require_adapter(open_adapter(source.path))
     place, sites = _base(folder, reference, base, revision, where)
+    if to in SERVED and sites.encodes:
+        what, fix = f"the form {to!r} has no encoder-decoders", "--to peft; or hubkit merge, for a checkpoint"
+        raise HubkitError("HK-EXPORT", what, where=str(reference), want="an adapter of a decoder", fix=fix)
     if to in SERVED:
         files, said = _served(folder, to, place, sites, rank, budget, settings or {})
     else:

@@ -65,7 +65,8 @@ def generate(
     """Answers a prompt.
 
     Args:
-        prompt: one user message, put through the chat template where the base has one; with `raw` the plain text.
+        prompt: one user message, put through the chat template where the base has one; with `raw` the plain text. An
+            encoder-decoder reads the plain text and writes the answer.
         base: folder or repository; by default the one that the first adapter's manifest names.
         terms: adapters: ``"1.0*./a + -0.5*org/b"``, or a mapping reference -> weight. None: the base alone.
         mix: ``sum`` or ``stack``.
@@ -87,6 +88,7 @@ def generate(
 
     from hubkit.compat.transformers import quiet
     from hubkit.tensors.base.agreement import INCOMPLETE
+    from hubkit.tensors.base.tokenizer import is_seq2seq
     from hubkit.tensors.device import computing, described, device_named, forked_rng
     from hubkit.tensors.live.loading import load_base
     from hubkit.tensors.parts.part import front_length
@@ -108,7 +110,8 @@ def generate(
     overrides += (INCOMPLETE,) if allow_incomplete_base else ()
     tokens = one_vocabulary(members)
     report(described(place))
-    if not raw:
+    reads = is_seq2seq(source.path)  # an encoder-decoder reads the prompt as it is
+    if not raw and not reads:
         begin(source.path)
     model: nn.Module = load_base(
         source.path, dtype, codec_of_terms(members), place, allow_incomplete_base=allow_incomplete_base
@@ -122,7 +125,11 @@ def generate(
     smaller = "--max-new-tokens, a shorter prompt, or fewer adapters"
     with quiet(), forked_rng(place), computing(place, "the answer", smaller):
         torch.manual_seed(seed)
-        text, count = _answer(model, tokenizer, prompt, raw, max_new_tokens, temperature, source.path, front)
+        how = max_new_tokens, temperature, source.path
+        if reads:
+            text, count = _written(model, tokenizer, prompt, *how)
+        else:
+            text, count = _answer(model, tokenizer, prompt, raw, *how, front)
     shown = tuple((member.reference, member.weight) for member in members)
     return Generated(text, count, source.reference, shown, overrides, described(place))
 
@@ -140,8 +147,6 @@ def require_ranges(max_new_tokens: int, temperature: float) -> None:
 def _answer(
     model: Any, tokenizer: Any, prompt: str, raw: bool, tokens: int, temperature: float, base: Path, front: int
 ) -> tuple[str, int]:
-    import torch
-
     from hubkit.tensors.base.decoder import context_of_folder
     from hubkit.training.rows.encode import render
 
@@ -160,14 +165,37 @@ def _answer(
             have=f"{virtual}{length} of the prompt + {tokens} new",
             fix="--max-new-tokens, or a shorter prompt",
         )
+    new = _made(model, tokenizer, inputs, tokens, temperature)[length:]
+    return str(tokenizer.decode(new, skip_special_tokens=True)), len(new)
+
+
+def _written(model: Any, tokenizer: Any, prompt: str, tokens: int, temperature: float, base: Path) -> tuple[str, int]:
+    """What an encoder-decoder writes for a text that it reads; see `_answer`."""
+    from hubkit.training.tasks.seq2seq import limits_of
+
+    inputs = tokenizer(prompt, return_tensors="pt")
+    limits, length = limits_of(base), inputs["input_ids"].shape[1]
+    # the decoder begins with a token of its own
+    if length == 0 or length > (limits.read or length) or tokens > (limits.written or tokens + 1) - 1:
+        want = [f"1 to {limits.read or 'any number of'} tokens of the prompt"]
+        want += [f"at most {limits.written - 1} new"] if limits.written else []
+        what, have = "prompt or answer do not fit the base's context", f"{length} of the prompt, {tokens} new"
+        fix = "--max-new-tokens, or a shorter prompt"
+        raise HubkitError("HK-ROW-TOO-LONG", what, want=want, have=have, fix=fix)
+    new = _made(model, tokenizer, inputs, tokens, temperature)[1:]
+    return str(tokenizer.decode(new, skip_special_tokens=True)), len(new)
+
+
+def _made(model: Any, tokenizer: Any, inputs: Any, tokens: int, temperature: float) -> Any:
+    """The ids of the whole text that a model goes on with, (length,)."""
+    import torch
+
     device = next(model.parameters()).device
     choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     with torch.no_grad():
-        made = model.generate(
+        return model.generate(
             **{k: v.to(device) for k, v in inputs.items() if k != "token_type_ids"},
             max_new_tokens=tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             **choice,
-        )
-    new = made[0, length:]
-    return str(tokenizer.decode(new, skip_special_tokens=True)), len(new)
+        )[0]

@@ -91,18 +91,18 @@ def preview(
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.marked import marked
     from hubkit.training.rows.preparing import prepared_rows
-    from hubkit.training.tasks.kinds import applicable
+    from hubkit.training.tasks.kinds import require_applicable, task_for
     from hubkit.training.tasks.task import Asked
 
     said = Asked(columns, label, text_pair, tuple(labels or ()))
-    task = applicable(task, said, {**options, "raw": raw})
+    require_applicable(task, said, asked := {**options, "raw": raw})
     start = begin(parent, method, config, where := Where(registry, offline, progress))
-    require_same_task(task, start)
     chosen, settings = start.method, start.settings
     wanted = TrainOptions.of(options, chosen.info.recipe)
     records = read_data(data, offline)[0]
     held = read_data(validation_data, offline)[0] if validation_data else None
     source = _base(base, revision, where)
+    require_same_task(task := task_for(task, source.path, said, asked), start)
     settings, vocabulary, _ = prepared(settings, source.path)
     work = task_of(task, records, said, source.path, start) if task else None
     settings, wanted = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted)

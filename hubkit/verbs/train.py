@@ -52,8 +52,8 @@ class Trained(Shown):
         metrics: of the run; `seconds` is this process's share.
         untrained: parameters that no method trains where all modules are trained: routers, convolutions, Mamba's state.
         evaluation: figures of the adapter, where some were asked for by `require` or `general`.
-        scores: of a task with labels, on the validation rows: accuracy, f1_macro, f1_micro; of words also exact_match
-            and span_f1.
+        scores: of a task, on the validation rows: accuracy, f1_macro, f1_micro; of words also exact_match and span_f1;
+            of written texts perplexity, exact_match, rouge1...
     """
 
     path: Path
@@ -115,8 +115,9 @@ def train(
         config: options of the method, JSON values or text.
         columns: which columns to train on; found from the data when None.
         raw: prompt and completion without the chat template.
-        task: ``classification``: one label a row; ``token-classification``: one a word; a head that the base's files
-            lack is made and stored in the adapter. ``causal-lm`` and None: the next token.
+        task: ``causal-lm``: the next token; ``seq2seq``: a text for a text, on an encoder-decoder; ``classification``:
+            one label a row; ``token-classification``: one a word; a head that the base's files lack is made and stored
+            in the adapter. When None what the base is: one of the first two.
         label: the column of labels, or of spans; found by its name when None.
         text_pair: the column of the second text, of rows with two; found by its name when None.
         labels: the label set, in the order of the head's outputs; when None that of the base's head, or of the rows.
@@ -154,11 +155,12 @@ def train(
     from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
-    from hubkit.training.tasks.kinds import applicable
+    from hubkit.training.tasks.kinds import require_applicable, task_for
     from hubkit.training.tasks.task import Asked
 
     said = Asked(columns, label, text_pair, tuple(labels or ()))
-    task = applicable(task, said, {**options, "raw": raw, "general": general, "incomplete": allow_incomplete_base})
+    asked = {**options, "raw": raw, "general": general, "incomplete": allow_incomplete_base}
+    require_applicable(task, said, asked)
     require_license(license)
     out = Path(out)
     run_dir = out.with_name(out.name + ".run")
@@ -167,7 +169,6 @@ def train(
     judge = Judge.of(require, general, validation_data, options.get("validation"), task)
     board = Board(Path(tensorboard)) if tensorboard is not None else None
     start = begin(parent, method, config, where := Where(registry, offline, progress))
-    require_same_task(task, start)
     chosen = start.method
     wanted = TrainOptions.of(options, chosen.info.recipe)
     world().require_work(wanted.batch_size, wanted.accumulate, wanted.shard)
@@ -177,6 +178,7 @@ def train(
     held = world().once(lambda: read_data(validation_data, offline)[0]) if validation_data else None
     source, record = world().once(lambda: base_with_record(base, revision, where))
     start.require_base(record)
+    require_same_task(task := task_for(task, source.path, said, asked), start)
     wanted = fitted_options(options, chosen, start.settings, source.path)
     settings, vocabulary, tokens = prepared(start.settings, source.path)
     work = task_of(task, records, said, source.path, start) if task else None
@@ -192,7 +194,7 @@ def train(
         judge.prepare_task(work, validation, wanted.batch_size)
     else:
         judge.prepare(validation, tokenizer, source.path, plan.front, raw)
-        # targets are counted in tokens; of a label nothing says how much it holds
+    if work is None or work.learns_tokens:  # targets are counted in tokens; of a label nothing says how much it holds
         settings = fitted_config(chosen, settings, start.given, source.path, rows, report)
     start = dataclasses.replace(start, settings=settings)
     how = _How(name, source.path, record, allow_incomplete_base, run_dir, resume, plan.codec, place, work)

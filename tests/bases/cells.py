@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bases.architectures import ARCHITECTURES, CAUSAL, VISION
+from bases.architectures import ARCHITECTURES, CAUSAL, SEQ2SEQ, VISION
 
 TOLERANCE = 1e-4
 """What two ways of computing the same logits in fp32 may differ by, relative to the largest: the suite's own bound."""
@@ -111,11 +111,11 @@ def run_cell(kind: str, method: str, base: Path, work: Path, **config: Any) -> C
 
 
 def loaded(base: Path) -> Any:
-    """A model as users of transformers have it, in fp32: the one that sees, where there is one, else the causal one."""
+    """A model as users of transformers have it, in fp32: the one that sees or reads, else the causal one."""
     import transformers
 
     kind = ARCHITECTURES[_kind(base)].saved
-    auto = getattr(transformers, kind if kind == VISION else CAUSAL)
+    auto = getattr(transformers, kind if kind in (VISION, SEQ2SEQ) else CAUSAL)
     return auto.from_pretrained(base, dtype="float32").eval()
 
 
@@ -126,12 +126,13 @@ def _kind(base: Path) -> str:
 
 
 def logits(model: Any) -> Any:
-    """Logits of three fixed rows, (3, LENGTH, vocabulary)."""
+    """Logits of three fixed rows, (3, LENGTH, vocabulary); an encoder-decoder reads and writes the same."""
     import torch
 
     ids = torch.randint(3, 300, (3, LENGTH), generator=torch.Generator().manual_seed(2))
+    both = {"decoder_input_ids": ids} if hasattr(getattr(model, "model", model), "encoder") else {}
     with torch.no_grad():
-        return model(input_ids=ids).logits[:, -LENGTH:]  # PEFT's prompts stand in the logits, too
+        return model(input_ids=ids, **both).logits[:, -LENGTH:]  # PEFT's prompts stand in the logits, too
 
 
 def _trained(cell: Cell, base: Path, work: Path, config: Mapping[str, Any]) -> bool:

@@ -194,14 +194,14 @@ def test_fault_22_long_lists_are_cut_for_people_alone() -> None:
 
 
 def test_fault_22_a_model_that_is_no_language_model(tmp_path: Path) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import ViTConfig, ViTModel
     from words import tokenizer
 
-    config = T5Config(vocab_size=320, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-    tokenizer().save_pretrained(tmp_path / "t5")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(tmp_path / "vit")
+    tokenizer().save_pretrained(tmp_path / "vit")
     with pytest.raises(HubkitError) as caught:
-        generate("hello", base=str(tmp_path / "t5"))
+        generate("hello", base=str(tmp_path / "vit"))
     text = caught.value.render()
     assert len(text) < 1000
     assert "causal language model" in caught.value.fix

@@ -22,6 +22,7 @@ from variants import refused, tree
 import hubkit
 from hubkit.artifact.adapterhub_heads import CLASSES, FORMS
 from hubkit.artifact.folder import open_adapter
+from hubkit.artifact.task_types import TASK_TYPES
 from hubkit.methods.reading import read_adapter
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.live.loading import load_base
@@ -240,7 +241,7 @@ def test_the_table_of_heads_is_of_classes_of_transformers() -> None:
     for name, forms in FORMS.items():
         config = transformers.AutoConfig.for_model(name, hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
         for form in forms:
-            loader = hubkit.artifact.task_types.TASK_TYPES[form.kind].loader
+            loader = TASK_TYPES[form.kind].loader
             with torch.device("meta"):
                 model = getattr(transformers, loader).from_config(config)
             assert [type(model.get_submodule(module)).__name__ for module in form.modules] == ["Linear"] * len(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hubkit.training.rows.data import Record
 from hubkit.training.rows.words import joined_words, placed, placed_within, words_in
 from hubkit.training.tasks.kinds import KINDS
 from hubkit.training.tasks.metrics import is_bio, spans_of, word_scores
-from hubkit.training.tasks.names import LANGUAGE, TASKS
+from hubkit.training.tasks.names import CAUSAL_LM, TASKS
 from hubkit.training.tasks.tagged import Shape, label_set, tags_of
 from hubkit.training.tasks.task import Asked
 
@@ -27,7 +28,7 @@ def texts(text: str, places: Any) -> list[str]:
 
 
 def test_tasks_are_listed_without_torch() -> None:
-    assert (LANGUAGE, *KINDS) == TASKS
+    assert (CAUSAL_LM, *KINDS) == TASKS
 
 
 @pytest.mark.parametrize("case", json.loads(SCORES.read_text()))
@@ -56,7 +57,7 @@ def test_every_sign_but_blanks_is_in_one_word() -> None:
     text = " The Mill's (near £20)\u2009don't. 東京です हिन्दी 😀"
     found = words_in(text)
     assert "".join(texts(text, found)) == "".join(text.split())
-    assert all(one[1] <= other[0] for one, other in zip(found, found[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(found))
     assert texts(text, found)[:5] == ["The", "Mill", "'", "s", "("]
     assert texts(text, found)[-6:] == ["東", "京", "で", "す", "हिन्दी", "😀"]
 

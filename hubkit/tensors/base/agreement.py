@@ -184,6 +184,8 @@ def left_alone(planned: Mapping[str, Site], model: Base) -> list[str]:
     held = {id(parameter) for parameters in parts for parameter in parameters}
     whole = {kind: _all_planned(kind, planned, model) for kind in ("linear", "norm")}
     naming = file_naming(model.model)
+    if not all(whole.values()):  # nor is any other table named unless all that there is is trained
+        held |= _tables(model)
     return _alike(
         f"{naming(name) or name}: {tuple(parameter.shape)}"
         for name, parameter in model.model.named_parameters()
@@ -192,6 +194,12 @@ def left_alone(planned: Mapping[str, Site], model: Base) -> list[str]:
 
 
 _KINDS = ("linear", "embedding", "norm")
+
+
+def _tables(model: Base) -> set[int]:
+    """The parameters of an encoder-decoder's tables, by id."""
+    modules = dict(model.model.named_modules()) if model.model is not None else {}
+    return {id(p) for name in model.shared if name in modules for p in modules[name].parameters()}
 
 
 def _all_planned(kind: str, planned: Mapping[str, Site], model: Base) -> bool:

@@ -88,6 +88,7 @@ class Arch:
         cache: names of the argument that carries a decoder's or an attention's cache; the first that it has.
         encoder: where virtual tokens go in an encoder; None where that is not known.
         learned_positions: positions are rows of a table, so that there is none beyond its end.
+        relative_positions: only how far tokens are apart counts: a text may be of any length.
         counted_positions: positions count the tokens that are no padding.
         hiding_masks: what its attention takes for a mask is true where a key is hidden, instead of seen.
         multi_query: all heads of a query share one of keys and values, where the configuration does not say otherwise.
@@ -116,6 +117,7 @@ class Arch:
     attention: str
     cache: tuple[str, ...]
     learned_positions: bool
+    relative_positions: bool
     counted_positions: bool
     hiding_masks: bool
     multi_query: bool
@@ -214,6 +216,7 @@ def _arch_of(model_type: str, text: str, file: str) -> Arch:
         attention=str(fields["attention"]),
         cache=_words(fields["cache"]),
         learned_positions=bool(fields["learned_positions"]),
+        relative_positions=bool(fields["relative_positions"]),
         counted_positions=bool(fields["counted_positions"]),
         hiding_masks=bool(fields["hiding_masks"]),
         multi_query=bool(fields["multi_query"]),

@@ -63,6 +63,7 @@ KINDS: dict[str, tuple[Check, str]] = {
     "multi_query": (_flag, "true or false"),
     "norms": (_expression, "a regular expression"),
     "prefix": (_text, "a prefix"),
+    "relative_positions": (_flag, "true or false"),
     "shared_inputs": (lambda v: isinstance(v, list) and all(map(_words, v)), "a list of lists of names"),
     "since": (lambda v: type(v) is int, "a major release of transformers"),
     "skipped": (_expression, "a regular expression"),

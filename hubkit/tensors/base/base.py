@@ -28,7 +28,7 @@ from hubkit.tensors.base.formats import DECODED, computed_in, is_coded, refuse_c
 from hubkit.tensors.base.layers import Layers
 from hubkit.tensors.base.site import Site, expert_sites
 from hubkit.tensors.base.targets import named_sites
-from hubkit.tensors.base.token_sites import heads_last, row_sites, tied_name, with_tied_head
+from hubkit.tensors.base.token_sites import encodes, heads_last, row_sites, shared_tables, tied_name, with_tied_head
 from hubkit.tensors.base.tokenizer import load_tokenizer
 from hubkit.tensors.experts.expert import Expert, is_expert
 from hubkit.tensors.experts.finding import experts_of
@@ -62,18 +62,24 @@ class Base:
         model: nn.Module | None = None,
         tokenizer: Callable[[], Any] | None = None,
     ) -> None:
+        self._config, self._others, sites = config or {}, dict(others or {}), list(sites)
+        self.encodes = encodes(self._config, (site.name for site in sites))
+        """Whether an encoder reads the text for its decoder, as T5's does."""
+        self.shared = shared_tables(sites) if self.encodes else {}
+        """Tables of such a base that are no sites -> why not."""
+        self._others |= self.shared
+        sites = [site for site in sites if site.name not in self.shared]
         self.sites: dict[str, Site] = {s.name: s for s in sorted(sites, key=lambda site: natural(site.name))}
         self.arch = arch
         self.source = source
         self.model = model
         self.tokenizer = tokenizer
         """Gives the base's tokenizer, for values that are taken from a text."""
-        self._config = config or {}
-        self._others = others or {}
         self.codec: str | None = None
         self.virtual = virtual_sites(self.sites, arch, self._config, source)
         """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
-        self.rows = row_sites(self.sites, embedding_table(self.sites.values(), arch), arch.is_head)
+        table = None if self.encodes else embedding_table(self.sites.values(), arch)
+        self.rows = row_sites(self.sites, table, arch.is_head)
         """Where rows of single tokens act: beside the embedding table and an untied output head."""
 
     @property
@@ -86,11 +92,6 @@ class Base:
         """Names of the classes it is or was saved as: ``LlamaForCausalLM``."""
         named = self._config.get("architectures")
         return (self.source,) if self.model is not None else tuple(map(str, named if isinstance(named, list) else ()))
-
-    @property
-    def encodes(self) -> bool:
-        """Whether an encoder reads the text for its decoder, as T5's does."""
-        return bool(self._config.get("is_encoder_decoder"))
 
     def find(self, name: str) -> Site | None:
         """The site of that name, a virtual one too, or None."""
@@ -295,8 +296,11 @@ class Base:
         already, whatever their codec, stay as they are.
 
         Raises:
-            HubkitError: ``HK-CODEC`` for one that hubkit does not write.
+            HubkitError: ``HK-CODEC`` for one that hubkit does not write, and for an encoder-decoder.
         """
+        if self.encodes:  # T5 casts to the dtype of its weights, whatever they hold
+            what, fix = "an encoder-decoder is not quantized", "a --method in 16 bits: hubkit methods"
+            raise HubkitError("HK-CODEC", what, where=self.source, have=codec, fix=fix)
         if codec != CODEC:
             raise HubkitError("HK-CODEC", f"unknown codec {codec!r}", want=CODEC, have=codec)
         self.codec = codec

@@ -60,6 +60,7 @@ def decoder_of(arch: Arch, config: Mapping[str, Any], where: str) -> Decoder:
     known = {name: size for name, size in sizes.items() if type(size) is int and size > 0}
     as_decoder = arch.encoder is not None and config.get("is_decoder") is True
     odd = "with cross attention" if config.get("add_cross_attention") is True else "as a decoder" if as_decoder else ""
+    odd = "of an encoder-decoder" if config.get("is_encoder_decoder") is True else odd
     odd = "with ALiBi" if config.get("alibi") is True else odd  # which Falcon folds into its mask
     if odd or len(known) < len(sizes) or "tokens" in arch.without or not (arch.attention or arch.encoder):
         raise no_place("tokens", arch, where, odd, [name for name in sizes if name not in known])
@@ -116,6 +117,8 @@ def context_length(config: Mapping[str, Any], arch: Arch) -> int | None:
         config: a parsed ``config.json``.
         arch: the facts of its architecture.
     """
+    if arch.relative_positions:  # T5's n_positions is the length that it was trained with
+        return None
     config = language(config)
     context = next((config[key] for key in _CONTEXT if type(config.get(key)) is int), None)
     if context is not None and arch.encoder is not None and arch.encoder.counted_positions:

@@ -1,8 +1,14 @@
 """The embedding table and the output head: which is tied to the other, and the sites beside them where rows of single
-tokens act."""
+tokens act.
+
+Of an encoder-decoder they are no sites. Its encoder, decoder and head read one table through modules of their own;
+which of these is called, and which holds the table, is not the same in two releases of transformers, and a part at one
+of them would not reach the others.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -21,6 +27,8 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 ROWS = "rows"
 """The kind of the virtual sites where rows of tokens act."""
 SUFFIX = ".token_adapter"
+SHARED = "encoder, decoder and head share one table, and a change at one would not reach the others: other targets"
+_STACK = re.compile(r"(.*?)(encoder|decoder)\.(?:block|layers)\.\d+\..+")
 
 
 def token_table(site: Site) -> Tensor:
@@ -64,6 +72,29 @@ def with_tied_head(
         return sites
     name = tied_name(arch.heads[0], table.tensor, config)
     return [*sites, Site(name, "linear", shape, table.dtype, False, table.tensor, bias, tied=True, read=read)]
+
+
+def encodes(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether a base is an encoder-decoder: its configuration says so, or there are layers of both.
+
+    Args:
+        config: a parsed ``config.json``, or the values of one that an adapter records, which do not say.
+        names: of its sites.
+    """
+    said = config.get("is_encoder_decoder")
+    if said is not None:
+        return bool(said)
+    stacks = {match.groups() for name in names if "coder." in name and (match := _STACK.fullmatch(name))}
+    return any((before, "decoder") in stacks for before, kind in stacks if kind == "encoder")
+
+
+def shared_tables(sites: Iterable[Site]) -> dict[str, str]:
+    """The tables of tokens and positions of an encoder-decoder, and a head that is one -> why they are no sites.
+
+    Tables of relative positions are no one else's.
+    """
+    tables = (site for site in sites if site.tied or site.kind == "embedding")
+    return {s.name: SHARED for s in tables if not s.name.endswith("relative_attention_bias")}
 
 
 def _of_parts(config: Mapping[str, object]) -> bool:

@@ -34,7 +34,7 @@ def load_tokenizer(path: Path | str) -> Any:
 
 HEADED = {"classification": "ForSequenceClassification", "token-classification": "ForTokenClassification"}
 """Kind of a task -> how transformers' classes with a head for it end."""
-CAUSAL = "a base is a causal language model; docs/bases.md lists those that are tried"
+CAUSAL = "a base is a causal language model or an encoder-decoder for text; docs/bases.md lists those that are tried"
 
 
 def why(error: Exception) -> str:
@@ -62,7 +62,7 @@ def model_class(transformers: Any, config: Any, task: ForTask | None = None) -> 
         transformers: the module.
         config: of transformers; of the classes that fit it the one is taken that it was saved by.
         task: its kind, one of `HEADED`: the class with a head that chooses a label of a row, or one of each token;
-            None: the language model.
+            else the language model, of an encoder-decoder the one that reads a text and writes another.
     """
     if task is not None and task.kind in HEADED:
         return getattr(transformers, f"AutoModel{HEADED[task.kind]}")
@@ -70,10 +70,36 @@ def model_class(transformers: Any, config: Any, task: ForTask | None = None) -> 
         transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     }
+    encodes = getattr(config, "is_encoder_decoder", False)
+    if encodes:  # others in that mapping are decoders that hear
+        known[transformers.AutoModelForSeq2SeqLM] = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     found = {auto: classes_of(mapping[type(config)]) for auto, mapping in known.items() if type(config) in mapping}
     saved = {str(name) for name in getattr(config, "architectures", None) or ()}
     named = [auto for auto, classes in found.items() if saved & {one.__name__ for one in classes}]
+    found = dict(reversed(found.items())) if encodes else found  # BART without its head
     return next(iter([*named, *found]), transformers.AutoModelForCausalLM)
+
+
+def is_seq2seq(folder: Path) -> bool:
+    """Whether the base in `folder` is an encoder-decoder for text: one that reads a text and writes another."""
+    transformers = transformers_module()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return model_class(transformers, config) is transformers.AutoModelForSeq2SeqLM
+    except Exception:  # on a config of another maker, transformers can raise anything; who loads it says what
+        return False
+
+
+def require_decoder(folder: Path, what: str, fix: str) -> None:
+    """Refuses an encoder-decoder where only the next token of a text is asked for: ``HK-ARCH``.
+
+    Args:
+        what: is asked for.
+        fix: what a user can do instead.
+    """
+    if is_seq2seq(folder):
+        said, want = f"{what} goes with decoders only, and the base is an encoder-decoder", "a causal language model"
+        raise HubkitError("HK-ARCH", said, where=str(folder), want=want, fix=fix)
 
 
 def classes_of(entry: Any) -> tuple[Any, ...]:

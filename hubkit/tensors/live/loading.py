@@ -94,6 +94,9 @@ def load_base(
     if task and (codec or stored):
         what, fix = "a base in 4 bits is loaded as a language model only", "a base or a --method in 16 bits"
         raise HubkitError("HK-CODEC", what, where=str(path), want="a base that is not quantized", fix=fix)
+    if (codec or stored) and config.get("is_encoder_decoder"):  # T5 casts to the dtype of packed weights
+        what, fix = "an encoder-decoder is loaded in 16 or 32 bits only", "a base or a --method in 16 bits"
+        raise HubkitError("HK-CODEC", what, where=str(path), want="a base that is not quantized", fix=fix)
     require_dtype(place, wanted or _stated_dtype(config))
     options: dict[str, Any] = {"dtype": wanted or "auto", "local_files_only": True, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name

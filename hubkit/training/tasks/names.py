@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-LANGUAGE = "causal-lm"
-"""No task of its own: the next token, as hubkit trains unless it is told otherwise."""
-TASKS = (LANGUAGE, "classification", "token-classification")
+CAUSAL_LM = "causal-lm"
+"""The next token: what the training of a decoder is without a task."""
+SEQ2SEQ = "seq2seq"
+TASKS = (CAUSAL_LM, SEQ2SEQ, "classification", "token-classification")

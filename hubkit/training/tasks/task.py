@@ -55,6 +55,8 @@ class Task(ABC):
     """By which users name it."""
     frequent: ClassVar[bool] = True
     """Whether `measured` is quick enough for each evaluation of a training, not only for the last state."""
+    learns_tokens: ClassVar[bool] = False
+    """Whether its targets are tokens of a text: an adapter is then made as large as the rows ask for."""
     model: TaskModel
     sites: tuple[str, ...]
     roles: Mapping[str, tuple[str, ...]]

@@ -252,7 +252,7 @@ def test_parts_that_see_no_rows_cannot_be_routed() -> None:
     t5 = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
     attached = Attached(t5.eval().double())
     method = host().load("lora")
-    for name, targets in (("bias", ["relative_attention_bias"]), ("q", ["q", "shared"])):
+    for name, targets in (("bias", ["relative_attention_bias"]), ("q", ["q"])):
         config = parse_config(method.info.config, {"targets": targets, "rank": 2}, "test")
         attached.add(name, randomize(Adapter.fresh(name, method, config, attached.sites, 0), 1))
     rows = ids(3, 5)
