@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from variants import refused, say, tree
 
 import hubkit
@@ -181,8 +183,11 @@ def test_it_is_sound_twice_the_same_and_bound_to_its_base(base: Path, tmp_path: 
     assert [one["shape"] for one in made.values()] == ([] if base.name == BASES[0] else [[5, 32]])
     with safe_open(done.path / "adapter_model.safetensors", "pt") as file:
         assert any(file.get_slice(key).get_shape() == [5, 32] for key in file.keys())  # noqa: SIM118
-    other = base.parent.parent / "no-such-base"
-    assert refused("HK-BASE-MISSING", hubkit.predict, done.path, "mill", base=other)
+    other = shutil.copytree(base, tmp_path / "other")
+    values = load_file(other / "model.safetensors")
+    values[min(values)].view(-1)[0] += 1
+    save_file(values, other / "model.safetensors", metadata={"format": "pt"})
+    refused("HK-BASE-MISMATCH", hubkit.predict, done.path, "mill", base=other)
 
 
 @pytest.mark.parametrize("stop", [3, 6])
