@@ -176,7 +176,7 @@ def test_labels_that_are_given_put_a_new_head_in_the_place_of_the_old(kind: str,
     import peft
     import transformers
 
-    names = {n: name for n, name in enumerate("abcde"[:count])}
+    names = dict(enumerate("abcde"[:count]))
     base = saved(tmp_path / "base", kind, num_labels=count, id2label=names)
     rows = written(tmp_path / "rows.jsonl", 24, 0, names=("text", "other"))
     refused("HK-LABELS", quick, base, rows, tmp_path / "no")
