@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ def test_tasks_are_listed_without_torch() -> None:
 @pytest.mark.parametrize("case", json.loads(SCORES.read_text()))
 def test_figures_are_those_of_scikit_learn_and_seqeval(case: dict[str, Any]) -> None:
     number = {label: n for n, label in enumerate(case["labels"])}
-    sides = [[[number[label] for label in row] for row in case[side]] for side in ("truth", "guessed")]
-    assert word_scores(*sides, case["labels"]) == pytest.approx(case["scores"], abs=1e-12)
+    truth, guessed = ([[number[label] for label in row] for row in case[side]] for side in ("truth", "guessed"))
+    assert word_scores(truth, guessed, case["labels"]) == pytest.approx(case["scores"], abs=1e-12)
 
 
 def test_nothing_but_outside_has_no_f1() -> None:
@@ -57,7 +57,7 @@ def test_every_sign_but_blanks_is_in_one_word() -> None:
     text = " The Mill's (near £20)\u2009don't. 東京です हिन्दी 😀"
     found = words_in(text)
     assert "".join(texts(text, found)) == "".join(text.split())
-    assert all(one[1] <= other[0] for one, other in itertools.pairwise(found))
+    assert all(one[1] <= other[0] for one, other in pairwise(found))
     assert texts(text, found)[:5] == ["The", "Mill", "'", "s", "("]
     assert texts(text, found)[-6:] == ["東", "京", "で", "す", "हिन्दी", "😀"]
 
