@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hubkit.artifact.task_types import LABELS_NAME, TASK_TYPES
 from hubkit.documents.files import read
 from hubkit.documents.schema import MAX_BYTES, parse
-from hubkit.errors import USAGE, HubkitError
+from hubkit.errors import HubkitError
 
 if TYPE_CHECKING:
     from hubkit.tensors.base.base import Base
@@ -64,7 +64,7 @@ def require_no_labels(labels: Sequence[str] | None, where: str) -> None:
     """Refuses labels for an adapter that gives none: ``HK-LABELS``."""
     if labels:
         what, fix = "the adapter has no head that chooses a label", "leave --labels out"
-        raise HubkitError("HK-LABELS", what, where=where, have=list(labels), fix=fix, status=USAGE)
+        raise HubkitError("HK-LABELS", what, where=where, have=list(labels), fix=fix)
 
 
 def labels_beside(folder: Path) -> list[str] | None:
@@ -103,20 +103,22 @@ def _head(kind: str, whole: Mapping[str, Shape], folder: Path, base: Base, where
         if not head.model.made:
             return head
         lacking = [f"{name}: not in the file" for name in head.model.made if name not in whole]
-        strange = [f"{name}: the class has no such module" for name in wanted if name not in head.model.made]
+        absent = [f"{name}: the class has no such module" for name in wanted if name not in head.model.made]
         other = [
             f"{name}: {whole[name]}, not {head.model.tensors[f'{name}.weight']}"
             for name in head.model.made
             if name in whole and whole[name] != head.model.tensors[f"{name}.weight"]
         ]
-        found.append(([*lacking, *strange, *other], head))
+        found.append(([*lacking, *absent, *other], head))
     faults, head = min(found, key=lambda one: len(one[0]))
+    strange = [name for name in wanted if name not in head.model.made]
     if head.outputs < 2:
         faults = [*faults, f"{head.outputs} output: a number, not a label"]
     if faults:
         own = base.arch.prefix.removesuffix(".")
         saved = sorted({name.removeprefix(f"{own}.").split(".")[0] for name in head.model.made if name not in whole})
         again = f"train again with modules_to_save={saved}" if saved else "train again"
+        again = "--base with the base that it was trained on" if strange else again
         raise HubkitError(
             "HK-HEAD",
             "the adapter does not hold the head that its task needs and its base lacks: one would be drawn by chance",

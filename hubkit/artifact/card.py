@@ -13,6 +13,7 @@ from typing import Any
 
 from hubkit.artifact.frontmatter import indexed, merge, split
 from hubkit.artifact.results import results_of
+from hubkit.artifact.task_types import loader_of, loading_options
 from hubkit.documents.manifest import BASE_TAG, METHOD_TAG, FileEntry, Manifest, shareable
 from hubkit.errors import HubkitError, escape
 
@@ -127,13 +128,14 @@ def _block(manifest: Manifest, repository: str) -> Iterator[str]:
     yield "```"
     source = _repository(manifest)
     if source and any(entry.path == _PEFT_CONFIG for entry in manifest.files):
-        yield from _loading(source, manifest.base.revision if manifest.base else None, repository)
+        yield from _loading(source, manifest.base.revision if manifest.base else None, repository, manifest.task or {})
 
 
-def _loading(source: str, revision: str | None, repository: str) -> Iterator[str]:
+def _loading(source: str, revision: str | None, repository: str, task: Mapping[str, Any]) -> Iterator[str]:
     pin = f', revision="{revision}"' if revision else ""
-    yield from ["", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", ""]
-    yield f'base = AutoModelForCausalLM.from_pretrained("{source}"{pin})'
+    loader = loader_of(task)
+    yield from ["", "```python", "from peft import PeftModel", f"from transformers import {loader}", ""]
+    yield f'base = {loader}.from_pretrained("{source}"{pin}{"".join(f", {one}" for one in loading_options(task))})'
     yield f'model = PeftModel.from_pretrained(base, "{repository}")'
     yield "```"
 
@@ -145,7 +147,11 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "method", _code(manifest.method)
     if manifest.plugin:
         yield "plugin", _code(f"{manifest.plugin.distribution} {manifest.plugin.version}")
-    base = manifest.base
+    task, base = manifest.task or {}, manifest.base
+    if task.get("kind"):
+        yield "task", _code(task["kind"])
+    if task.get("labels"):
+        yield "labels, in the order of the outputs", _code(task["labels"])
     if base:
         yield "base", _code(shareable(base.source)) if base.source else "a local folder"
         if base.revision:

@@ -54,6 +54,18 @@ def kind_of(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def loader_of(task: Mapping[str, Any]) -> str:
+    """The class of transformers that makes the model of an adapter with this ``task`` in its manifest, or without."""
+    known = TASK_TYPES.get(str(task.get("kind")))
+    return known.loader if known else "AutoModelForCausalLM"
+
+
+def loading_options(task: Mapping[str, Any]) -> list[str]:
+    """What that class is told so that its head is the adapter's."""
+    labels, pad = task.get("labels"), task.get("pad")
+    return [*([f"num_labels={len(labels)}"] if labels else []), *([f"pad_token_id={pad}"] if pad is not None else [])]
+
+
 def labels_file(labels: list[str]) -> bytes:
     """``labels.json``."""
     document = {
@@ -71,12 +83,11 @@ def peft_card(name: str, task: Mapping[str, Any], base: str | None) -> bytes:
         task: of its manifest, with ``labels``.
         base: repository of the base.
     """
-    labels, loader = list(map(str, task["labels"])), TASK_TYPES[str(task["kind"])].loader
+    labels, loader = list(map(str, task["labels"])), loader_of(task)
     lines = ["---", *([f"base_model: {base}"] if base else []), "library_name: peft", "---", "", f"# {name}", ""]
     lines += [f"An adapter of PEFT with a head for {task['kind']}. The outputs of the head, in order:", ""]
     lines += [f"{n}. `{label}`".replace("\n", " ") for n, label in enumerate(labels)]
-    options = [f"num_labels={len(labels)}", "id2label=id2label"]
-    options += [f"pad_token_id={task['pad']}"] if task.get("pad") is not None else []
+    options = [*loading_options(task), "id2label=id2label"]
     lines += [
         *("", "```python", "import json", "", "from peft import PeftModel", f"from transformers import {loader}", ""),
         f'named = json.load(open("{LABELS_NAME}"))["id2label"]',

@@ -16,6 +16,7 @@ from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import adapter_source
 from hubkit.named.terms import Term, require_adapter, require_base
+from hubkit.registry.address import is_repo
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
 
@@ -125,7 +126,7 @@ def _foreign(folder: AdapterFolder, to: str, place: Path | None, sites: Base) ->
     files = {**adapter.method.export(adapter, to), **_tokenizer(folder)}
     if to == "peft" and task.get("labels"):
         files |= {LABELS_NAME: labels_file(list(map(str, task["labels"])))}
-        files |= {CARD_NAME: peft_card(adapter.name, task, adapter.source)}
+        files |= {CARD_NAME: peft_card(adapter.name, task, adapter.source if is_repo(adapter.source or "") else None)}
     form = adapter.method.peft_form
     if to == "peft" and form is not None and (place is not None or _renamed(adapter)):
         files = for_peft(files, form, live_names(_needed(place, folder)))

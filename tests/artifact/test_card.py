@@ -204,6 +204,16 @@ def test_a_local_base_leaks_no_path_and_is_no_repository(source: str | None) -> 
     assert "from_pretrained" not in card
 
 
+def test_a_card_of_a_task_says_its_labels_and_the_class_to_load() -> None:
+    task = {"kind": "classification", "labels": ["bad", "good"], "pad": 2}
+    files = (FileEntry("adapter_config.json", 0, ""),)
+    card = render_card(dataclasses.replace(MANIFEST, task=task, files=files), None)
+    assert "| labels, in the order of the outputs | `bad, good` |" in card
+    assert "AutoModelForSequenceClassification.from_pretrained" in card
+    assert ", num_labels=2, pad_token_id=2)" in card
+    assert "AutoModelForCausalLM" in render_card(dataclasses.replace(MANIFEST, files=files), None)
+
+
 def test_library_and_relation_follow_the_kind() -> None:
     plain = dataclasses.replace(MANIFEST, files=())
     assert _front(render_card(plain, None))["library_name"] == "hubkit"
