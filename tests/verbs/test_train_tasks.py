@@ -271,3 +271,27 @@ def test_a_model_of_the_user_s_own_gets_parts_and_head(run: Any, base: Path) -> 
         assert said.tolist() == pytest.approx([*one["probabilities"].values()], abs=1e-6)
     other = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
     refused("HK-SHAPE", hubkit.attach, other, done.path, base=base)
+
+
+@pytest.mark.parametrize("which", ["base", "headed"])
+def test_a_head_stands_beside_layers_in_four_bits(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Training, predict, eval, --from and attach compute with the same weights."""
+    import transformers
+
+    base: Path = request.getfixturevalue(which)
+    rows, held = written(tmp_path / "rows.jsonl", 40), written(tmp_path / "held.jsonl", 20)
+    done = quick(base, rows, tmp_path / "out", held, method="qlora", learning_rate=0.01)
+    assert hubkit.verify(done.path, base=base)
+    figures = hubkit.eval(done.path, data=held, base=base).figures["heldout"]
+    assert figures["loss"] == pytest.approx(done.metrics.validation_loss, rel=1e-4)
+    assert right(done.path, base, held) == pytest.approx(done.scores["accuracy"], abs=1.5 / 20)
+    more = quick(base, rows, tmp_path / "more", held, parent=done.path, steps=1)
+    assert more.metrics.untrained_loss == pytest.approx(done.metrics.validation_loss, rel=1e-5)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3).eval()
+    live = hubkit.attach(model, done.path, base=base)
+    text = json.loads(held.read_text().splitlines()[0])["text"]
+    ids = transformers.AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")
+    with torch.no_grad():
+        said = live(**ids).logits.softmax(-1)[0].tolist()
+    one = hubkit.predict(done.path, text, base=base).rows[0]["probabilities"]
+    assert said == pytest.approx([*one.values()], abs=1e-5)
