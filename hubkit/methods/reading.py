@@ -78,7 +78,8 @@ def read_adapter(
 
 
 def _require_head(folder: AdapterFolder, base: Base) -> None:
-    lacking = [name for name in of_document(folder.manifest.task)[0] if name not in base.sites]
+    made = of_document(folder.manifest.task)[0]
+    lacking = [name for name in made if name not in base.sites]
     if lacking:
         raise HubkitError(
             "HK-HEAD",
@@ -88,6 +89,7 @@ def _require_head(folder: AdapterFolder, base: Base) -> None:
             have=f"no {', '.join(lacking)} in {base.source}",
             fix=f"hubkit predict {folder.path}; PEFT reads the folder as it is",
         )
+    base.keep(made)
 
 
 def check_tensors(folder: AdapterFolder, base: Base) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def attach(
         model: a live base, or what an earlier `attach` returned: then these adapters are added to it.
         terms: ``"./chat"``, ``"1.0*./a + -0.5*org/b"``, a path, several of these, or a mapping reference -> weight.
         base: folder or repository the model was loaded from. Without it the model's own weights are hashed, once;
-            name it where the model was loaded in a narrower dtype than its files have.
+            name it where the model was loaded in a narrower dtype than its files have, or has a head that they lack.
         tokenizer: the model's, to be compared as well.
         mix: ``sum`` or ``stack``.
         trainable: fp32 masters that require grad, instead of the base's dtype.
@@ -72,7 +72,12 @@ def attach(
         require_ids(members[0].name, tokens, tokenizer.get_vocab(), "tokenizer")
         tokenizer = None  # with these tokens it is another than the base's, and may be
     record = base_record(base, None, where) if base else fingerprint_model(live, tokenizer)
-    require_base(members, record, allow_base_mismatch)
+    try:
+        require_base(members, record, allow_base_mismatch)
+    except HubkitError as error:
+        if base is None and any(one.folder.manifest.task for one in adapters(members)):
+            error.fix = "attach(..., base=FOLDER): a model with a head is not, by its weights, what the files hold"
+        raise
     sites = model.sites if isinstance(model, Attached) else Base.from_model(live)
     codec = codec_of_terms(members)
     if codec is not None:

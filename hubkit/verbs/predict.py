@@ -13,7 +13,7 @@ from hubkit.documents.files import require_free, write
 from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_with_record, named_base, naming_digest
-from hubkit.named.terms import Term, attached, open_terms, require_base
+from hubkit.named.terms import Term, attached, codec_of_terms, open_terms, require_base
 from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
@@ -101,7 +101,7 @@ def predict(
     task = kind.known(document, source.path)
     tokenizer = tokenizer_with(source.path, one_vocabulary([member]), member.name)
     reading = Reading(context_of_folder(source.path), batch_size)
-    bare = load_base(source.path, None, None, place, task=task.model)
+    bare = load_base(source.path, None, codec_of_terms([member]), place, task=task.model)
     task.clear(bare)
     model = attached(bare, [member], "sum")
     with quiet(), computing(place, "the rows", "a smaller --batch-size"):

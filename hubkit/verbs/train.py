@@ -234,6 +234,7 @@ def _planned(
         stored |= work.model.tensors if work else {}
         require_weights(model, base, stored, files.arch.prefix)
     plan, live = planned(method, settings, files), Base.from_model(model)
+    live.keep(work.model.made if work else ())
     require_agreement(plan.sites, planned(method, settings, live).sites, files, live)
     return plan, left_alone(plan.sites, live)
 
@@ -316,6 +317,7 @@ def _fit(
         work.fill(model, options.seed)
     attached = Attached(model)
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
+        attached.sites.keep(work.model.made if work else ())
         adapter = Adapter.fresh(name, start.method, start.settings, attached.sites, options.seed)
         start.fill(adapter)
         attached.add(name, adapter)

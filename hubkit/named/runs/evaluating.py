@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.gates import Gate, require_known
 from hubkit.errors import USAGE, HubkitError
-from hubkit.named.terms import Term, adapters, attached
+from hubkit.named.terms import Term, adapters, attached, codec_of_terms
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +110,6 @@ def live_task(term: Term, task: Task, base: Path, dtype: str | None, place: torc
     """The model of an adapter's task, with the adapter attached: what was made is the adapter's."""
     from hubkit.tensors.live.loading import load_base
 
-    bare = load_base(base, dtype, None, place, task=task.model)
+    bare = load_base(base, dtype, codec_of_terms([term]), place, task=task.model)
     task.clear(bare)
     return attached(bare, [term], "sum")

@@ -76,6 +76,8 @@ class Base:
         self.tokenizer = tokenizer
         """Gives the base's tokenizer, for values that are taken from a text."""
         self.codec: str | None = None
+        self.kept: frozenset[str] = frozenset()
+        """Sites that stay as they are where the base is quantized, see `keep`."""
         self.virtual = virtual_sites(self.sites, arch, self._config, source)
         """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
         table = None if self.encodes else embedding_table(self.sites.values(), arch)
@@ -305,13 +307,17 @@ class Base:
             raise HubkitError("HK-CODEC", f"unknown codec {codec!r}", want=CODEC, have=codec)
         self.codec = codec
 
+    def keep(self, names: Iterable[str]) -> None:
+        """Asks for modules to stay as they are where the base is quantized: a head that was made is no part of it."""
+        self.kept |= {*names}
+
     def to_quantize(self) -> list[Site]:
-        """The sites that quantizing is about: linear layers but the output heads, each with a weight of its own.
+        """The sites that quantizing is about: linear layers but heads and what is kept, each with its own weight.
 
         Raises:
             HubkitError: ``HK-BASE-FORMAT`` for a base that stores codes already.
         """
-        linear = [s for s in self.linear() if not self.arch.is_head(s.name)]
+        linear = [s for s in self.linear() if not (self.arch.is_head(s.name) or s.name in self.kept)]
         refuse_codes((site.name for site in linear if site.coded), self.source)
         own = (s for s in linear if not s.tied and not s.packed and s.dtype.is_floating_point)
         return [s for s in own if s.module is None or (packed_of(s.module) is None and _quantizable(s.module))]

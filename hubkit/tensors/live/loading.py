@@ -68,7 +68,7 @@ def load_base(
         allow_incomplete_base: let transformers make up weights that the files lack, and leave out those that it has no
             place for.
         task: a `ForTask`, as `model_class` has it; what it says is made is not asked of the files.
-            Not together with a base in 4 bits.
+            Not together with a base whose files are in 4 bits.
 
     Raises:
         HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-UNSAFE``, ``HK-BASE-LOAD``, ``HK-CODEC``, ``HK-QUANT-STATE``;
@@ -91,8 +91,8 @@ def load_base(
     transformers = transformers_module()
     require_release(config, path)
     wanted, stored = dtype_named(dtype), is_packed(config)
-    if task and (codec or stored):
-        what, fix = "a base in 4 bits is loaded as a language model only", "a base or a --method in 16 bits"
+    if task and stored:
+        what, fix = "a base whose files are in 4 bits is loaded as a language model only", "the base in 16 bits"
         raise HubkitError("HK-CODEC", what, where=str(path), want="a base that is not quantized", fix=fix)
     if (codec or stored) and config.get("is_encoder_decoder"):  # T5 casts to the dtype of packed weights
         what, fix = "an encoder-decoder is loaded in 16 or 32 bits only", "a base or a --method in 16 bits"
@@ -106,7 +106,7 @@ def load_base(
     try:
         with quiet(), computing(place, f"the base {path.name}", "--dtype bfloat16, or a quantized base"):
             if codec or stored:
-                model, found = load_packed(path, transformers, None if stored else codec, options, place)
+                model, found = load_packed(path, transformers, None if stored else codec, options, place, task)
             else:
                 stated = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
                 _decoded_when_loaded(stated)

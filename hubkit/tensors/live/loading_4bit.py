@@ -20,7 +20,7 @@ from hubkit.compat.transformers_names import file_naming, fused_rows
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.base.site import Site
-from hubkit.tensors.base.tokenizer import model_class
+from hubkit.tensors.base.tokenizer import ForTask, model_class
 from hubkit.tensors.experts.expert import Expert
 from hubkit.tensors.experts.finding import experts_of
 from hubkit.tensors.experts.products import QuantExperts
@@ -38,7 +38,12 @@ def is_packed(config: Mapping[str, Any]) -> bool:
 
 
 def load_packed(
-    path: Path, transformers: Any, codec: str | None, options: Mapping[str, Any], device: torch.device
+    path: Path,
+    transformers: Any,
+    codec: str | None,
+    options: Mapping[str, Any],
+    device: torch.device,
+    task: ForTask | None = None,
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The language model in folder `path` with its linear layers packed, and what transformers says of loading it.
 
@@ -47,6 +52,7 @@ def load_packed(
         codec: how to quantize a base that is not; None where its files are packed already.
         options: of ``from_pretrained``.
         device: where the layers are packed and lie; `options` say it to transformers.
+        task: as `model_class` has it; the head that it makes is not packed.
 
     Raises:
         HubkitError: ``HK-CODEC``, ``HK-QUANT-STATE``, ``HK-NAN``; what opening the files raises.
@@ -61,9 +67,11 @@ def load_packed(
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if hasattr(config, QUANTIZATION):
         del config.quantization_config
+    if task is not None:
+        task.configure(config)
     own: set[str] = set()
     empty = quantization(lambda model: own.update(_empty(model, {site.name for site in sites})))
-    model, found = model_class(transformers, config).from_pretrained(
+    model, found = model_class(transformers, config, task).from_pretrained(
         path, config=config, quantization_config=empty, trust_remote_code=False, **options
     )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -106,6 +106,7 @@ def with_made(base: Base, made: Mapping[str, Made], without: Collection[str] = (
     """`base`, known by its files, with the sites of modules that are made, and without some of its own."""
     new = {name: one for name, one in made.items() if name not in base.sites or name in without}
     if not new and not base.sites.keys() & {*without}:
+        base.keep(made)
         return base
     dtype = next((site.dtype for site in base.sites.values() if site.dtype.is_floating_point), torch.float32)
     kept = [site for name, site in base.sites.items() if name not in without]
@@ -114,6 +115,7 @@ def with_made(base: Base, made: Mapping[str, Made], without: Collection[str] = (
         for name, one in new.items()
     ]
     found = copy.copy(base)
+    found.keep(made)
     found.sites = {s.name: s for s in sorted((*kept, *sites), key=lambda site: natural(site.name))}
     return found
 

@@ -59,7 +59,7 @@ def head_for(task: str, folder: Path, outputs: int, asked: Sequence[str] = (), a
     """
     stored, plain = Base.from_folder(folder), TaskModel(task)
     if any(site.packed for site in stored.sites.values()):
-        what, fix = "a base in 4 bits is loaded as a language model only", "a base in 16 bits"
+        what, fix = "a base whose files are in 4 bits is loaded as a language model only", "the base in 16 bits"
         raise HubkitError("HK-CODEC", what, where=str(folder), want="a base that is not quantized", fix=fix)
     model = _outline(folder, plain)
     config, names, replaced = model.config, tuple[str, ...](), dict[str, Made]()
