@@ -19,6 +19,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.compat.torch import own_forward
+from hubkit.compat.transformers_bodies import body_of
 from hubkit.compat.transformers_names import file_naming
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import Arch, arch_for
@@ -70,6 +71,8 @@ class Base:
         """Gives the base's tokenizer, for values that are taken from a text."""
         self._config = config or {}
         self._others = others or {}
+        self.body, self.poolers = body_of(model)
+        """Where it is a body without a head: what names lack in other tools' model of it, and what that has beside."""
         self.codec: str | None = None
         self.virtual = virtual_sites(self.sites, arch, self._config, source)
         """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""

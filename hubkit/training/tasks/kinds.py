@@ -7,11 +7,12 @@ from typing import Any
 
 from hubkit.errors import USAGE, HubkitError
 from hubkit.training.tasks.classification import Classification
+from hubkit.training.tasks.embedding import Embedding
 from hubkit.training.tasks.names import TASKS
 from hubkit.training.tasks.task import Task
 from hubkit.training.tasks.tokens import TokenClassification
 
-KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, TokenClassification)}
+KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, TokenClassification, Embedding)}
 
 FOREIGN = {
     "raw": "--raw",
@@ -44,7 +45,9 @@ def require_applicable(task: str | None, label: str | None, given: Mapping[str, 
         want = f"one of {', '.join(TASKS)}"
         raise HubkitError("HK-OPTIONS", "task is no choice", want=want, have=repr(task), status=USAGE)
     have = [option for name, option in FOREIGN.items() if given.get(name)]
-    have += ["--text-pair"] * bool(given.get("text_pair") and task != Classification.kind)
+    have += ["--text-pair"] * bool(given.get("text_pair") and task == TokenClassification.kind)
+    if task == Embedding.kind:
+        have += ["--label"] * bool(label) + ["--labels"] * bool(given.get("labels"))
     have += [f"{processes} processes"] * (processes > 1)
     if have:
         what, fix = f"these do not apply to the task {task}", f"leave out {', '.join(have)}"

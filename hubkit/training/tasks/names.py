@@ -4,4 +4,4 @@ from __future__ import annotations
 
 LANGUAGE = "causal-lm"
 """No task of its own: the next token, as hubkit trains unless it is told otherwise."""
-TASKS = (LANGUAGE, "classification", "token-classification")
+TASKS = (LANGUAGE, "classification", "token-classification", "embedding")
