@@ -127,12 +127,13 @@ def with_body(base: Base, document: Mapping[str, Any] | None) -> Base:
     """`base` as a body without a head, where a manifest's ``task`` says that it was one: names in files lack its own.
 
     Args:
-        document: ``body``, what those names lack, and ``poolers``, modules that other tools' model has beside.
+        document: ``body``, what those names lack, ``poolers``, modules that other tools' model has beside, and
+            ``without``, modules of the files that are not of the body.
     """
     task = document or {}
     if not task.get("body"):
         return base
-    found = copy.copy(base)
+    found = copy.copy(with_made(base, {}, of_document(task)[1]))
     found.body, found.poolers = str(task["body"]), tuple(map(str, task.get("poolers", ())))
     return found
 

@@ -1,7 +1,7 @@
 """Write scores.json beside this file: figures of scikit-learn and seqeval for labels of words drawn at random.
 
-python -m venv /tmp/oracle && /tmp/oracle/bin/pip install scikit-learn==1.9.1 seqeval==1.2.2
-/tmp/oracle/bin/python tests/golden/scores/make_scores.py
+    python -m venv /tmp/oracle && /tmp/oracle/bin/pip install scikit-learn==1.9.1 seqeval==1.2.2
+    /tmp/oracle/bin/python tests/golden/scores/make_scores.py
 """
 
 from __future__ import annotations
