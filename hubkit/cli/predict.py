@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from hubkit.cli.output import emit, json_option, registry_option
 from hubkit.cli.progress import ProgressBar
 from hubkit.cli.terms import device_option, mismatch_option, offline_option
 from hubkit.verbs.predict import Predicted, predict
+
+SHOWN = 5
+"""Numbers of a vector in a line for people."""
 
 
 @declare("predict")
@@ -34,8 +38,8 @@ def command(adapter: str, data: str, **options: Any) -> None:
     """Label rows, or one text, with an adapter that has a head.
 
     ADAPTER was trained with --task. ROWS is a file of rows as for train; anything else is one text. A line holds a
-    label, its probability and where the row stands, or a span of the text, or the labels of the row's words; --json
-    and --out hold all that is said.
+    label, its probability and where the row stands, or a span of the text, or the labels of the row's words, or the
+    first numbers of a vector; --json and --out hold all that is said.
 
     Example:
       hubkit predict ./cuisine "They serve sushi near the river." --base ./classifier
@@ -56,6 +60,10 @@ def _lines(row: Mapping[str, Any]) -> list[str]:
     if "spans" in row:
         spans = [f"{s['label']}  {s['probability']:.4f}  {s['start']}-{s['end']}  {s['text']}" for s in row["spans"]]
         return [f"{span}  {where}" for span in spans] or [f"no spans  {where}"]
+    if "vector" in row:
+        length = math.sqrt(sum(value * value for value in row["vector"]))
+        first = " ".join(f"{value:+.4f}" for value in row["vector"][:SHOWN])
+        return [f"{len(row['vector'])} numbers, length {length:.4f}: {first} ...  {where}"]
     if "labels" in row:
         return [f"{' '.join(row['labels'])}  {where}"]
     return [f"{row['label']}  {row['probabilities'][row['label']]:.4f}  {where}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from hubkit.artifact.folder import PEFT_CONFIG, WEIGHTS_NAME
@@ -54,24 +54,30 @@ def foreign_files(adapter: Adapter, target: str) -> Mapping[str, bytes]:
     whole = {site for site, part in adapter.edits().items() if is_whole(part)}
     rest = [s for s in adapter.edits() if s not in whole and not any(s in chosen for chosen in modules.values())]
     sites = adapter.base.sites
-    lists = {k: short_targets(c, sites, set(adapter.parts) - c) for k, c in modules.items()}
+    body, every = adapter.base.body, {*sites, *adapter.base.poolers}
+    lists = {k: _bare(short_targets(c, every, set(adapter.parts) - c), body) for k, c in modules.items()}
     alike = adapter.base.beside_experts() & set(rest) if form.parameters else set()
     targets, excluded = _targets(set(rest) - alike, adapter.base)
     config = to_peft_config(
         form,
         config_document(adapter.config),
-        targets={*targets, *(name for names in lists.values() for name in names)},
+        targets={*_bare(targets, body), *(name for names in lists.values() for name in names)},
         excluded=excluded,
-        parameters=short_targets(alike, sites),
+        parameters=_bare(short_targets(alike, sites), body),
         modules=lists,
         rows=_rows(adapter),
-        saved=_saved(whole, adapter.base, _task(adapter)),
+        saved=_bare(_saved(whole, adapter.base, _task(adapter)), body),
         transposed=any(s.transposed and s.kind == "linear" and s.number is None for s in adapter.sites.values()),
         base_source=adapter.source,
         revision=adapter.revision,
         task_type=_task(adapter),
     )
     return {PEFT_CONFIG: config, WEIGHTS_NAME: weights_file(adapter)}
+
+
+def _bare(names: Iterable[str], body: str) -> list[str]:
+    """Names of modules as ``AutoModel`` has them, for an adapter of a body without a head; see `Base.body`."""
+    return [name.removeprefix(body) for name in names]
 
 
 def _targets(chosen: set[str], base: Base) -> tuple[list[str], str]:
@@ -82,7 +88,8 @@ def _targets(chosen: set[str], base: Base) -> tuple[list[str], str]:
     """
     from hubkit.tensors.base.targets import short_names
 
-    names = short_names(chosen, base.sites)
+    beside = {*base.sites, *base.poolers}
+    names = short_targets(chosen, beside) if base.poolers else short_names(chosen, base.sites)
     towers = {site: tower for site in base.sites if (tower := base.arch.tower(site))}
     if not towers or not any("." in name for name in names):
         return names, ""
@@ -110,7 +117,8 @@ def _saved(whole: set[str], base: Base, task: str) -> list[str]:
     inside = {head: {site for site in base.sites if site.startswith(f"{head}.")} for head in sorted(heads)}
     named = [head for head, sites in inside.items() if sites and sites <= whole]
     rest = whole.difference(*(inside[head] for head in named))
-    return [*named, *short_targets(rest, base.sites, set(base.sites) - whole)]
+    every = {*base.sites, *base.poolers}
+    return [*named, *short_targets(rest, every, every - whole)]
 
 
 def _rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:

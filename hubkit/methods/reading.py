@@ -15,7 +15,7 @@ from hubkit.methods.host import Method, host
 from hubkit.tensors.base.base import Base
 from hubkit.tensors.parts.adapter import Adapter
 from hubkit.tensors.parts.carried import check_carried
-from hubkit.tensors.parts.heads import of_document, with_made
+from hubkit.tensors.parts.heads import of_document, with_body, with_made
 from hubkit.tensors.parts.part import front_length
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def read_adapter(
     """
     method, config = method_of(folder)
     _require_head(folder, base)
+    base = with_body(base, folder.manifest.task)
     adapter = Adapter.read(
         name or folder.manifest.name, method, config, base, folder.weights_path, dtype, mapped=mapped
     )

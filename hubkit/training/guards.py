@@ -20,6 +20,7 @@ from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.device import forked_rng
 from hubkit.training.options import TrainOptions
 from hubkit.training.ranks.world import world
+from hubkit.training.rows.batching import fewest
 from hubkit.training.rows.encode import Row, require_targets
 
 
@@ -39,6 +40,10 @@ def require_usable(
         raise HubkitError("HK-NO-ROWS", "there are no rows to train on", want="at least one row")
     require_targets(rows)
     require_targets(held)
+    for name, some in (("train", rows), ("validate", held)):
+        if 0 < len(some) < fewest(some):
+            want = f"at least {fewest(some)} rows: a row is told from the others"
+            raise HubkitError("HK-NO-ROWS", f"too few rows to {name} on", want=want, have=str(len(some)))
     if options.patience is not None and not held:
         fix = "--validation 0.1, or no --patience"
         what = "early stopping needs validation rows"

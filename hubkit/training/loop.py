@@ -26,7 +26,7 @@ from hubkit.training.loss import chunked_loss
 from hubkit.training.options import WITHOUT_INFLUENCE, TrainOptions
 from hubkit.training.packing import packable, require_packing
 from hubkit.training.ranks.world import world
-from hubkit.training.rows.batching import collate, derive_seed, plan_epoch, plan_evaluation, steps_per_epoch
+from hubkit.training.rows.batching import collate, derive_seed, fewest, plan_epoch, plan_evaluation, steps_per_epoch
 from hubkit.training.rows.encode import Row, rows_digest
 from hubkit.training.schedule import rate_factor
 from hubkit.training.stepper import Scores, Stepper, TrainStep
@@ -133,7 +133,7 @@ class _Run:
     ) -> None:
         self.stepper, self.rows, self.held = stepper, rows, held
         self.options, self.run_dir, self.report, self.scores = options, run_dir, report, scores
-        self.per_epoch = steps_per_epoch(len(rows), options.batch_size, options.accumulate)
+        self.per_epoch = steps_per_epoch(len(rows), options.batch_size, options.accumulate, fewest(rows))
         self.total = options.total_steps(self.per_epoch)
         self.progress = RunProgress()
         self.best: dict[str, Tensor] = {}
@@ -254,7 +254,8 @@ class _Run:
         epoch, position = divmod(step, self.per_epoch)
         if self.epoch_plan[0] != epoch:
             lengths, o = [len(row.ids) for row in self.rows], self.options
-            self.epoch_plan = (epoch, plan_epoch(lengths, o.batch_size, o.accumulate, o.seed, epoch))
+            least = fewest(self.rows)
+            self.epoch_plan = (epoch, plan_epoch(lengths, o.batch_size, o.accumulate, o.seed, epoch, least))
         return self.epoch_plan[1][position]
 
     def _report_step(self, loss: float, rate: float, norm: float, tokens: int, targets: int) -> None:
@@ -287,7 +288,8 @@ class _Run:
         )
 
     def _measure(self, cancelled: Callable[[], bool]) -> float | None:
-        batches = plan_evaluation([len(row.ids) for row in self.held], self.options.batch_size)
+        lengths = [len(row.ids) for row in self.held]
+        batches = plan_evaluation(lengths, self.options.batch_size, fewest(self.held))
         with computing(self.stepper.device, "the validation rows", self._smaller()):
             return self.stepper.evaluate([[self.held[index] for index in batch] for batch in batches], cancelled)
 

@@ -29,7 +29,8 @@ class Predicted(Shown):
     Args:
         rows: for each row where it stands, and what the task says of it. Of ``classification`` its ``label``, and
             ``probabilities``: label -> share, adding up to 1. Of ``token-classification`` the ``spans`` of a text, or
-            the ``labels`` of a list of words. Empty where they were written into a file.
+            the ``labels`` of a list of words. Of ``embedding`` its ``vector``, of length 1. Empty where they were
+            written into a file.
         overrides: named overrides used.
         out: the file that was written.
         count: how many rows it has.

@@ -53,7 +53,7 @@ class Trained(Shown):
         untrained: parameters that no method trains where all modules are trained: routers, convolutions, Mamba's state.
         evaluation: figures of the adapter, where some were asked for by `require` or `general`.
         scores: of a task, on the validation rows: accuracy, f1_macro, f1_micro; of words also exact_match and span_f1;
-            of written texts perplexity, exact_match, rouge1...
+            of written texts perplexity, exact_match, rouge1...; of vectors accuracy_at_1, mrr_at_10, ndcg_at_10.
     """
 
     path: Path
@@ -117,7 +117,8 @@ def train(
         raw: prompt and completion without the chat template.
         task: ``causal-lm``: the next token; ``seq2seq``: a text for a text, on an encoder-decoder; ``classification``:
             one label a row; ``token-classification``: one a word; a head that the base's files lack is made and stored
-            in the adapter. When None what the base is: one of the first two.
+            in the adapter. ``embedding``: a vector for a text, near to those of texts that belong to it. When None what
+            the base is: one of the first two.
         label: the column of labels, or of spans; found by its name when None.
         text_pair: the column of the second text, of rows with two; found by its name when None.
         labels: the label set, in the order of the head's outputs; when None that of the base's head, or of the rows.

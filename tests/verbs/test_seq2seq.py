@@ -199,6 +199,9 @@ def test_what_does_not_go_together_is_refused_by_name(
     assert "hubkit generate" in refused("HK-HEAD", hubkit.predict, trained.path, "w1 x1", base=t5).fix
     refused("HK-ARCH", hubkit.merge, t5, [trained.path], tmp_path / "merged", check=True)
 
+    for form in ("vllm", "gguf"):
+        refused("HK-EXPORT", hubkit.export, trained.path, tmp_path / "served", to=form, base=t5)
+
 
 def test_it_is_measured_and_shown_like_any_task(t5: Path, rows: Path, trained: hubkit.Trained) -> None:
     found = hubkit.eval([trained.path], base=t5, data=rows).figures
@@ -206,8 +209,6 @@ def test_it_is_measured_and_shown_like_any_task(t5: Path, rows: Path, trained: h
     assert found["heldout"]["exact_match"] >= found["base"]["exact_match"]
     first = json.loads(rows.read_text().partition("\n")[0])
     assert hubkit.preview(t5, rows, rows=1).rows[0].answer == first["completion"]
-    for form in ("vllm", "gguf"):
-        refused("HK-EXPORT", hubkit.export, trained.path, tmp_path / "served", to=form, base=t5)
 
 
 def test_rows_that_cannot_be_used_are_refused(t5: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ _BASE_NAMES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", MANIFEST_NAME, "tensors.json", "LICENSE",
+    "modules.json", "1_Pooling/config.json",
 )  # fmt: skip
 
 ReadSmall = Callable[[RemoteFile], bytes]

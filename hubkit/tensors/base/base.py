@@ -19,6 +19,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.compat.torch import own_forward
+from hubkit.compat.transformers_bodies import body_of
 from hubkit.compat.transformers_names import file_naming
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import Arch, arch_for
@@ -75,6 +76,8 @@ class Base:
         self.model = model
         self.tokenizer = tokenizer
         """Gives the base's tokenizer, for values that are taken from a text."""
+        self.body, self.poolers = body_of(model)
+        """Where it is a body without a head: what names lack in other tools' model of it, and what that has beside."""
         self.codec: str | None = None
         self.kept: frozenset[str] = frozenset()
         """Sites that stay as they are where the base is quantized, see `keep`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hubkit.compat.transformers import quiet
+from hubkit.compat.transformers_bodies import Bodies
 from hubkit.documents.arguments import checked
 from hubkit.errors import HubkitError
 
@@ -62,10 +63,13 @@ def model_class(transformers: Any, config: Any, task: ForTask | None = None) -> 
         transformers: the module.
         config: of transformers; of the classes that fit it the one is taken that it was saved by.
         task: its kind, one of `HEADED`: the class with a head that chooses a label of a row, or one of each token;
-            else the language model, of an encoder-decoder the one that reads a text and writes another.
+            ``embedding``: the body alone, which gives hidden states; else the language model, of an encoder-decoder
+            the one that reads a text and writes another.
     """
     if task is not None and task.kind in HEADED:
         return getattr(transformers, f"AutoModel{HEADED[task.kind]}")
+    if task is not None and task.kind == "embedding":
+        return Bodies
     known = {
         transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,

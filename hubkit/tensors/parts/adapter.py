@@ -120,8 +120,8 @@ class Adapter:
 
     def _filled(self, stored: Mapping[str, Tensor], where: str, dtype: str | None) -> Adapter:
         """This adapter, made on the meta device, with the values of a file."""
-        whole = [site for site, part in self.parts.items() if isinstance(part, WholeModule | TiedChange)]
-        keys = split_keys(self.method.peft_form, stored, where, whole)
+        held = (site for site, part in self.parts.items() if isinstance(part, WholeModule | TiedChange))
+        keys = split_keys(self.method.peft_form, stored, where, [site.removeprefix(self.base.body) for site in held])
         self._refuse_foreign_copies(keys.copies, stored, self.base, where)
         want = {key: at for at, key in self.keys().items()}
         require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
@@ -223,7 +223,7 @@ class Adapter:
     ) -> None:
         """PEFT writes the base's own embedding beside a part on it: harmless when it is the base's, in its dtype."""
         for tensor, key in copies.items():
-            site = base.sites.get(tensor.rpartition(".")[0])
+            site = base.sites.get(base.body + tensor.rpartition(".")[0])
             weight = None if site is None else (site.weight().t() if site.transposed else site.weight())
             copy = stored[key]
             if weight is None or weight.shape != copy.shape or not torch.equal(weight.to(copy.dtype), copy):
@@ -285,7 +285,7 @@ class Adapter:
         """(site, role) -> name of the tensor in the file, in a fixed order."""
         form = self.method.peft_form
         return {
-            (site, role): to_key(form, site, self.base.site(site).kind, role)
+            (site, role): to_key(form, site.removeprefix(self.base.body), self.base.site(site).kind, role)
             for site, part in self.parts.items()
             for role in part.values()
         }

@@ -51,6 +51,8 @@ class TaskModel:
         made: names of the modules that the files lack -> what they are.
         spare: names of tensors of the files that the model has no place for: a language model's own head.
         without: names of the modules of these; of a head that a new one stands in the place of, too.
+        body: what names lack in other tools' model of it, where it is a body without a head: ``model.``.
+        poolers: modules that other tools' model has beside.
     """
 
     kind: str
@@ -59,6 +61,8 @@ class TaskModel:
     made: Mapping[str, Made] = field(default_factory=dict)
     spare: frozenset[str] = frozenset()
     without: tuple[str, ...] = ()
+    body: str = ""
+    poolers: tuple[str, ...] = ()
 
     def configure(self, config: Any) -> None:
         """Tells a configuration of transformers what is to be made."""
@@ -81,14 +85,15 @@ class TaskModel:
 
     def sites_of(self, base: Base) -> Base:
         """`base`, known by its files, with the sites that the model of the task has."""
-        return with_made(base, self.made, self.without)
+        return with_body(with_made(base, self.made, self.without), self.to_document())
 
     def to_document(self) -> dict[str, Any]:
         """What is made and what is left out, for a manifest; see `of_document`."""
         made = {
             name: {"kind": one.kind, "shape": [*one.shape], "bias": one.bias} for name, one in sorted(self.made.items())
         }
-        found = {"made": made, "without": [*self.without], "pad": self.pad}
+        found: dict[str, Any] = {"made": made, "without": [*self.without], "pad": self.pad}
+        found |= {"body": self.body or None, "poolers": [*self.poolers]}
         return {key: value for key, value in found.items() if value not in ({}, [], None)}
 
 
@@ -117,6 +122,21 @@ def with_made(base: Base, made: Mapping[str, Made], without: Collection[str] = (
     found = copy.copy(base)
     found.keep(made)
     found.sites = {s.name: s for s in sorted((*kept, *sites), key=lambda site: natural(site.name))}
+    return found
+
+
+def with_body(base: Base, document: Mapping[str, Any] | None) -> Base:
+    """`base` as a body without a head, where a manifest's ``task`` says that it was one: names in files lack its own.
+
+    Args:
+        document: ``body``, what those names lack, ``poolers``, modules that other tools' model has beside, and
+            ``without``, modules of the files that are not of the body.
+    """
+    task = document or {}
+    if not task.get("body"):
+        return base
+    found = copy.copy(with_made(base, {}, of_document(task)[1]))
+    found.body, found.poolers = str(task["body"]), tuple(map(str, task.get("poolers", ())))
     return found
 
 

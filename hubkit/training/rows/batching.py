@@ -48,33 +48,52 @@ def split(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]
     return [r for n, r in enumerate(rows) if n not in held], [r for n, r in enumerate(rows) if n in held]
 
 
-def steps_per_epoch(count: int, batch_size: int, accumulate: int) -> int:
-    """Optimizer steps that take each of `count` rows once."""
-    return -(-count // (batch_size * accumulate))
+def fewest(rows: Sequence[Row]) -> int:
+    """Rows that a micro-batch of such rows has at least: see `hubkit.training.rows.labelled.TaskRow`."""
+    return rows[0].fewest if rows and isinstance(rows[0], TaskRow) else 1
+
+
+def steps_per_epoch(count: int, batch_size: int, accumulate: int, least: int = 1) -> int:
+    """Optimizer steps that take each of `count` rows once; `least` as for `plan_epoch`."""
+    width = batch_size * accumulate
+    return max(1, -(-count // width) - (0 < count % width < least))
 
 
 def plan_epoch(
-    lengths: Sequence[int], batch_size: int, accumulate: int, seed: int, epoch: int
+    lengths: Sequence[int], batch_size: int, accumulate: int, seed: int, epoch: int, least: int = 1
 ) -> list[list[list[int]]]:
     """The steps of one epoch: for each its micro-batches, for each of these its rows' indices.
 
     Every row is in exactly one step. The rows of a step depend on batch_size * accumulate only, so that the same
     rows meet whether they are accumulated or not; the last step drawn may have fewer.
+
+    Args:
+        least: a step of fewer rows joins the one before, and so does a micro-batch of fewer.
     """
     width = batch_size * accumulate
     order = _permutation(len(lengths), seed, "order", epoch)
     steps: list[list[int]] = []
     for start in range(0, len(order), width * POOL):
         pool = sorted(order[start : start + width * POOL], key=lambda row: -lengths[row])
-        steps += [pool[at : at + width] for at in range(0, len(pool), width)]
+        steps += _cut(pool, width, least)
+    if len(steps) > 1 and len(steps[-1]) < least:  # the last pool was so small itself
+        steps[-2:] = [steps[-2] + steps[-1]]
     mixed = [steps[n] for n in _permutation(len(steps), seed, "steps", epoch)]
-    return [[step[at : at + batch_size] for at in range(0, len(step), batch_size)] for step in mixed]
+    return [_cut(step, batch_size, least) for step in mixed]
 
 
-def plan_evaluation(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches of all rows, longest first: memory is tried at once, and little is padded."""
+def plan_evaluation(lengths: Sequence[int], batch_size: int, least: int = 1) -> Iterator[list[int]]:
+    """Batches of all rows, longest first: memory is tried at once, and little is padded; `least`: see `plan_epoch`."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return (order[at : at + batch_size] for at in range(0, len(order), batch_size))
+    return iter(_cut(order, batch_size, least))
+
+
+def _cut(rows: list[int], size: int, least: int) -> list[list[int]]:
+    """`rows` in pieces of `size`; a rest of fewer than `least` joins the piece before."""
+    pieces = [rows[at : at + size] for at in range(0, len(rows), size)]
+    if len(pieces) > 1 and len(pieces[-1]) < least:
+        pieces[-2:] = [pieces[-2] + pieces[-1]]
+    return pieces
 
 
 def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> dict[str, Tensor]:

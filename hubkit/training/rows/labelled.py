@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ class TaskRow(Row):
     """A row of a task of its own. What distinguishes it lies in ``ids`` and ``labels``, so that digests cover it."""
 
     __slots__ = ()
+    fewest: ClassVar[int] = 1
+    """Rows that a micro-batch has at least: more where what is learnt of a row lies in the others."""
 
     @classmethod
     @abstractmethod

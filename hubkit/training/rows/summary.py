@@ -136,9 +136,9 @@ def lengths_of(lengths: Sequence[int]) -> Lengths:
 
 def padding_of(rows: Sequence[Row], batch_size: int, accumulate: int, seed: int) -> float:
     """The share of padding in the first epoch over `rows`, in [0, 1); the options are those of `TrainOptions`."""
-    from hubkit.training.rows.batching import plan_epoch  # torch, which events do without
+    from hubkit.training.rows.batching import fewest, plan_epoch  # torch, which events do without
 
     lengths = [len(row.ids) for row in rows]
-    steps = plan_epoch(lengths, batch_size, accumulate, seed, 0)
+    steps = plan_epoch(lengths, batch_size, accumulate, seed, 0, fewest(rows))
     given = sum(max(lengths[n] for n in batch) * len(batch) for step in steps for batch in step)
     return 1 - sum(lengths) / given

@@ -9,12 +9,15 @@ from typing import Any
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.base.tokenizer import is_seq2seq
 from hubkit.training.tasks.classification import Classification
+from hubkit.training.tasks.embedding import Embedding
 from hubkit.training.tasks.names import CAUSAL_LM, SEQ2SEQ, TASKS
 from hubkit.training.tasks.seq2seq import Seq2Seq, no_encoder
 from hubkit.training.tasks.task import Asked, Task
 from hubkit.training.tasks.tokens import TokenClassification
 
-KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Seq2Seq, Classification, TokenClassification)}
+KINDS: Mapping[str, type[Task]] = {
+    task.kind: task for task in (Seq2Seq, Classification, TokenClassification, Embedding)
+}
 
 FOREIGN = {
     "raw": "--raw",
@@ -67,7 +70,9 @@ def require_applicable(task: str | None, asked: Asked, given: Mapping[str, Any])
         want = f"one of {', '.join(TASKS)}"
         raise HubkitError("HK-OPTIONS", "task is no choice", want=want, have=repr(task), status=USAGE)
     have = [option for name, option in FOREIGN.items() if given.get(name)]
-    have += ["--text-pair"] * bool(asked.pair and task != Classification.kind)
+    have += ["--text-pair"] * bool(asked.pair and task not in (Classification.kind, Embedding.kind))
+    if task in (Embedding.kind, Seq2Seq.kind):
+        have += ["--label"] * bool(asked.label) + ["--labels"] * bool(asked.labels)
     if have:
         what, fix = f"these do not apply to the task {task}", f"leave out {', '.join(have)}"
         raise HubkitError("HK-OPTIONS", what, have=have, fix=fix, status=USAGE)

@@ -1,4 +1,4 @@
-"""Measures of predictions against true labels, as scikit-learn defines them, and of spans as seqeval does."""
+"""Measures of predictions against true labels, as scikit-learn and seqeval define them, and of searches."""
 
 from __future__ import annotations
 
@@ -93,3 +93,37 @@ def _span_f1(rows: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
     both = sum(len(true & guess) for true, guess in zip(*sides, strict=True))
     count = sum(len(spans) for side in sides for spans in side)
     return 2 * both / count if count else 0.0
+
+
+FOUND = 10
+"""Candidates that a search shows."""
+RETRIEVAL = ("accuracy_at_1", "mrr_at_10", "ndcg_at_10")
+"""What `retrieval` gives."""
+
+
+def retrieval(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
+    """How well what belongs to a text is found among many candidates; means over the texts.
+
+    Args:
+        ranks: for each text the ranks of its right candidates, one at least, from 1, ascending.
+
+    Returns:
+        ``accuracy_at_1``: the share of texts whose nearest candidate is right; ``mrr_at_10``: one over the rank of the
+        nearest right one, 0 beyond 10; ``ndcg_at_10``: the discounted gain of the first ten, 1 where nothing stands
+        before the right ones. Each in [0, 1].
+
+    Raises:
+        ValueError: for no texts, or one without a right candidate.
+    """
+    if not ranks or not all(ranks):
+        raise ValueError("texts without a right candidate")
+    found = (
+        [float(one[0] == 1) for one in ranks],
+        [1 / one[0] if one[0] <= FOUND else 0.0 for one in ranks],
+        [_gain(one) / _gain(range(1, len(one) + 1)) for one in ranks],
+    )
+    return {name: math.fsum(each) / len(each) for name, each in zip(RETRIEVAL, found, strict=True)}
+
+
+def _gain(ranks: Sequence[int]) -> float:
+    return math.fsum(1 / math.log2(rank + 1) for rank in ranks if rank <= FOUND)
