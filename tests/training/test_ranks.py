@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from every_method import METHODS
 from filelock import FileLock
-from ranks_run import OPTIONS, STOP
+from ranks_run import LATE, OPTIONS, STOP
 from safetensors.torch import load_file
 from tiny import llama, tokenizer
 
@@ -147,6 +147,12 @@ def test_a_task_is_trained_and_scored_by_several_as_by_one(ran: Ran) -> None:
     ]
     assert scores[0] == scores[1]
     assert len(scores[0]) == 2
+
+
+@pytest.mark.parametrize("method", LATE)
+def test_a_base_that_is_divided_while_it_is_read_gives_the_same_bytes(ran: Ran, method: str) -> None:
+    """As one that each process reads as a whole: also where parts begin with what the base holds or computes."""
+    assert stored(ran.two / f"{method}-shard") == stored(ran.two / f"{method}-late")
 
 
 def test_checkpointing_goes_with_a_divided_base(ran: Ran) -> None:
