@@ -54,6 +54,7 @@ def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
     _hold_streams()
     status = run(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is half written now: no traceback from here on
     if "torch" in sys.modules:
         from hubkit.compat.python import leave
 

@@ -120,6 +120,29 @@ def has_its_values(module: Any) -> None:
     module._is_hf_initialized = True
 
 
+def keeps_some_wide(model: Any) -> bool:
+    """Whether ``from_pretrained`` may give some weights of `model` another dtype than it is asked for.
+
+    ``_keep_in_fp32_modules`` and ``_keep_in_fp32_modules_strict``, of the class or of the object, in 4.57 as in 5.23.
+    """
+    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return any(getattr(module, name, None) for module in model.modules() for name in names)
+
+
+def compute_buffers(model: Any) -> None:
+    """Has a model whose parameters are on meta compute the buffers that are in no file, as ``from_pretrained`` does.
+
+    That computes them after the model is made, in torch's default dtype, in ``initialize_weights`` of transformers 5:
+    skipped for modules whose ``_is_hf_initialized`` says that it was done. Before 5 they are made with the modules.
+    """
+    from transformers import __version__
+
+    if int(__version__.partition(".")[0]) >= 5:
+        for module in model.modules():
+            module._is_hf_initialized = False
+        model.initialize_weights()
+
+
 def checkpoint_of(module: Any) -> Checkpoint | None:
     """The function by which `module` checkpoints what is below it; None where nobody has switched that on.
 

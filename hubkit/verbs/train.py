@@ -153,6 +153,7 @@ def train(
     from hubkit.training.measuring.watching import Board, watching
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
+    from hubkit.training.ranks.sharding import require_divisible
     from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
@@ -185,6 +186,7 @@ def train(
     work = task_of(task, records, said, source.path, start) if task else None
     settings, wanted = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted)
     plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base, work)
+    require_divisible(plan.sites if wanted.shard else ())
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
@@ -307,24 +309,28 @@ def _fit(
     from hubkit.tensors.live.loading import load_base
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.loop import fit
-    from hubkit.training.ranks.sharding import require_divisible, shard
+    from hubkit.training.ranks.loading import attached_divided
+    from hubkit.training.ranks.sharding import shard
     from hubkit.training.ranks.world import world
 
     name, device, work = how.name, how.device, how.work
-    loaded = "cpu" if options.shard else device  # divided, it goes to the device share by share
-    task = work.model if work else None
-    model = load_base(how.base, options.dtype, how.codec, loaded, allow_incomplete_base=how.incomplete, task=task)
-    if work:
-        work.fill(model, options.seed)
-    attached = Attached(model)
+    divided = options.shard and not work
+    attached = attached_divided(how.base, options.dtype, how.codec, world(), device) if divided else None
+    late = options.shard and attached is None
+    if attached is None:
+        loaded = "cpu" if late else device  # divided late, it goes to the device share by share
+        task = work.model if work else None
+        model = load_base(how.base, options.dtype, how.codec, loaded, allow_incomplete_base=how.incomplete, task=task)
+        if work:
+            work.fill(model, options.seed)
+        attached = Attached(model)
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
         attached.sites.keep(work.model.made if work else ())
         adapter = Adapter.fresh(name, start.method, start.settings, attached.sites, options.seed)
         start.fill(adapter)
         attached.add(name, adapter)
     attached.set_mix(name)
-    if options.shard:
-        require_divisible(adapter)
+    if late:
         shard(attached.model, world(), device, adapter)
     with quiet(), attached.compiled_training() if options.compile else contextlib.nullcontext():
         metrics = fit(

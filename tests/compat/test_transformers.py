@@ -283,3 +283,29 @@ def test_the_number_of_keys_after_a_forward(filled: int, tokens: int) -> None:
     model(input_ids=ids(1, tokens), past_key_values=cache, use_cache=True)
     assert cache.get_seq_length(1) == filled + tokens
     assert insides.keys_after(None, tokens, 1) == tokens
+
+
+def test_who_keeps_some_weights_wide() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    with torch.device("meta"):
+        t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+        assert insides.keeps_some_wide(t5)
+        sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+        assert not insides.keeps_some_wide(LlamaForCausalLM(LlamaConfig(num_attention_heads=2, **sizes)))
+
+
+def test_buffers_are_computed_again(tiny_llama: Path) -> None:
+    """What no file holds is what a model that is loaded has; before transformers 5 it is there from the beginning."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    wanted = {name: buffer.clone() for name, buffer in loaded.named_buffers()}
+    assert wanted
+    if int(transformers.__version__.partition(".")[0]) >= 5:
+        for buffer in loaded.buffers():
+            buffer.fill_(float("nan"))
+    with torch.no_grad():
+        insides.compute_buffers(loaded)
+    for name, buffer in loaded.named_buffers():
+        assert torch.equal(buffer, wanted[name])

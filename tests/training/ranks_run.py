@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from every_method import METHODS
@@ -29,6 +30,8 @@ from hubkit.training.ranks.launched import launched
 from hubkit.training.ranks.sharding import divide
 
 OPTIONS: dict[str, Any] = {"steps": 4, "batch_size": 2, "accumulate": 2, "eval_every": 2, "seed": 3, "save_every": 2}
+LATE = ("lora", "pissa", "tokens", "dora", "qlora", "prefix", "full")
+"""Methods that are also trained on a base that is divided late: all ways in which parts begin with values of it."""
 STOP = 2
 """The steps after which a training is stopped that is to be resumed."""
 
@@ -68,6 +71,9 @@ class Runs:
             self.train(method, method)
             if self.size > 1:
                 self.train(f"{method}-shard", method, shard=True)
+            if self.size > 1 and method in LATE:
+                with patch("hubkit.training.ranks.loading.skeleton", lambda *arguments: None):
+                    self.train(f"{method}-late", method, shard=True)
         self.train("dropout", "lora", dropout=0.3)
         self.train("recomputed", "lora", checkpointing=True, shard=self.size > 1)
 

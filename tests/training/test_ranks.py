@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import failing_run
 import pytest
 from every_method import METHODS
 from filelock import FileLock
-from ranks_run import OPTIONS, STOP
+from ranks_run import LATE, OPTIONS, STOP
 from safetensors.torch import load_file
 from tiny import llama, tokenizer
 
@@ -149,6 +150,12 @@ def test_a_task_is_trained_and_scored_by_several_as_by_one(ran: Ran) -> None:
     assert len(scores[0]) == 2
 
 
+@pytest.mark.parametrize("method", LATE)
+def test_a_base_that_is_divided_while_it_is_read_gives_the_same_bytes(ran: Ran, method: str) -> None:
+    """As one that each process reads as a whole: also where parts begin with what the base holds or computes."""
+    assert stored(ran.two / f"{method}-shard") == stored(ran.two / f"{method}-late")
+
+
 def test_checkpointing_goes_with_a_divided_base(ran: Ran) -> None:
     assert losses(ran.two / "recomputed") == pytest.approx(losses(ran.one / "recomputed"), rel=RTOL)
 
@@ -231,6 +238,49 @@ def test_the_command_speaks_once_and_its_adapter_is_whole(ran: Ran, tmp_path: Pa
     assert done.stdout.count("trained ") == 1
     assert done.stderr.count("training ") == 1
     assert not (out.with_name("made.run") / CHECKPOINT).exists()
+    hubkit.verify(out, base=ran.base)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_processes_on_the_cpu_too(ran: Ran, tmp_path: Path) -> None:
+    """By its launcher for several GPUs; that for a CPU starts one process, which refuses to divide a base."""
+    train = ["-m", "hubkit", "train", ran.base, ran.rows, "-o", tmp_path / "made", "--name", "x"]
+    train += ["--steps", 1, "--batch-size", 2, "--accumulate", 2, "--device", "cpu", "--shard"]
+    start = ["-m", "accelerate.commands.launch", "--num_processes", 2]
+    alone = run(*start, "--cpu", *train)
+    assert alone.returncode != 0
+    assert alone.stderr.count("error[HK-OPTIONS]") == 1, alone.stderr
+    done = run(*start, "--multi_gpu", *train)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained ") == 1
+    hubkit.verify(tmp_path / "made", base=ran.base)
+
+
+TOLD = {"killed": "HK-INTERRUPTED", "memory": "HK-MEMORY", "plugin": "HK-PLUGIN"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divided", [False, True], ids=["whole", "divided"])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("how", TOLD)
+def test_where_one_process_fails_all_end_and_the_run_goes_on(
+    ran: Ran, how: str, rank: int, divided: bool, tmp_path: Path
+) -> None:
+    """One error is told, nothing is half written, and what was saved before is sound."""
+    out = tmp_path / "made"
+    train = ["train", ran.base, ran.rows, "-o", out, "--steps", 4, "--batch-size", 2, "--accumulate", 2]
+    train += ["--device", "cpu", "--save-every", failing_run.STEPS, *["--shard"] * divided]
+    failed = launch(HERE / "failing_run.py", how, rank, *train)
+    assert failed.returncode == 1
+    assert failed.stderr.count(f"error[{TOLD[how]}]") == failed.stderr.count("error[") == 1, failed.stderr
+    assert not out.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"made.run"}
+    assert not [path for path in (tmp_path / "made.run").iterdir() if "partial" in path.name]
+    saved = load(tmp_path / "made.run")
+    assert saved is not None
+    assert saved.progress.step == failing_run.STEPS
+    resumed = launch("-m", "hubkit", *train, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
     hubkit.verify(out, base=ran.base)
 
 

@@ -18,7 +18,8 @@ from hubkit.tensors.files.coded import Coded
 from hubkit.tensors.files.dtypes import torch_dtype
 from hubkit.tensors.files.shards import ReadTensor
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.linear import packed_of, swapped
+from hubkit.tensors.fourbit.divided import collected
+from hubkit.tensors.fourbit.linear import packed_whole, swapped
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ class Site:
         if self.coded and self.codes is None and attribute == "weight":
             refuse_codes([self.name], self.tensor)
         if self.module is not None:
-            packed = packed_of(self.module) if attribute == "weight" else None
+            packed = packed_whole(self.module) if attribute == "weight" else None
             if packed is not None:
                 return dequantize(packed).t() if self.transposed else dequantize(packed)
             value = getattr(self.module, attribute)
             assert isinstance(value, Tensor)
-            return value.detach()
+            return collected(value.detach())
         if self.read is None:
             raise HubkitError(
                 "HK-BASE-NEEDED",

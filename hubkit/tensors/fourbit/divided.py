@@ -38,6 +38,12 @@ def parts_of(parameters: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     }
 
 
+def collected(tensor: Tensor) -> Tensor:
+    """`tensor`; the whole of one that is divided among processes (a collective then)."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
 def gathered(hollow: PackedWeight, parts: Mapping[str, Tensor]) -> PackedWeight:
     """What `hollowed` took apart; the hollow weight where the parts are not gathered."""
     if any(hasattr(part, "placements") for part in parts.values()):  # a DTensor: importing that class takes long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from hubkit.artifact.identity.header import TensorInfo
 from hubkit.errors import HubkitError
+from hubkit.tensors.files.dtypes import torch_dtype
 from hubkit.tensors.files.shards import ReadTensor
 from hubkit.tensors.fourbit.decode import dequantize
 from hubkit.tensors.fourbit.nf4 import STATE, PackedWeight, read_state, unpacked
@@ -25,7 +27,7 @@ class PackedHeaders:
     """
 
     def __init__(self, headers: Mapping[str, TensorInfo], read: ReadTensor | None, source: str) -> None:
-        self._read, self._source = read, source
+        self._headers, self._read, self._source = headers, read, source
         self._states = {name[: name.index(f".{STATE}")]: name for name in headers if f".{STATE}" in name}
         self._statistics: dict[str, list[str]] = {}
         for name in headers:
@@ -57,6 +59,24 @@ class PackedHeaders:
                 "HK-QUANT-STATE", "the packed weight is not a matrix", where=tensor, have=str(facts.shape)
             )
         return (facts.shape[0], facts.shape[1]), facts.dtype
+
+    def outline(self, tensor: str) -> PackedWeight:
+        """As `packed`, its large tensors on the meta device: they are not read, and the tables of levels are empty.
+
+        Raises:
+            HubkitError: as `facts`.
+        """
+        self.facts(tensor)
+        assert self._read is not None
+        found = read_state(self._read(self._states[tensor]), tensor)
+        sizes = {"codes": tensor, "absmax": f"{tensor}.absmax"}
+        sizes |= {} if found.nested_absmax is None else {"nested_absmax": f"{tensor}.nested_absmax"}
+        infos = {field: self._headers[name] for field, name in sizes.items() if name in self._headers}
+        empty: dict[str, Any] = {
+            field: torch.empty(info.shape, dtype=torch_dtype(info.dtype), device="meta")
+            for field, info in infos.items()
+        }
+        return replace(found, **empty)
 
     def packed(self, tensor: str) -> PackedWeight:
         """The packed weight named `tensor`.

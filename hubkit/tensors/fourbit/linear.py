@@ -21,7 +21,7 @@ from hubkit.compat.bitsandbytes import decoded_facts, packed_tensors
 from hubkit.compat.torch import Observed, own_forward, parameters_of, set_forward
 from hubkit.errors import HubkitError
 from hubkit.tensors.fourbit.decode import dequantize
-from hubkit.tensors.fourbit.divided import BYTES, gathered, hollowed, parts_of
+from hubkit.tensors.fourbit.divided import BYTES, collected, gathered, hollowed, parts_of
 from hubkit.tensors.fourbit.nf4 import PackedWeight, packed_on, quantize, unpacked
 
 _STATISTICS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
@@ -75,6 +75,17 @@ class QuantLinear(Observed):
         self.weight = torch.empty(0, 0, device="cpu")
         for name in (*_STATISTICS, "quant_state"):
             setattr(self, name, None)
+
+    def whole(self) -> PackedWeight | None:
+        """As `packed`; what is divided and not gathered is collected from all processes (a collective then)."""
+        if self._packed is None or not self.divided:
+            return self._packed
+        return gathered(self._packed, {field: collected(part.detach()) for field, part in self.divided.items()})
+
+    def describe(self, hollow: PackedWeight) -> None:
+        """Takes over the facts and tables of a weight whose bytes others put into `divided`."""
+        assert self.divided, "a layer that is not divided is filled"
+        self._packed = hollow
 
     def fill(self, packed: PackedWeight) -> None:
         """Takes over a packed weight.
@@ -248,30 +259,6 @@ def swapped(module: nn.Module) -> Swapped | None:
     return found if isinstance(found, Swapped) else None
 
 
-class Dense:
-    """The forward of a quantized layer that multiplies by a weight of floats instead, until it is taken out again.
-
-    Args:
-        layer: that layer.
-        weight: (out, in).
-    """
-
-    def __init__(self, layer: nn.Module, weight: Tensor) -> None:
-        self._layer: Any = layer
-        self._weight = weight
-        self._before = own_forward(layer)
-        set_forward(layer, self)
-
-    def undo(self) -> None:
-        """Gives the layer the forward back that it had."""
-        set_forward(self._layer, self._before)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """As the layer's forward, in the dtype of `x`."""
-        bias = None if self._layer.bias is None else self._layer.bias.to(x.dtype)
-        return F.linear(x, self._weight.to(x.device, x.dtype), bias)
-
-
 _KEPT: WeakKeyDictionary[nn.Module, PackedWeight] = WeakKeyDictionary()
 
 
@@ -306,6 +293,11 @@ def packed_of(module: nn.Module | None) -> PackedWeight | None:
             raise
         return packed_on(kept, module.get_parameter("weight").device)
     return None if theirs is None else unpacked(theirs, type(module).__name__)
+
+
+def packed_whole(module: nn.Module | None) -> PackedWeight | None:
+    """As `packed_of`; a weight that is divided among processes and not gathered is collected (a collective then)."""
+    return module.whole() if isinstance(module, QuantLinear) else packed_of(module)
 
 
 def packed_facts(module: nn.Module) -> tuple[tuple[int, int], torch.dtype, bool] | None:

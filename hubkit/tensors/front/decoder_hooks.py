@@ -135,6 +135,8 @@ class VirtualHooks:
         name, attention = next(iter(attentions.items()))
         stack = next(i for i, part in enumerate(name.split(".")) if part.isdigit())
         self.decoder = model.get_submodule(".".join(name.split(".")[: stack - 1]))
+        # FSDP2 gathers what is outside the layers in the outermost forward alone
+        self._entrance: nn.Module = model if hasattr(model, "unshard") else self.decoder
         self._active, self._under = active, under
         self._limit = base.decoder.context if base.arch.learned_positions else None
         self._weights = list(model.parameters())
@@ -304,7 +306,7 @@ class VirtualHooks:
         with self._uncheckpointed():
             token = self._made.set(front)
             try:
-                self.decoder(**inputs, use_cache=False)
+                self._entrance(**inputs, use_cache=False)
             finally:
                 self._made.reset(token)
         return [recorded[index] for index in sorted(recorded)]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.experts.expert import Expert
-from hubkit.tensors.fourbit.linear import Dense, packed_of
+from hubkit.tensors.fourbit.dense import Dense
+from hubkit.tensors.fourbit.linear import packed_of
 from hubkit.tensors.weights.merging import BESIDE, MergePlan
 
 

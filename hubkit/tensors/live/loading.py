@@ -78,18 +78,7 @@ def load_base(
             accelerate off the CPU.
     """
     path, place = Path(path), device_named(device)
-    if not (path / "config.json").is_file():
-        raise HubkitError(
-            "HK-BASE-MISSING",
-            "the folder does not hold a base model",
-            where=str(path),
-            want="config.json",
-            fix="hubkit pull --base ORG/NAME",
-        )
-    config = read_config(local(path))
-    _require_own(path, config)
-    transformers = transformers_module()
-    require_release(config, path)
+    config, transformers = sound_config(path), transformers_module()
     wanted, stored = dtype_named(dtype), is_packed(config)
     if task and stored:
         what, fix = "a base whose files are in 4 bits is loaded as a language model only", "the base in 16 bits"
@@ -131,6 +120,27 @@ def load_base(
     if codec and not stored:
         _ORIGINS[model] = (_values(model), fingerprint_folder(path), codec)
     return model
+
+
+def sound_config(path: Path) -> Mapping[str, Any]:
+    """The ``config.json`` of a folder whose base may be loaded.
+
+    Raises:
+        HubkitError: ``HK-BASE-MISSING``, ``HK-BASE-UNSAFE``, ``HK-BASE-LOAD``, ``HK-EXTRA``.
+    """
+    if not (path / "config.json").is_file():
+        raise HubkitError(
+            "HK-BASE-MISSING",
+            "the folder does not hold a base model",
+            where=str(path),
+            want="config.json",
+            fix="hubkit pull --base ORG/NAME",
+        )
+    config = read_config(local(path))
+    _require_own(path, config)
+    transformers_module()
+    require_release(config, path)
+    return config
 
 
 def _decoded_when_loaded(config: Any) -> None:

@@ -6,7 +6,7 @@ filled one by one. At no time is there more than the 4-bit model and one tensor 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +25,7 @@ from hubkit.tensors.experts.expert import Expert
 from hubkit.tensors.experts.finding import experts_of
 from hubkit.tensors.experts.products import QuantExperts
 from hubkit.tensors.files.coded import QUANTIZATION
-from hubkit.tensors.files.shards import Shards, open_shards
+from hubkit.tensors.files.shards import open_shards
 from hubkit.tensors.fourbit.files import PackedHeaders, settings
 from hubkit.tensors.fourbit.linear import QuantLinear, quantizable, shell
 from hubkit.tensors.fourbit.nf4 import CODEC, PackedWeight, packed_on, quantize
@@ -35,6 +35,69 @@ def is_packed(config: Mapping[str, Any]) -> bool:
     """Whether the base with this ``config.json`` lies in 4 bits, as bitsandbytes writes it."""
     facts = config.get(QUANTIZATION)
     return isinstance(facts, Mapping) and bool(facts.get("load_in_4bit") or facts.get("_load_in_4bit"))
+
+
+class Packing:
+    """Which layers of the base in a folder are packed, and what into: quantized now, or as its files hold them.
+
+    Args:
+        path: the folder.
+        codec: how to quantize a base that is not; None where its files are packed already.
+
+    Raises:
+        HubkitError: ``HK-CODEC``, ``HK-QUANT-STATE``; what opening the files raises.
+    """
+
+    def __init__(self, path: Path, codec: str | None) -> None:
+        if codec not in (None, CODEC):
+            raise HubkitError("HK-CODEC", f"unknown codec {codec!r}", want=CODEC, have=str(codec))
+        shards = open_shards(path)
+        self._path, self._headers = path, PackedHeaders(shards.headers, shards.read, str(path))
+        self._base = Base.from_headers(shards.headers, shards.config, str(path), shards.read)
+        ready = [site for site in self._base.sites.values() if site.packed]
+        self.sites = ready or self._base.to_quantize()
+
+    def empty(self, model: nn.Module) -> set[str]:
+        """Puts empty layers in the places of a model without values; returns what it calls the weights it had there."""
+        return _empty(model, {site.name for site in self.sites})
+
+    def layers(self, model: nn.Module) -> list[tuple[QuantLinear, Site]]:
+        """The empty layers of a model, each with the site that fills it.
+
+        Raises:
+            HubkitError: ``HK-BASE-LOAD``, ``HK-BASE-INCOMPLETE`` where model and files do not go together.
+        """
+        there = {name: module for name, (_, module) in _places(model).items()}
+        _require_layers(fused_rows(model), self.sites)
+        sites = [site for site in self.sites if site.name in there]
+        _require_shapes(there, sites, self._path)
+        return [(_require_linear(there[site.name], site), site) for site in sites]
+
+    def packed(self, site: Site, dtype: torch.dtype, device: torch.device) -> PackedWeight:
+        """The weight of one layer, on `device`.
+
+        Raises:
+            HubkitError: ``HK-NAN``, ``HK-DTYPE``, ``HK-QUANT-STATE``.
+        """
+        if site.packed:
+            return packed_on(replace(self._headers.packed(site.tensor), dtype=dtype), device)
+        try:
+            return quantize(site.weight().to(device).to(dtype))
+        except HubkitError as error:
+            error.where = error.where or site.tensor
+            raise
+
+    def outline(self, site: Site, dtype: torch.dtype) -> PackedWeight | None:
+        """`packed` by its sizes alone, where it lies in the files; None where it is quantized first."""
+        return replace(self._headers.outline(site.tensor), dtype=dtype) if site.packed else None
+
+    def note(self, model: nn.Module, layers: Sequence[QuantLinear], dtype: torch.dtype, sites: Sequence[Site]) -> None:
+        """Writes into the configuration of `model` how its `layers` at `sites` are packed: all alike."""
+        packed = layers[0].packed if layers else None
+        if packed is None:
+            return
+        kept = [site.name for site in self._base.linear() if site not in sites]
+        model.config.quantization_config = settings(packed, dtype, kept)  # type: ignore[union-attr]
 
 
 def load_packed(
@@ -49,40 +112,31 @@ def load_packed(
 
     Args:
         transformers: the module.
-        codec: how to quantize a base that is not; None where its files are packed already.
+        codec: as for `Packing`.
         options: of ``from_pretrained``.
         device: where the layers are packed and lie; `options` say it to transformers.
         task: as `model_class` has it; the head that it makes is not packed.
 
     Raises:
-        HubkitError: ``HK-CODEC``, ``HK-QUANT-STATE``, ``HK-NAN``; what opening the files raises.
+        HubkitError: as `Packing` and its methods.
     """
-    if codec not in (None, CODEC):
-        raise HubkitError("HK-CODEC", f"unknown codec {codec!r}", want=CODEC, have=str(codec))
-    shards = open_shards(path)
-    headers = PackedHeaders(shards.headers, shards.read, str(path))
-    base = Base.from_headers(shards.headers, shards.config, str(path), shards.read)
-    ready = [site for site in base.sites.values() if site.packed]
-    sites = ready or base.to_quantize()
+    packing = Packing(path, codec)
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if hasattr(config, QUANTIZATION):
         del config.quantization_config
     if task is not None:
         task.configure(config)
     own: set[str] = set()
-    empty = quantization(lambda model: own.update(_empty(model, {site.name for site in sites})))
+    empty = quantization(lambda model: own.update(packing.empty(model)))
     model, found = model_class(transformers, config, task).from_pretrained(
         path, config=config, quantization_config=empty, trust_remote_code=False, **options
     )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    there = {name: module for name, (_, module) in _places(model).items()}
-    _require_layers(fused_rows(model), sites)
-    sites = [site for site in sites if site.name in there]
-    _require_shapes(there, sites, path)
-    filled = [_fill(there[site.name], site, shards, headers, dtype, device) for site in sites]
-    if filled:
-        kept = [site.name for site in base.linear() if site not in sites]
-        model.config.quantization_config = settings(filled[0], dtype, kept)
+    layers = packing.layers(model)
+    for layer, site in layers:
+        layer.fill(packing.packed(site, dtype, device))
+    sites = [site for _, site in layers]
+    packing.note(model, [layer for layer, _ in layers], dtype, sites)
     own |= {stem for site in sites for stem in (site.name, site.tensor.removesuffix(".weight"))}
     rest = {key for key in found["unexpected_keys"] if own.isdisjoint(accumulate(key.split("."), "{}.{}".format))}
     return model, {**found, "unexpected_keys": rest}
@@ -155,24 +209,14 @@ def _require_shapes(modules: Mapping[str, nn.Module], sites: list[Site], path: P
         )
 
 
-def _fill(
-    layer: nn.Module, site: Site, shards: Shards, headers: PackedHeaders, dtype: torch.dtype, device: torch.device
-) -> PackedWeight:
-    if not isinstance(layer, QuantLinear):
-        raise HubkitError(
-            "HK-BASE-LOAD",
-            "a quantized weight belongs to a layer that is not linear in this version of transformers",
-            where=site.name,
-            have=type(layer).__name__,
-            fix="use the original base without quantizing it",
-        )
-    if site.packed:
-        packed = packed_on(replace(headers.packed(site.tensor), dtype=dtype), device)
-    else:
-        try:
-            packed = quantize(site.weight().to(device).to(dtype))
-        except HubkitError as error:
-            error.where = error.where or site.tensor
-            raise
-    layer.fill(packed)
-    return packed
+def _require_linear(layer: nn.Module, site: Site) -> QuantLinear:
+    """Refuses a packed weight of a layer that is no linear one in the model: ``HK-BASE-LOAD``."""
+    if isinstance(layer, QuantLinear):
+        return layer
+    raise HubkitError(
+        "HK-BASE-LOAD",
+        "a quantized weight belongs to a layer that is not linear in this version of transformers",
+        where=site.name,
+        have=type(layer).__name__,
+        fix="use the original base without quantizing it",
+    )

@@ -5,5 +5,6 @@ micro-batches are dealt out, gradients are summed, and everything else is the sa
 the network, writes and speaks.
 
 `launched` (what the environment says, without torch) → `world` (what is decided together) → `joining` (the group of
-processes), `gradients` (their sum), `sharding` (FSDP2), `sizes` (bytes for each).
+processes), `gradients` (their sum), `sharding` (FSDP2), `sizes` (bytes for each), `skeleton` (a model without values) →
+`loading` (each process reads its own share).
 """

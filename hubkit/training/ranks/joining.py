@@ -43,7 +43,7 @@ def joined(launch: Launch) -> Iterator[World]:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
             yield found
     except BaseException as error:
-        told = _lost() if isinstance(error, RuntimeError) and any(word in str(error) for word in _GONE) else error
+        told = _lost() if _of_another(error) else error
         if not _first_to_tell(store):
             set_told(told)
         if told is not error:
@@ -52,12 +52,25 @@ def joined(launch: Launch) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+def _of_another(error: BaseException) -> bool:
+    """Whether another process's end is behind `error`, whatever was made of it on the way (a failed plugin, say): a
+    closed connection, or the launcher that ends those that are left."""
+    if isinstance(error, SystemExit):
+        return bool(error.code)
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, RuntimeError) and any(word in str(behind) for word in _GONE):
+            return True
+        behind = behind.__cause__ or behind.__context__
+    return False
+
+
 def _lost() -> HubkitError:
     return HubkitError(
         "HK-INTERRUPTED",
-        "another process of this training has ended",
+        "another process of this training has ended, or the launcher was told to end them",
         want="all processes to the end",
-        have="a closed connection; what the launcher says below tells which, and its exit code (-9: killed)",
+        have="a closed connection or SIGTERM; what the launcher says below tells whose, and its exit code (-9: killed)",
         fix="--resume goes on from the last checkpoint",
     )
 

@@ -9,6 +9,7 @@ FSDP2's hooks stand around those of a layer's children, so what an adapter adds 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ from torch import nn
 from hubkit.errors import USAGE, HubkitError
 from hubkit.tensors.fourbit.linear import QuantLinear
 from hubkit.tensors.parts.adapter import Adapter
-from hubkit.tensors.parts.part import Tokens
 from hubkit.training.ranks.world import World
 
+TOKENS = "tokens"
+"""The site at which learned embeddings stand in front of a text; see `hubkit.tensors.base.decoder.virtual_sites`."""
 
-def require_divisible(adapter: Adapter) -> None:
-    """Refuses what cannot be trained on a divided base, before it is divided: ``HK-OPTIONS``."""
+
+def require_divisible(sites: Collection[str]) -> None:
+    """Refuses an adapter at `sites` that cannot be trained on a divided base: ``HK-OPTIONS``."""
     # learned embeddings run through parts of layers outside these layers' own forward, where nothing is gathered
-    if any(isinstance(part, Tokens) for part in adapter.parts.values()):
+    if TOKENS in sites:
         raise HubkitError(
             "HK-OPTIONS",
             "learned embeddings are not trained on a divided base",
@@ -39,7 +42,7 @@ def shard(model: nn.Module, world: World, device: torch.device, adapter: Adapter
     """Divides the frozen `model` among all processes, and puts each one's share on its `device` (a collective).
 
     Args:
-        model: the base, on the CPU or on `device`; hooks are registered already.
+        model: the base, on the CPU, on `device`, or without values on meta.
         adapter: goes to `device` as a whole.
     """
     from torch.distributed.device_mesh import init_device_mesh

@@ -78,6 +78,26 @@ class World:
         made: T = box[0]
         return made
 
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives in each process, by their numbers, for all (a collective).
+
+        What it gives must be picklable; an exception of one, that of the lowest number, is everybody's.
+        """
+        if self.size == 1:
+            return [make()]
+        made: list[Any] = [None, None]
+        failure: Exception | None = None
+        try:
+            made[0] = make()
+        except Exception as error:
+            failure, made[1] = error, _portable(error)
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, made)
+        for rank, (_, theirs) in enumerate(found):
+            if theirs is not None:
+                raise failure if rank == self.rank and failure is not None else theirs
+        return [value for value, _ in found]
+
     def rounds(self, count: int, cancelled: Callable[[], bool], work: Callable[[int | None], None]) -> bool:
         """Does `work` on this process's share of `count` micro-batches (a collective); False when one was `cancelled`.
 
