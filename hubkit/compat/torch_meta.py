@@ -128,6 +128,35 @@ class Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.give(made, values) if _small(made) else made
 
 
+class Multiplied(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it products of matrices on the meta device are counted, by their sizes.
+
+    ``torch.utils.flop_counter`` is public and counts the same, but says no sizes, and of a forward pass not what its
+    backward will multiply: as much again for each side that has a gradient.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: dict[tuple[int, int, int], tuple[int, int]] = {}
+        """(tokens, in, out) -> operations of the forward pass, and of the backward pass."""
+
+    def note(self, size: tuple[int, int, int], times: int, gradients: int) -> None:
+        """Notes `times` products of such a size."""
+        count = 2 * times * size[0] * size[1] * size[2]
+        forward, backward = self.found.get(size, (0, 0))
+        self.found[size] = forward + count, backward + gradients * count
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (first := _PRODUCTS.get(func)) is not None:
+            left, right = args[first], args[first + 1]
+            if left.device.type == "meta":
+                both = right.dim() == left.dim() == 3
+                times = left.shape[0] if both else 1
+                size = left.shape[-2], left.shape[-1], right.shape[-1]
+                self.note(size, times, left.requires_grad + right.requires_grad)
+        return func(*args, **(kwargs or {}))
+
+
 def fuses_attention(
     device: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool,
     scale: float | None, grouped: bool,
@@ -209,3 +238,7 @@ _CHOOSING = {
 _STAND_INS: dict[Any, Callable[..., Tensor]] = (
     {torch.ops.aten._grouped_mm.default: _grouped} if hasattr(torch.ops.aten, "_grouped_mm") else {}
 )
+_PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
+"""Products of matrices -> which argument is the left one."""
+if hasattr(aten, "_grouped_mm"):
+    _PRODUCTS[aten._grouped_mm.default] = 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hubkit.compat.torch import autocast_on_meta
-from hubkit.compat.torch_meta import Followed
+from hubkit.compat.torch_meta import Followed, Multiplied
 from hubkit.compat.transformers import quiet
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.agreement import without_values
@@ -24,8 +24,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Product:
+    """Products of matrices of one size, in a forward pass and its backward pass.
+
+    Args:
+        size: tokens, in, out.
+        forward, backward: operations, two for each number that is multiplied and added.
+    """
+
+    size: tuple[int, int, int]
+    forward: int
+    backward: int
+
+
+@dataclass(frozen=True)
 class Saved:
-    """Bytes that autograd saves.
+    """Bytes that autograd saves in a forward pass, and what is multiplied.
 
     Args:
         all: of the whole base.
@@ -33,6 +47,7 @@ class Saved:
         largest: of the layer that keeps most.
         entry: of what enters a layer: all that checkpointing keeps of it.
         layers: how many there are.
+        products: of the whole base, all logits among them.
     """
 
     all: int
@@ -40,6 +55,7 @@ class Saved:
     largest: int
     entry: int
     layers: int
+    products: tuple[Product, ...]
 
     @property
     def checkpointed(self) -> int:
@@ -93,38 +109,54 @@ def _saved_by(method: Method, config: Any, model: nn.Module, sites: Collection[s
     if found is not None:
         try:
             with quiet():
-                short, long = (_short(model, n, one.dtype) for n in found)
+                short, long = (short_of(model, n, one.dtype) for n in found)
             plain = kinds_of(model, [])
             if all(kinds_of(m, []) == plain[:n] for m, n in zip((short, long), found, strict=True)):
                 few, more = _counted(method, config, short, one), _counted(method, config, long, one)
-                step = (sum(more) - sum(few)) // (found[1] - found[0])
-                return _saved(model, sum(few) + (whole - found[0]) * step, more, one)
+                return _saved(model, few, more, (whole - found[0], found[1] - found[0]), one)
         except Exception:  # what a model of fewer layers lacks, the whole one may have
             found = None
     try:
         with quiet():
-            counted = _counted(method, config, _short(model, None, one.dtype), one)
+            counted = _counted(method, config, short_of(model, None, one.dtype), one)
     except HubkitError:
         raise
     except Exception as e:  # models of other makers look at values, which are not there
         raise _unknown(model, f"{type(e).__name__}: {e}") from e
-    return _saved(model, sum(counted), counted, one)
+    return _saved(model, counted, counted, (0, 1), one)
 
 
-def _saved(model: nn.Module, every: int, counted: list[int], one: Pass) -> Saved:
-    """Args: counted: bytes outside the layers, then of each."""
+@dataclass(frozen=True)
+class _Counted:
+    """Args: kept: bytes outside the layers, then of each; products: size -> operations forward and backward."""
+
+    kept: list[int]
+    products: dict[tuple[int, int, int], tuple[int, int]]
+
+
+def _saved(model: nn.Module, few: _Counted, more: _Counted, times: tuple[int, int], one: Pass) -> Saved:
+    """What the whole base saves: what a model of a few layers does, and times[0] / times[1] of what more layers add."""
+
+    def line(less: int, greater: int) -> int:
+        return less + times[0] * ((greater - less) // times[1])
+
+    products = [
+        Product(size, *(line(a, b) for a, b in zip(few.products.get(size, (0, 0)), ends, strict=True)))
+        for size, ends in more.products.items()
+    ]
     hidden = int(getattr(model.config.get_text_config(), "hidden_size", 0))  # type: ignore[union-attr, operator]
     entry = one.rows * one.tokens * hidden * one.dtype.itemsize
-    return Saved(every, counted[0], max(counted[1:], default=0), entry, depth_of(model) or 0)
+    every, largest = line(sum(few.kept), sum(more.kept)), max(more.kept[1:], default=0)
+    return Saved(every, more.kept[0], largest, entry, depth_of(model) or 0, tuple(products))
 
 
-def _counted(method: Method, config: Any, model: nn.Module, one: Pass) -> list[int]:
-    """Bytes saved outside the layers, and by each layer; a storage counts where it is first saved."""
+def _counted(method: Method, config: Any, model: nn.Module, one: Pass) -> _Counted:
+    """What one forward pass saves and multiplies; a storage counts where it is first saved."""
     from hubkit.tensors.live.attached import Attached
 
     attached = Attached(model)
     layers = layers_of(model)
-    front = _attach(method, config, attached)
+    front = attach(method, config, attached)
     own = {id(value.untyped_storage()) for value in (*attached.parameters(), *attached.buffers())}
     kept: dict[int, tuple[Any, int]] = {}
     place = [0]
@@ -139,34 +171,37 @@ def _counted(method: Method, config: Any, model: nn.Module, one: Pass) -> list[i
         return value
 
     ids = torch.zeros(one.rows, one.tokens + front, dtype=torch.long, device="meta")
-    mask = torch.ones_like(ids)
-    with _computing(ids, mask, one.device), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    mask, multiplied = torch.ones_like(ids), Multiplied()
+    with (
+        _computing(ids, mask, one.device, multiplied),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
+    ):
         output = attached(input_ids=ids, attention_mask=mask, use_cache=False)
     del output
     sums = [0] * (len(layers) + 1)
     for storage, number in kept.values():
         sums[number] += storage.nbytes()
-    return sums
+    return _Counted(sums, multiplied.found)
 
 
 @contextmanager
-def _computing(ids: Tensor, mask: Tensor, device: str) -> Iterator[None]:
+def _computing(ids: Tensor, mask: Tensor, device: str, multiplied: Multiplied) -> Iterator[None]:
     """Within it a model on the meta device runs as it would on `device`, on tokens that are all alike."""
     followed = Followed()
     for given in (ids, mask):
         followed.give(given, torch.ones(ids.shape, dtype=torch.long))
-    with quiet(), autocast_on_meta(), Attending(device), followed:
+    with quiet(), autocast_on_meta(), Attending(device, multiplied), multiplied, followed:
         yield
 
 
-def _short(model: nn.Module, layers: int | None, dtype: torch.dtype) -> nn.Module:
-    """The base with fewer layers, or all, on the meta device."""
-    config = shortened(model, layers)
+def short_of(model: nn.Module, layers: int | None, dtype: torch.dtype, vocabulary: int | None = None) -> nn.Module:
+    """The base with fewer layers, or all, on the meta device; with fewer words where that is said."""
+    config = shortened(model, layers, vocabulary)
     short = without_values(lambda: type(model)(config))
     return short.to("meta").to(dtype).eval().requires_grad_(False)
 
 
-def _attach(method: Method, config: Any, attached: Any) -> int:
+def attach(method: Method, config: Any, attached: Any, place: torch.device | str = "meta") -> int:
     """Attaches fresh parts in training mode; returns the tokens in front, which act as tokens of the rows instead.
 
     A base in 4 bits keeps what the plain one keeps: its weights are decoded again in the backward pass.
@@ -175,7 +210,7 @@ def _attach(method: Method, config: Any, attached: Any) -> int:
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.tensors.parts.part import front_length
 
-    with torch.device("meta"):
+    with torch.device(place):
         parts = method.inject(Base.from_model(attached.model), config)
     front = front_length(parts.values())
     if front:

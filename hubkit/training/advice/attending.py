@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hubkit.compat.torch_meta import attention_by_products, fuses_attention
+from hubkit.compat.torch_meta import Multiplied, attention_by_products, fuses_attention
 
 
 class Attending(TorchFunctionMode):
@@ -17,11 +17,14 @@ class Attending(TorchFunctionMode):
 
     Fused kernels keep queries, keys, values, the output and a sum per query. Where torch has none for what is asked
     (dropout, or values of another width, on a CPU), it multiplies, and keeps the scores of all pairs of tokens.
+
+    Args:
+        multiplied: is told the products of fused kernels; their backward pass makes the scores once more.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, multiplied: Multiplied) -> None:
         super().__init__()
-        self._device = device
+        self._device, self._multiplied = device, multiplied
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -37,6 +40,9 @@ class Attending(TorchFunctionMode):
             attn_mask = torch.empty_like(attn_mask, dtype=query.dtype)
         if not fuses_attention(self._device, query, key, value, *asked):
             return attention_by_products(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        rows, heads, tokens, width = query.shape
+        self._multiplied.note((tokens, width, key.shape[2]), rows * heads, 2)
+        self._multiplied.note((tokens, key.shape[2], value.shape[3]), rows * heads, 3)
         out: Tensor = _Kept.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
         return out
 

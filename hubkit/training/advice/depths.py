@@ -81,12 +81,15 @@ def depths(kinds: Sequence[Hashable]) -> tuple[int, int] | None:
     return None
 
 
-def shortened(model: nn.Module, layers: int | None) -> Any:
-    """The configuration of the base with fewer layers; as it is for None."""
+def shortened(model: nn.Module, layers: int | None, vocabulary: int | None = None) -> Any:
+    """The configuration of the base with fewer layers, and fewer words; as they are for None."""
     config: Any = copy.deepcopy(model.config)
+    text, whole = config.get_text_config(), depth_of(model)
+    for name in () if vocabulary is None else ("vocab_size", "pad_token_id"):
+        if isinstance(number := getattr(text, name, None), int) and number >= (vocabulary or 0):
+            setattr(text, name, vocabulary if name == "vocab_size" else 0)
     if layers is None:
         return config
-    text, whole = config.get_text_config(), depth_of(model)
     kept = _lists(text, whole or 0)
     text.num_hidden_layers = layers
     for name, value in kept.items():
