@@ -36,6 +36,7 @@ HEAVY = ("torch", "numpy", "jsonschema", "huggingface_hub", "starlette", "uvicor
 # The server's own modules are imported by `server/run.py`, inside its functions.
 MAY_IMPORT_HEAVY_FIRST = (
     "compat/torch.py",
+    "compat/torch_meta.py",
     "tensors",
     "training",
     "methods/api.py",

@@ -163,6 +163,12 @@ def _refusal(error: Exception) -> HubkitError:
 def _usage(error: click.UsageError) -> HubkitError:
     path = error.ctx.command_path if error.ctx else "hubkit"
     near = [f"{path} {name}" for name in getattr(error, "possibilities", None) or ()]
+    if isinstance(error, click.NoSuchOption) and re.fullmatch(r"-\d+", error.option_name):
+        what = f"{error.option_name} is no number that this takes"  # --dry-run=-1: click reads it as an option
+        fix = f"a number from 0 on    or    {path} --help"
+        return HubkitError(
+            "HK-USAGE", what, where=path, want="0, 1, 2, ...", have=error.option_name, fix=fix, status=USAGE
+        )
     if isinstance(error, click.NoSuchOption):
         near = _options_like(error, path)
     what = re.sub(r"\s*\(?Did you mean.*$", "", error.format_message(), flags=re.DOTALL).rstrip(".?")

@@ -13,12 +13,15 @@ from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
-from hubkit.verbs.plan import MethodPlan, config_source, plan_of, rows_of, run_of
+from hubkit.verbs.plan import MethodPlan, config_source, plan_of, rows_of, run_of, settled
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hubkit.training.advice.choosing import Choice, Reason
+    from hubkit.training.advice.memory import Run
+    from hubkit.training.advice.timing import Took
+    from hubkit.training.rows.encode import Row
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 VALIDATION = 0.05
@@ -38,6 +41,10 @@ class Advised(Shown):
         limit: bytes that it has.
         rows, targets, longest: of the data: how many, target tokens of all, tokens of the longest.
         reasons: why, line by line, with sources.
+        operations: of the products of matrices in the whole training, two for each multiply and add.
+        seconds: how long it takes at least and at most; None for another machine than this one, and for layers that
+            are too large to be tried here.
+        speed: operations per second on this machine, from layers that were tried; None as above.
     """
 
     fine_tune: bool
@@ -50,6 +57,9 @@ class Advised(Shown):
     targets: int
     longest: int
     reasons: tuple[Reason, ...]
+    operations: float
+    seconds: tuple[float, float] | None
+    speed: float | None
 
 
 @checked
@@ -66,6 +76,8 @@ def advise(
 ) -> Advised:
     """Says how to train a base on rows, from sizes and counts: no weight is read, nothing is trained.
 
+    How long it takes follows from two layers of the base's width, which are trained on this machine for a second.
+
     Args:
         base: folder or repository of the base.
         data: rows.
@@ -79,6 +91,7 @@ def advise(
     from hubkit.tensors.base.agreement import outline
     from hubkit.training.advice.choosing import candidates, chosen, kinds, reasons
     from hubkit.training.advice.fitting import FEW_ROWS
+    from hubkit.training.advice.timing import runs_here
 
     given = _bytes(memory) if memory is not None else None
     source = config_source(base, revision, Where(registry, offline, progress))
@@ -100,15 +113,11 @@ def advise(
     tried = candidates(len(rows), targets, _most(found, model), found)
     way, smallest = chosen(tried, total, limit, run.processes)
     if way is None:
-        raise HubkitError(
-            "HK-MEMORY",
-            "no method fits into the memory",
-            where=str(source.path),
-            want=f"{_gb(smallest.total)}: {smallest.method}, one row at a time, activations computed again",
-            have=_gb(limit),
-            fix="more --gpus, a smaller base, or shorter rows",
-        )
+        _, other = chosen(list(found.values()), total, 0, run.processes)
+        raise _falls_short(min(smallest, other, key=lambda one: one.total), model, targets, run, limit, source.path)
     plan = plans[way.method, way.batch_size, way.checkpointing, way.shard]
+    here = memory is None and runs_here(run.device, run.processes)
+    work = _work(way, model, rows, run, source.path, here)
     return Advised(
         fine_tune=len(rows) >= FEW_ROWS,
         method=way.method,
@@ -120,7 +129,51 @@ def advise(
         targets=targets,
         longest=longest,
         reasons=tuple(reasons(len(rows), targets, way, found, _gb(limit))),
+        operations=work.operations,
+        seconds=(work.least, work.most) if work.speed else None,
+        speed=work.speed or None,
     )
+
+
+def _falls_short(smallest: Choice, model: nn.Module, targets: int, run: Run, limit: int, base: Path) -> HubkitError:
+    """The refusal where nothing fits: the smallest way, and what would make it fit."""
+    from hubkit.methods.host import host
+    from hubkit.training.advice.falling_short import changes, described
+
+    def needs(way: Choice, tokens: int, processes: int) -> int:
+        shared = way.shard or processes > run.processes
+        one = replace(run, rows=way.batch_size, checkpointing=way.checkpointing, tokens=tokens)
+        return plan_of(way.method, None, model, targets, replace(one, processes=processes if shared else 1)).total
+
+    divides = run.device != "cpu" and "prompt" not in host().load(smallest.method).info.traits
+    return HubkitError(
+        "HK-MEMORY",
+        "no method fits into the memory",
+        where=str(base),
+        want=f"{_gb(smallest.total)}, the least there is: {described(smallest)}",
+        have=_gb(limit),
+        fix=", or ".join(changes(smallest, needs, limit, run.tokens, run.processes, divides)),
+    )
+
+
+def _work(way: Choice, model: nn.Module, rows: list[Row], run: Run, base: Path, here: bool) -> Took:
+    """What the training computes, and how long that takes here."""
+    import torch
+
+    from hubkit.tensors.base.base import Base
+    from hubkit.training.advice.activations import Pass
+    from hubkit.training.advice.fitting import facts_of
+    from hubkit.training.advice.timing import Training, epoch_of, took
+
+    method, settings = settled(way.method, None, model, sum(row.targets() for row in rows))
+    recipe, _ = method.recipe_for(facts_of(base), settings)
+    share = VALIDATION if len(rows) * VALIDATION >= 1 else 0.0
+    one = Pass(way.batch_size, run.tokens, run.dtype, run.device)
+    training = Training(one, epoch_of(rows, way.batch_size, way.accumulate, share), way.checkpointing, run.processes)
+    return took(
+        method, settings, Base.from_model(model), model, training, torch.device(run.device) if here else None,
+        float(recipe.get("epochs") or 1.0),
+    )  # fmt: skip
 
 
 def _options(method: str, base: Path, plan: MethodPlan) -> dict[str, object]:

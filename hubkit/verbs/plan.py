@@ -192,19 +192,28 @@ def plan_of(name: str, given: Mapping[str, Any] | None, model: nn.Module, target
         targets: target tokens, for which the method's rank is chosen as in training.
     """
     from hubkit.methods.config import config_document, parse_config
-    from hubkit.methods.host import host
     from hubkit.tensors.base.base import Base
-    from hubkit.training.advice.fitting import grown_config
     from hubkit.training.advice.memory import planned_memory
 
-    method: Method = host().load(name)
-    settings = parse_config(method.info.config, given or {}, "--set")
-    before = config_document(settings)
-    if targets is not None:
-        settings = grown_config(method, settings, given or {}, Base.from_model(model), targets)
+    method, settings = settled(name, given, model, targets)
+    before = config_document(parse_config(method.info.config, given or {}, "--set"))
     memory, count = planned_memory(method, settings, Base.from_model(model), model, run)
     chosen = {key: value for key, value in config_document(settings).items() if value != before[key]}
     return MethodPlan(name, count, chosen, asdict(memory), memory.total)
+
+
+def settled(name: str, given: Mapping[str, Any] | None, model: nn.Module, targets: int | None) -> tuple[Method, Any]:
+    """A method and its configuration as training would have it; see `plan_of`."""
+    from hubkit.methods.config import parse_config
+    from hubkit.methods.host import host
+    from hubkit.tensors.base.base import Base
+    from hubkit.training.advice.fitting import grown_config
+
+    method: Method = host().load(name)
+    settings = parse_config(method.info.config, given or {}, "--set")
+    if targets is not None:
+        settings = grown_config(method, settings, given or {}, Base.from_model(model), targets)
+    return method, settings
 
 
 def _names(method: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import pytest
+from variants import say
 
 import hubkit
 from hubkit.cli import group, run
@@ -175,3 +176,11 @@ def test_the_table_is_what_the_command_says(name: str) -> None:
     assert isinstance(command, group.Command)
     assert (command.help or "").splitlines()[0] == COMMANDS[name]
     assert name in hubkit.VERBS
+
+
+def test_a_number_below_zero_is_no_option(capsys: Any) -> None:
+    """`--dry-run=-1`: click takes the value of an option that needs none for another option."""
+    done = say(capsys, "train", "base", "rows.jsonl", "--out", "x", "--dry-run=-1")
+    assert done.status == 2
+    assert "-1 is no number that this takes" in done.err
+    assert "--set" not in done.err

@@ -11,19 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from torch import Tensor, nn
+from bases.architectures import save
+from torch import nn
 from variants import refused
 
 from hubkit.errors import HubkitError
 from hubkit.methods.host import host
 from hubkit.tensors.base.agreement import outline
 from hubkit.tensors.base.base import Base
-from hubkit.tensors.fourbit.nf4 import quantize
-from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.fourbit.nf4 import CODEC, quantize
 from hubkit.tensors.live.loading import load_base
 from hubkit.tensors.parts.adapter import Adapter
-from hubkit.training.advice.activations import saved_by
 from hubkit.training.advice.memory import Run, moment_bytes, packed_bytes, planned_memory, textbook
 from hubkit.training.optimizers import make_optimizer
 from hubkit.verbs.plan import plan
@@ -57,38 +55,16 @@ def test_the_textbook() -> None:
     assert textbook(65_000_000_000)["4-bit weights"] == pytest.approx(33e9, rel=0.02)
 
 
-def _kept(attached: Attached, ids: Tensor) -> int:
-    """Bytes that autograd keeps of a real forward pass."""
-    own = {value.untyped_storage().data_ptr() for value in (*attached.parameters(), *attached.buffers())}
-    kept: dict[int, Any] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        output = attached(input_ids=ids, use_cache=False)
-    del output
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-@pytest.mark.parametrize("name", ["lora", "dora", "adapters", "selective", "full", "qlora"])
-def test_what_is_counted_on_the_meta_device_is_what_autograd_keeps(name: str, tiny_llama: Path) -> None:
-    model = load_base(tiny_llama, "float32", device="cpu")
-    method = host().load(name)
-    config = method.info.config()
-    said = saved_by(method, config, outline(tiny_llama), CPU.rows, CPU.tokens, torch.float32)
-    attached = Attached(model)
-    attached.add("x", Adapter.fresh("x", method, config, Base.from_model(model), 0))
-    attached.set_mix("x")
-    attached.train()
-    have = _kept(attached, torch.ones(CPU.rows, CPU.tokens, dtype=torch.long))
-    if transformers.__version__.startswith("4."):  # it repeats keys and values for torch's kernel, and keeps them so
-        assert 0.8 * have < said.all <= have
-    else:
-        assert said.all == pytest.approx(have, rel=0.02)
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss", "llama"])
+def test_weights_in_4_bits_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
+    """Those of experts, too, which lie in one tensor for all."""
+    save(kind, tmp_path)
+    model, bare = load_base(tmp_path, "float32", CODEC, "cpu"), outline(tmp_path)
+    base, method = Base.from_model(bare), host().load("qlora")
+    memory, _ = planned_memory(method, method.info.config(), base, bare, CPU)
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    held = {id(value): value.nbytes for name, value in named.items() if "quant_state" not in name}
+    assert memory.weights == pytest.approx(sum(held.values()), rel=0.01)
 
 
 def test_weights_and_states_are_those_of_the_model(tiny_llama: Path) -> None:

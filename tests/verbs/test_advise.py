@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from variants import refused, rows_file, say
 
+from hubkit.cli.advise import _scaled, _span
 from hubkit.methods.host import host
 from hubkit.training.advice.choosing import Choice, candidates, chosen, kinds, reasons, ways
+from hubkit.training.advice.falling_short import changes, described
+from hubkit.training.advice.timing import LEAST
 from hubkit.verbs.advise import advise
 from hubkit.verbs.plan import plan
 
@@ -116,5 +121,50 @@ def test_a_memory_that_cannot_be_read(memory: str, tiny_llama: Path, tmp_path: P
 
 
 def test_nothing_fits(tiny_llama: Path, tmp_path: Path) -> None:
-    data = rows_file(tmp_path / "rows.jsonl")
-    refused("HK-MEMORY", lambda: advise(tiny_llama, data, memory="1KB"))
+    data = many(tmp_path / "rows.jsonl", 120)
+    error = refused("HK-MEMORY", lambda: advise(tiny_llama, data, memory="1KB"))
+    (want,) = error.want
+    assert any(name in want for name in kinds().values())
+    assert "one row at a time" in want
+    assert error.fix.endswith("GB of memory, or a smaller base")
+
+
+def test_what_would_make_it_fit() -> None:
+    """Each alone: halved rows, doubled GPUs; and memory that suffices, rounded up."""
+    way = Choice("a", 1, 8, True, False, 24_100_000_000)
+
+    def needs(way: Choice, tokens: int, processes: int) -> int:
+        return 10 * tokens // processes
+
+    assert changes(way, needs, 3000, 1000, 1, True) == [
+        "rows of at most 250 tokens (hubkit train --max-length 250 --truncate)",
+        "--gpus 4",
+        "24.1 GB of memory",
+        "a smaller base",
+    ]
+    assert changes(way, needs, 30, 1000, 1, True) == ["24.1 GB of memory", "a smaller base"]
+    assert changes(way, needs, 3000, 1000, 8, False)[0].startswith("rows of at most 500")
+    assert changes(replace(way, total=24_110_000_000), needs, 1, 40, 1, False)[0] == "24.2 GB of memory"
+    assert described(way) == "a, one row at a time, activations computed again"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine is one with a GPU")
+def test_time_is_of_this_machine(tiny_llama: Path, tmp_path: Path, capsys: Any) -> None:
+    data = many(tmp_path / "rows.jsonl", 120)
+    here, there = advise(tiny_llama, data), advise(tiny_llama, data, memory="24GB")
+    assert here.seconds is not None
+    assert 0 < here.seconds[0] < here.seconds[1]
+    assert here.speed is not None
+    assert here.operations == pytest.approx(here.speed * here.seconds[0] / LEAST)
+    assert (there.seconds, there.speed) == (None, None)
+    assert there.operations == pytest.approx(here.operations, rel=0.2)  # its attention may be another
+    assert "on this machine" in say(capsys, "advise", tiny_llama, data).out
+    assert "100 TFLOP/s" in say(capsys, "advise", tiny_llama, data, "--memory", "24GB").out
+
+
+def test_times_are_said_in_one_unit() -> None:
+    assert _span(50, 110) == "50 to 110 seconds"
+    assert _span(700, 1400) == "12 to 23 minutes"
+    assert _span(3000, 9000) == "0.83 to 2.5 hours"
+    assert _span(0.2) == "1 seconds"
+    assert [_scaled(one) for one in (2.5e8, 1.34e12, 7e16, 2e18)] == ["0.25 G", "1.34 T", "70 P", "2 E"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,7 @@ def outline(folder: Path, task: ForTask | None = None) -> nn.Module:
         if task is not None:
             task.configure(config)
         kind = model_class(transformers, config, task)
-        try:
-            with torch.device("meta"):
-                model: nn.Module = kind.from_config(config, trust_remote_code=False)
-        except NotImplementedError:  # a module reads its own values while it is made: Apertus' activation in 4.57
-            from accelerate import init_empty_weights
-
-            with init_empty_weights():  # tensors are made as ever, parameters forgotten
-                model = kind.from_config(config, trust_remote_code=False)
+        model = without_values(lambda: kind.from_config(config, trust_remote_code=False))
     except Exception as e:  # on a config of another maker, transformers can raise anything
         raise HubkitError(
             "HK-BASE-LOAD",
@@ -60,6 +53,18 @@ def outline(folder: Path, task: ForTask | None = None) -> nn.Module:
             fix=CAUSAL,
         ) from e
     return model
+
+
+def without_values(make: Callable[[], nn.Module]) -> nn.Module:
+    """A model on the meta device."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except NotImplementedError:  # a module reads its own values while it is made: Apertus' activation in 4.57
+        from accelerate import init_empty_weights
+
+        with init_empty_weights():  # tensors are made as ever, parameters forgotten
+            return make()
 
 
 def require_release(config: Mapping[str, Any], folder: Path) -> None:

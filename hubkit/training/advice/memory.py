@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hubkit.training.advice.activations import saved_by
+from hubkit.tensors.experts.expert import Expert
+from hubkit.training.advice.activations import Pass, saved_by
 from hubkit.training.loss import CHUNK
 
 if TYPE_CHECKING:
@@ -101,10 +102,11 @@ def planned_memory(method: Method, config: Any, base: Base, model: nn.Module, ru
     """
     with torch.device("meta"):
         parts = method.inject(base, config)
-    saved = saved_by(method, config, model, run.rows, run.tokens, run.dtype)
+    one = Pass(run.rows, run.tokens, run.dtype, run.device)
+    saved = saved_by(method, config, model, parts, one)
     trained = list({id(p): p.numel() for part in parts.values() for p in part.parameters()}.values())
     count, shards = sum(trained), run.processes
-    packed = {id(site.module): packed_bytes(math.prod(site.shape)) for site in base.to_quantize()} if base.codec else {}
+    packed = _packed(base) if base.codec else {}
     weights = sum(_bytes(model, run.dtype, packed).values())
     activations = saved.checkpointed if run.checkpointing else saved.all
     overhead = OVERHEAD.get(run.device, DEVICE_OVERHEAD)
@@ -157,16 +159,25 @@ def head_bytes(parts: Mapping[str, Part], base: Base, run: Run) -> int:
     return min(CHUNK, rows) * vocabulary * (size + exact) + 2 * rows * hidden * size
 
 
+def _packed(base: Base) -> dict[int, int]:
+    """Parameter (its id) -> bytes in 4 bits of what it holds: one linear layer, or matrices of a mixture's experts."""
+    found: dict[int, int] = {}
+    for site in base.to_quantize():
+        module: Any = site.module
+        weight = module.holder.get_parameter(module.tensor) if isinstance(module, Expert) else module.weight
+        found[id(weight)] = found.get(id(weight), 0) + packed_bytes(math.prod(site.shape))
+    return found
+
+
 def _bytes(model: nn.Module, dtype: torch.dtype, packed: Mapping[int, int]) -> dict[str, int]:
     """Name -> bytes of every tensor of the model, shared ones once."""
     found: dict[str, int] = {}
     seen: set[int] = set()
-    owners = {f"{path}.weight": packed[id(m)] for path, m in model.named_modules() if id(m) in packed}
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if id(value) not in seen:
             seen.add(id(value))
             size = dtype.itemsize if value.is_floating_point() else value.dtype.itemsize
-            found[name] = owners.get(name, value.numel() * size)
+            found[name] = packed.get(id(value), value.numel() * size)
     return found
 
 
