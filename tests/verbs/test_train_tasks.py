@@ -295,3 +295,31 @@ def test_a_head_stands_beside_layers_in_four_bits(which: str, request: pytest.Fi
         said = live(**ids).logits.softmax(-1)[0].tolist()
     one = hubkit.predict(done.path, text, base=base).rows[0]["probabilities"]
     assert said == pytest.approx([*one.values()], abs=1e-5)
+
+
+def test_words_with_labels_go_the_same_ways(base: Path, tmp_path: Path) -> None:
+    """Scores by words, a gate on one of them, a dry run, going on, figures on other rows."""
+
+    def tagged(name: str, count: int) -> Path:
+        draw, path = random.Random(name), tmp_path / name
+        rows = [draw.choices(WORDS, k=6) for _ in range(count)]
+        tags = [["B-sky" if word in LABELS else "O" for word in words] for words in rows]
+        lines = [json.dumps({"tokens": one, "tags": two}) for one, two in zip(rows, tags, strict=True)]
+        path.write_text("\n".join(lines))
+        return path
+
+    rows, held = tagged("rows.jsonl", 60), tagged("held.jsonl", 20)
+    kind: dict[str, Any] = {"task": "token-classification"}
+    shown = preview(base, rows, rows=1, **kind)
+    assert shown.rows[0].answer.split() == json.loads(rows.read_text().splitlines()[0])["tags"]
+    assert sum(shown.figures.labels.values()) == 360
+    refused("HK-GATE", quick, base, rows, tmp_path / "out", held, require="heldout.span_f>0", **kind)
+    refused("HK-GATE", quick, base, rows, tmp_path / "out", held, require="heldout.span_f1>1", **kind)
+    done = quick(base, rows, tmp_path / "out", held, require="heldout.span_f1>=0", resume=True, **kind)
+    assert history(done.path)[-1].keys() >= {"accuracy", "exact_match", "span_f1"}
+    more = quick(base, rows, tmp_path / "more", held, parent=done.path, steps=1, **kind)
+    assert more.metrics.untrained_loss == pytest.approx(done.metrics.validation_loss, rel=1e-6)
+    figures = hubkit.eval(done.path, data=held, base=base).figures
+    assert figures["heldout"]["loss"] == pytest.approx(done.metrics.validation_loss, rel=1e-4)
+    assert figures["difference"].keys() == done.scores.keys()
+    refused("HK-OPTIONS", quick, base, rows, tmp_path / "other", held, parent=done.path)
