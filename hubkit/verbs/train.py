@@ -115,9 +115,8 @@ def train(
         config: options of the method, JSON values or text.
         columns: which columns to train on; found from the data when None.
         raw: prompt and completion without the chat template.
-        task: ``causal-lm``: the next token; ``seq2seq``: a text for a text, on an encoder-decoder; ``classification``:
-            one label a row; ``token-classification``: one a word; a head that the base's files lack is made and stored
-            in the adapter. ``embedding``: a vector for a text, near to those of texts that belong to it. When None what
+        task: ``causal-lm``: the next token; ``seq2seq``: a text for a text; ``classification``: one label a row;
+            ``token-classification``: one a word; ``embedding``: vectors of texts; see ``docs/tasks.md``. When None what
             the base is: one of the first two.
         label: the column of labels, or of spans; found by its name when None.
         text_pair: the column of the second text, of rows with two; found by its name when None.
@@ -190,13 +189,11 @@ def train(
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
-    equal = (duplicates, overlap)
     given = records, held, columns
-    rows, validation = _rows(given, tokenizer, source.path, wanted, raw, plan.front, equal, report, work)
-    if work:
-        judge.prepare_task(work, validation, wanted.batch_size)
-    else:
-        judge.prepare(validation, tokenizer, source.path, plan.front, raw)
+    rows, validation = _rows(
+        given, tokenizer, source.path, wanted, raw, plan.front, (duplicates, overlap), report, work
+    )
+    judge.prepare(work, validation, wanted.batch_size, tokenizer, source.path, plan.front, raw)
     if work is None or work.learns_tokens:  # targets are counted in tokens; of a label nothing says how much it holds
         settings = fitted_config(chosen, settings, start.given, source.path, rows, report)
     start = dataclasses.replace(start, settings=settings)

@@ -76,30 +76,40 @@ class Judge:
         path = None if general is None else Path(general)
         return cls(gates, path, Path(held).name if held else None, bool(gates) or general is not None)
 
-    def prepare(self, validation: Sequence[Row], tokenizer: Any, base: Path, front: int, raw: bool) -> None:
-        """Reads the general rows, before the first step.
+    def prepare(
+        self,
+        task: Task | None,
+        validation: Sequence[Row],
+        batch_size: int,
+        tokenizer: Any,
+        base: Path,
+        front: int,
+        raw: bool,
+    ) -> None:
+        """Reads the general rows, before the first step; of a task with figures of its own the validation rows are all.
+
+        Args:
+            task: None for language modelling.
+            batch_size: rows per forward pass, of a task.
 
         Raises:
-            HubkitError: what reading and encoding rows raise.
+            HubkitError: ``HK-GATE`` for a gate on a figure that the task does not have; what reading and encoding rows
+                raise.
         """
         from hubkit.tensors.base.decoder import context_of_folder
         from hubkit.training.measuring.figures import GENERAL, Asked, rows_to_measure
+        from hubkit.training.measuring.scoring import names_of
 
-        if self.wanted:
+        if task and validation:
+            require_known(self.gates, names_of(task, validation))
+            self.asked = TaskRows(task, validation, batch_size)
+        elif self.wanted and not task:
             context, path = context_of_folder(base), self.general or GENERAL
             longest = None if context is None else context - front
             rows = rows_to_measure(path, tokenizer, longest=longest, truncate=True, raw=raw, front=front)
             names = {"general": path.name if self.general else "hubkit's general rows"}
             names |= {"heldout": self.heldout or "a share of the training rows"} if validation else {}
             self.asked = Asked(validation, rows, names)
-
-    def prepare_task(self, task: Task, validation: Sequence[Row], batch_size: int) -> None:
-        """The same for a task with figures of its own: ``HK-GATE`` for a gate on another one."""
-        from hubkit.training.measuring.scoring import names_of
-
-        if validation:
-            require_known(self.gates, names_of(task, validation))
-            self.asked = TaskRows(task, validation, batch_size)
 
     def judge(self, model: Attached, device: torch.device, where: str) -> None:
         """Measures what is attached, in the dtype in which it will be stored, and refuses what does not pass.
