@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -152,7 +153,6 @@ def train(
     from hubkit.training.measuring.watching import Board, watching
     from hubkit.training.optimizers import require_optimizer
     from hubkit.training.options import TrainOptions
-    from hubkit.training.ranks.sharding import require_divisible
     from hubkit.training.ranks.world import world
     from hubkit.training.rows.data import read_data
     from hubkit.training.rows.preparing import require_choices
@@ -184,8 +184,7 @@ def train(
     settings, vocabulary, tokens = prepared(start.settings, source.path)
     work = task_of(task, records, said, source.path, start) if task else None
     settings, wanted = work.fitted(settings, chosen.name, wanted) if work else (settings, wanted)
-    plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base, work)
-    require_divisible(plan.sites if wanted.shard else ())
+    plan, left = _planned(chosen, settings, source.path, record, allow_incomplete_base, work, wanted.shard)
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
@@ -211,29 +210,31 @@ def train(
 
 
 def _planned(
-    method: Method, settings: Any, base: Path, record: BaseRecord, allow_incomplete: bool, work: Task | None
+    method: Method, settings: Any, base: Path, record: BaseRecord, incomplete: bool, work: Task | None, shard: bool
 ) -> tuple[Planned, list[str]]:
     """What will be made, by the base's files, and what nothing trains; see `left_alone`.
 
     The model that transformers will make of the files must be the same there.
 
     Raises:
-        HubkitError: ``HK-BASE-INCOMPLETE``, ``HK-BASE-MODULES``, ``HK-BASE-LOAD``; what the method's `inject` raises.
+        HubkitError: ``HK-BASE-*``, ``HK-OPTIONS`` with `shard`; what the method's `inject` raises.
     """
     from hubkit.methods.reading import planned
     from hubkit.tensors.base.agreement import left_alone, outline, require_agreement, require_weights
     from hubkit.tensors.base.base import Base
     from hubkit.tensors.files.coded import in_mxfp4
+    from hubkit.training.ranks.sharding import require_divisible
 
     files, model = Base.from_folder(base), outline(base, work.model if work else None)
     files = work.model.sites_of(files) if work else files
-    if not allow_incomplete and not any(site.packed for site in files.sites.values()):
+    if not incomplete and not any(site.packed for site in files.sites.values()):
         stored = {tensor.name: tensor.shape for tensor in record.tensors}
         # what is packed has other names and shapes
         stored |= in_mxfp4(stored) | {site.tensor: site.shape for site in files.linear() if site.coded}
         stored |= work.model.tensors if work else {}
         require_weights(model, base, stored, files.arch.prefix)
     plan, live = planned(method, settings, files), Base.from_model(model)
+    require_divisible(plan.sites if shard else ())
     live.keep(work.model.made if work else ())
     require_agreement(plan.sites, planned(method, settings, live).sites, files, live)
     return plan, left_alone(plan.sites, live)
@@ -302,25 +303,16 @@ def _fit(
 ) -> tuple[Adapter, Metrics, Mapping[str, float]]:
     from hubkit.compat.transformers import quiet
     from hubkit.tensors.device import computing
-    from hubkit.tensors.live.attached import Attached
-    from hubkit.tensors.live.loading import load_base
     from hubkit.tensors.parts.adapter import Adapter
     from hubkit.training.loop import fit
-    from hubkit.training.ranks.loading import attached_divided
+    from hubkit.training.ranks.loading import attached_base
     from hubkit.training.ranks.sharding import shard
     from hubkit.training.ranks.world import world
 
     name, device, work = how.name, how.device, how.work
-    divided = options.shard and not work
-    attached = attached_divided(how.base, options.dtype, how.codec, world(), device) if divided else None
-    late = options.shard and attached is None
-    if attached is None:
-        loaded = "cpu" if late else device  # divided late, it goes to the device share by share
-        task = work.model if work else None
-        model = load_base(how.base, options.dtype, how.codec, loaded, allow_incomplete_base=how.incomplete, task=task)
-        if work:
-            work.fill(model, options.seed)
-        attached = Attached(model)
+    task, drawn = (work.model, partial(work.fill, seed=options.seed)) if work else (None, None)
+    given = how.base, options.dtype, how.codec
+    attached, late = attached_base(*given, device, options.shard, incomplete=how.incomplete, task=task, fill=drawn)
     with computing(device, "the adapter", "a lower --set rank, or fewer targets"):
         attached.sites.keep(work.model.made if work else ())
         adapter = Adapter.fresh(name, start.method, start.settings, attached.sites, options.seed)

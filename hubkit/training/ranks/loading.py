@@ -8,6 +8,7 @@ shares and one whole tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +19,48 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.tokenizer import ForTask
 from hubkit.tensors.device import computing, require_dtype
 from hubkit.tensors.fourbit.divided import hollowed
 from hubkit.tensors.fourbit.linear import QuantLinear
 from hubkit.tensors.live.attached import Attached
+from hubkit.tensors.live.loading import load_base
 from hubkit.training.ranks.sharding import shard
 from hubkit.training.ranks.skeleton import Skeleton, skeleton
-from hubkit.training.ranks.world import World
+from hubkit.training.ranks.world import World, world
 
 _WHOLE = ("levels", "nested_map", "kind", "block", "nested_block", "offset")
 """What of a packed weight is not divided: a few hundred numbers."""
+
+
+def attached_base(
+    path: Path,
+    dtype: str | None,
+    codec: str | None,
+    device: torch.device,
+    divided: bool,
+    *,
+    incomplete: bool = False,
+    task: ForTask | None = None,
+    fill: Callable[[nn.Module], object] | None = None,
+) -> tuple[Attached, bool]:
+    """The base in folder `path`, ready for adapters, and whether it is still to be divided, by `shard` (a collective).
+
+    Args:
+        path, dtype, codec, incomplete, task: as for `hubkit.tensors.live.loading.load_base`.
+        divided: among all processes, while it is read or afterwards: then it lies on the CPU meanwhile.
+        fill: gives a model that was loaded the values that no file has.
+
+    Raises:
+        HubkitError: as `load_base`.
+    """
+    read = attached_divided(path, dtype, codec, world(), device) if divided and task is None else None
+    if read is not None:
+        return read, False
+    model = load_base(path, dtype, codec, "cpu" if divided else device, allow_incomplete_base=incomplete, task=task)
+    if fill is not None:
+        fill(model)
+    return Attached(model), divided
 
 
 def attached_divided(
