@@ -22,6 +22,7 @@ from variants import refused, tree
 import hubkit
 from hubkit.artifact.adapterhub_heads import CLASSES, FORMS
 from hubkit.artifact.folder import open_adapter
+from hubkit.artifact.task_types import TASK_TYPES
 from hubkit.methods.reading import read_adapter
 from hubkit.tensors.live.attached import Attached
 from hubkit.tensors.live.loading import load_base
@@ -39,6 +40,10 @@ KNOWN = {
     "llama-plain": ["score"],
     "llama-static": ["score"],
     "gpt2-plain": ["score"],
+    "bert-tags": ["classifier"],
+    "roberta-tags": ["classifier"],
+    "llama-tags": ["score"],
+    "gpt2-tags": ["classifier"],
 }
 # folder -> what of its head has no place
 UNKNOWN = {"bert-flat": "layers: 1", "bert-relu": 'activation_function: "relu"', "llama-bias": "bias: true"}
@@ -84,7 +89,8 @@ def test_a_head_computes_what_the_library_computes(case: str, expected: dict[str
     done = packed(case, tmp_path / "mine")
     task = done.manifest.task
     assert task is not None
-    assert (task["kind"], task["labels"]) == ("classification", LABELS)
+    assert task["kind"] == ("token-classification" if case.endswith("tags") else "classification")
+    assert task["labels"] == LABELS
     assert done.manifest.config["modules_to_save"] == KNOWN[case]
     want = expected[case.replace("-", "/")]
     assert (said(done.path, base_of(case)) - want).abs().max() <= AGREE
@@ -240,7 +246,7 @@ def test_the_table_of_heads_is_of_classes_of_transformers() -> None:
     for name, forms in FORMS.items():
         config = transformers.AutoConfig.for_model(name, hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
         for form in forms:
-            loader = hubkit.artifact.task_types.TASK_TYPES[form.kind].loader
+            loader = TASK_TYPES[form.kind].loader
             with torch.device("meta"):
                 model = getattr(transformers, loader).from_config(config)
             assert [type(model.get_submodule(module)).__name__ for module in form.modules] == ["Linear"] * len(
