@@ -147,6 +147,36 @@ def test_a_head_that_is_not_the_class_is_refused_by_name(tmp_path: Path) -> None
     refused("HK-OPTIONS", hubkit.pack, tmp_path / "theirs", base=base, out=tmp_path / "no", without_head=True)
 
 
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "RobertaForMaskedLM", "LlamaForCausalLM"])
+def test_tags_of_peft_go_round(kind: str, tmp_path: Path) -> None:
+    """``TOKEN_CLS``: the same probabilities of the best tag of each word, and the same tensors back."""
+    base = headless(kind, tmp_path / kind)
+
+    def tagger(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return transformers.AutoModelForTokenClassification.from_pretrained(base, num_labels=3).eval()
+
+    targets = next(names for start, names in TARGETS.items() if kind.startswith(start))
+    made = peft.get_peft_model(tagger(1), peft.LoraConfig(r=4, task_type="TOKEN_CLS", target_modules=targets)).eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in made.parameters() if p.requires_grad):
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    made.save_pretrained(tmp_path / "theirs")
+    want = logits(made, base).softmax(-1)
+    done = hubkit.pack(tmp_path / "theirs", base=base, out=tmp_path / "mine", labels=LABELS)
+    assert hubkit.verify(done.path, base=base)
+    said = hubkit.predict(done.path, TEXT, base=base).rows[0]
+    assert said["labels"] == [LABELS[n] for n in want.argmax(-1).tolist()]
+    assert said["probabilities"] == pytest.approx(want.max(-1).values.tolist(), abs=1e-6)
+    hubkit.export(done.path, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["task_type"] == "TOKEN_CLS"
+    before, after = load_file(tmp_path / "theirs" / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    theirs = peft.PeftModel.from_pretrained(tagger(2), tmp_path / "again").eval()
+    assert torch.equal(logits(theirs, base).softmax(-1), want)
+
+
 def test_labels_of_an_adapter_without_a_head_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     from hubkit.tensors.live.loading import load_base
 

@@ -52,8 +52,8 @@ class Adapter:
         config: an instance of the method's configuration class.
         parts: site name -> part, in the base's order.
         base: the base they were made for.
-        source, revision: repository or folder name of the base, and its commit, for other tools' files.
-        task: as its manifest says what it was trained for, for the same; None for a language model.
+        source, revision: repository or folder name of the base and its commit, for other tools' files.
+        task: as its manifest says what it was trained for, for the same files; None for a language model.
     """
 
     name: str
