@@ -83,8 +83,7 @@ class Base:
         """Sites that stay as they are where the base is quantized, see `keep`."""
         self.virtual = virtual_sites(self.sites, arch, self._config, source)
         """Sites that hold no weight: ``kv`` and ``tokens`` of a causal decoder. `match` never chooses them."""
-        table = None if self.encodes else embedding_table(self.sites.values(), arch)
-        self.rows = row_sites(self.sites, table, arch.is_head)
+        self.rows = row_sites(self.sites, embedding_table(self.sites.values(), arch), arch.is_head)
         """Where rows of single tokens act: beside the embedding table and an untied output head."""
 
     @property

@@ -19,6 +19,8 @@ from hubkit.tensors.base.arch import Arch, arch_for, decoders, encoders
 from hubkit.tensors.base.archfile import VARIABLE
 from hubkit.tensors.base.site import Site
 
+RELATIVE = "relative_attention_bias"
+"""Ends of the names of tables whose rows are distances, not tokens: T5's."""
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
@@ -142,8 +144,8 @@ def virtual_sites(sites: Mapping[str, Site], arch: Arch, config: Mapping[str, An
 
 
 def embedding_table(sites: Iterable[Site], arch: Arch) -> Site | None:
-    """The table of the input tokens' embeddings."""
-    tables = [site for site in sites if site.kind == "embedding"]
+    """The table of the input tokens' embeddings; None of an encoder-decoder, whose table is no site."""
+    tables = [site for site in sites if site.kind == "embedding" and not site.name.endswith(RELATIVE)]
     return min(tables, key=lambda s: _rank(arch, s.name), default=None)
 
 

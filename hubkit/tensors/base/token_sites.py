@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hubkit.artifact.identity.config_identity import TEXT_TYPE, ties
 from hubkit.tensors.base.arch import Arch
-from hubkit.tensors.base.decoder import embedding_table
+from hubkit.tensors.base.decoder import RELATIVE, embedding_table
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.files.shards import ReadTensor
 
@@ -94,7 +94,7 @@ def shared_tables(sites: Iterable[Site]) -> dict[str, str]:
     Tables of relative positions are no one else's.
     """
     tables = (site for site in sites if site.tied or site.kind == "embedding")
-    return {s.name: SHARED for s in tables if not s.name.endswith("relative_attention_bias")}
+    return {s.name: SHARED for s in tables if not s.name.endswith(RELATIVE)}
 
 
 def _of_parts(config: Mapping[str, object]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.base import Base
-from hubkit.tensors.base.decoder import embedding_table
+from hubkit.tensors.base.decoder import RELATIVE, embedding_table
 from hubkit.tensors.base.site import Site
 from hubkit.tensors.experts.expert import is_expert
 from hubkit.tensors.front.plan import RowsVirtual, VirtualPlan, plan_virtual
@@ -118,7 +118,7 @@ def _require_rows(sites: set[str], base: Base) -> None:
 def _is_of_text(site: Site, base: Base) -> bool:
     """Whether a table is as wide as that of the input tokens: positions are looked up once for all rows."""
     table = embedding_table(base.sites.values(), base.arch)
-    return table is None or site.shape[0] == table.shape[0]
+    return not site.name.endswith(RELATIVE) and (table is None or site.shape[0] == table.shape[0])
 
 
 def _grouped(group: RowGroup, name: str) -> At:
