@@ -194,7 +194,7 @@ def test_the_same_bytes_twice_and_resumed(base: Path, tmp_path: Path) -> None:
 def test_every_kind_of_part_acts(method: str, base: Path, tmp_path: Path) -> None:
     """Virtual tokens in front of the texts, and weights trained as a whole; behind padding they act as in front."""
     rows = written(tmp_path / "rows.jsonl", 17, 0)
-    config = {"full": {}, "prefix": {"tokens": 3}, "prompt": {"tokens": 3}}[method]
+    config = {"full": {}, "prefix": {"num_virtual_tokens": 3}, "prompt": {"num_virtual_tokens": 3}}[method]
     done = quick(base, rows, tmp_path / "out", method=method, config=config, learning_rate=0.05)
     hidden = Embedding.known(json.loads((done.path / "hubkit.json").read_text())["task"], base)
     ours = hubkit.predict(done.path, rows, base=base, batch_size=17).rows
@@ -316,7 +316,7 @@ def test_bad_rows_are_refused_before_anything_is_written(base: Path, tmp_path: P
         return error
 
     good = [{"anchor": f"w{n}", "positive": f"w{n + 1}"} for n in range(6)]
-    assert "positive" in fails("HK-COLUMNS", [{"anchor": "w1"}, {"anchor": "w2"}]).want
+    assert "positive" in fails("HK-COLUMNS", [{"anchor": "w1"}, {"anchor": "w2"}]).want[0]
     fails("HK-DATA", [*good, {"anchor": "w1", "positive": "  "}])
     fails("HK-DATA", [*good, {"anchor": "w1"}])
     fails("HK-DATA", [*good, {"anchor": ["w1"], "positive": "w2"}])
@@ -325,8 +325,8 @@ def test_bad_rows_are_refused_before_anything_is_written(base: Path, tmp_path: P
     same = fails("HK-DATA", [{"anchor": f"w{n}", "positive": "hot"} for n in range(4)])
     assert "same positive" in same.what
     long = [*good, {"anchor": "w1 " * 80, "positive": "w2"}]
-    assert "at most 64 tokens" in fails("HK-ROW-TOO-LONG", long).want
-    assert "batch-size" in fails("HK-OPTIONS", good, batch_size=1).want
+    assert "at most 64 tokens" in fails("HK-ROW-TOO-LONG", long).want[0]
+    assert "batch-size" in fails("HK-OPTIONS", good, batch_size=1).want[0]
     assert fails("HK-OPTIONS", good, label="anchor").have == ["--label"]
     fails("HK-COLUMNS", good, text_pair="anchor")
     fails("HK-NO-ROWS", good[:1])
