@@ -137,11 +137,6 @@ class Embedding(Task):
         """How well what belongs to an anchor is found among all: see `hubkit.training.tasks.metrics.retrieval`."""
         return retrieval(answers)
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """The names of the figures that `measured` gives."""
-        return tuple(retrieval([[1]]))
-
     def answers(self, model: nn.Module, rows: Sequence[Row], batch_size: int) -> list[list[int]]:
         """For each anchor the ranks of its right texts among all different positives of `rows`, from 1, ascending.
 
