@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -20,8 +21,6 @@ from hubkit.training.tasks.embedding import Embedding
 
 FILL = [f"w{n}" for n in range(20)]
 WORDS = ["[PAD]", "[UNK]", "cold", "hot", "mild", *FILL]
-CONCEPTS = [("cold", "w18"), ("hot", "w17"), ("mild", "w16"), *((f"w{n}", f"w{n + 8}") for n in range(8))]
-"""Words of an anchor and of its positive that have nothing to do with each other until they are learnt."""
 
 
 def whole_words() -> Any:
@@ -35,16 +34,12 @@ def whole_words() -> Any:
 
 
 def written(path: Path, count: int, seed: int, **change: object) -> Path:
-    """Pairs of texts, each concept as often as any other, with words around that mean nothing."""
+    """Pairs of texts: three words, and in another order the three that stand for them, ten further on."""
     draw = random.Random(seed)
     rows = []
-    for n in range(count):
-        anchor, positive = CONCEPTS[n % len(CONCEPTS)]
-        texts = []
-        for word in (anchor, positive):
-            words = [draw.choice(FILL[:2]) for _ in range(draw.randrange(1, 4))]
-            words.insert(draw.randrange(len(words) + 1), word)
-            texts.append(" ".join(words))
+    for numbers in draw.sample([*itertools.combinations(range(20), 3)], count):
+        other = draw.sample(numbers, 3)
+        texts = [" ".join(f"w{n}" for n in numbers), " ".join(f"w{(n + 10) % 20}" for n in other)]
         rows.append({"anchor": texts[0], "positive": texts[1]} | change)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -98,9 +93,9 @@ def quick(base: Path, data: Path, out: Path, **options: Any) -> hubkit.Trained:
 @pytest.fixture(scope="module")
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> hubkit.Trained:
     folder = tmp_path_factory.mktemp("trained")
-    rows, held = written(folder / "rows.jsonl", 220, 0), written(folder / "held.jsonl", len(CONCEPTS), 1)
+    rows, held = written(folder / "rows.jsonl", 300, 0), written(folder / "held.jsonl", 20, 1)
     more = {"validation_data": held, "overlap": "drop", "save_every": 1000}
-    return quick(base, rows, folder / "near", steps=60, **more)
+    return quick(base, rows, folder / "near", steps=160, batch_size=16, learning_rate=4e-3, **more)
 
 
 def pooled(model: Any, base: Path, text: str) -> list[float]:
@@ -116,12 +111,12 @@ def pooled(model: Any, base: Path, text: str) -> list[float]:
 
 
 def test_what_belongs_together_is_found(trained: hubkit.Trained, base: Path, tmp_path: Path) -> None:
-    """By chance one in 11; the base, hardly trained, is near to that."""
-    held = written(tmp_path / "held.jsonl", len(CONCEPTS), 1)
-    rows = written(tmp_path / "rows.jsonl", 220, 0)
+    """By chance the right one of 20 is first once in 20 times, and one over its rank is 0.18 in the mean."""
+    held = written(tmp_path / "held.jsonl", 20, 1)
+    rows = written(tmp_path / "rows.jsonl", 300, 0)
     before = quick(base, rows, tmp_path / "o", steps=1, learning_rate=1e-12, validation_data=held, overlap="drop")
-    assert before.scores["accuracy_at_1"] < 0.5
-    assert trained.scores["accuracy_at_1"] > 0.8
+    assert before.scores["mrr_at_10"] < 0.4
+    assert trained.scores["mrr_at_10"] > 0.6
     assert trained.scores["mrr_at_10"] >= trained.scores["accuracy_at_1"]
     task = json.loads((trained.path / "hubkit.json").read_text())["task"]
     assert (task["kind"], task["pooling"], task["scale"], task["normalize"]) == ("embedding", "mean", 20, True)
@@ -199,7 +194,7 @@ def test_the_same_bytes_twice_and_resumed(base: Path, tmp_path: Path) -> None:
 def test_every_kind_of_part_acts(method: str, base: Path, tmp_path: Path) -> None:
     """Virtual tokens in front of the texts, and weights trained as a whole; behind padding they act as in front."""
     rows = written(tmp_path / "rows.jsonl", 17, 0)
-    config = {"full": {}, "prefix": {"tokens": 3}, "prompt": {"tokens": 3}}[method]
+    config = {"full": {}, "prefix": {"num_virtual_tokens": 3}, "prompt": {"num_virtual_tokens": 3}}[method]
     done = quick(base, rows, tmp_path / "out", method=method, config=config, learning_rate=0.05)
     hidden = Embedding.known(json.loads((done.path / "hubkit.json").read_text())["task"], base)
     ours = hubkit.predict(done.path, rows, base=base, batch_size=17).rows
@@ -321,7 +316,7 @@ def test_bad_rows_are_refused_before_anything_is_written(base: Path, tmp_path: P
         return error
 
     good = [{"anchor": f"w{n}", "positive": f"w{n + 1}"} for n in range(6)]
-    assert "positive" in fails("HK-COLUMNS", [{"anchor": "w1"}, {"anchor": "w2"}]).want
+    assert "positive" in fails("HK-COLUMNS", [{"anchor": "w1"}, {"anchor": "w2"}]).want[0]
     fails("HK-DATA", [*good, {"anchor": "w1", "positive": "  "}])
     fails("HK-DATA", [*good, {"anchor": "w1"}])
     fails("HK-DATA", [*good, {"anchor": ["w1"], "positive": "w2"}])
@@ -330,8 +325,8 @@ def test_bad_rows_are_refused_before_anything_is_written(base: Path, tmp_path: P
     same = fails("HK-DATA", [{"anchor": f"w{n}", "positive": "hot"} for n in range(4)])
     assert "same positive" in same.what
     long = [*good, {"anchor": "w1 " * 80, "positive": "w2"}]
-    assert "at most 64 tokens" in fails("HK-ROW-TOO-LONG", long).want
-    assert "batch-size" in fails("HK-OPTIONS", good, batch_size=1).want
+    assert "at most 64 tokens" in fails("HK-ROW-TOO-LONG", long).want[0]
+    assert "batch-size" in fails("HK-OPTIONS", good, batch_size=1).want[0]
     assert fails("HK-OPTIONS", good, label="anchor").have == ["--label"]
     fails("HK-COLUMNS", good, text_pair="anchor")
     fails("HK-NO-ROWS", good[:1])
@@ -385,19 +380,19 @@ def test_sentence_transformers_gives_the_same_vectors_and_the_same_loss(minilm: 
 
     rows = written(tmp_path / "rows.jsonl", 66, 0)
     done = quick(minilm, rows, tmp_path / "out", steps=8, batch_size=11, learning_rate=1e-3)
-    pairs = [json.loads(line) for line in rows.read_text().splitlines()][: len(CONCEPTS)]
+    pairs = [json.loads(line) for line in rows.read_text().splitlines()][:11]
     model = theirs.SentenceTransformer(str(minilm), device="cpu")
     plain = model.encode([pair["anchor"] for pair in pairs])
     model.load_adapter(str(done.path))
     want = model.eval().encode([pair["anchor"] for pair in pairs])
-    have = [row["vector"] for row in hubkit.predict(done.path, rows, base=minilm).rows][: len(CONCEPTS)]
+    have = [row["vector"] for row in hubkit.predict(done.path, rows, base=minilm).rows][:11]
     assert abs(want - plain).max() > 1e-3
     assert want.flatten().tolist() == pytest.approx([value for one in have for value in one], abs=1e-5)
     said = [model.preprocess([pair[name] for pair in pairs]) for name in ("anchor", "positive")]
     with torch.no_grad():
         loss = float(losses.MultipleNegativesRankingLoss(model)(said, None))
     (member,) = open_terms({str(done.path): 1.0}, Where(None, True, None))
-    records = read_rows(rows)[: len(CONCEPTS)]
+    records = read_rows(rows)[:11]
     task = Embedding.of(records, Asked(), minilm)
     encoded = task.encode(records, hubkit.load_tokenizer(minilm), 512, False)
     mine = attached(load_base(minilm, task=task.model), [member], "sum")
