@@ -133,8 +133,8 @@ def require_promised(
         HubkitError: ``HK-TARGET`` naming targets that match nothing in the base; ``HK-KEYS`` naming modules that are
             targets and have no tensors.
     """
-    from hubkit.tensors.base.base import natural
     from hubkit.tensors.base.layers import layer_of
+    from hubkit.tensors.base.site import natural
 
     targets = _targets(config, *keys)
     groups = {site.group for site in base.sites.values() if site.number is not None}

@@ -188,10 +188,8 @@ def train(
     draft = drafted(name, chosen, settings, record, plan.codec, license, vocabulary, wanted.dtype)
     check_adapter(out, draft, {CARD_NAME: card_of(out, draft, ())}, replace=replace)  # now, not after hours of training
     tokenizer = tokenizer_with(source.path, added_tokens(draft), name)
-    given = records, held, columns
-    rows, validation = _rows(
-        given, tokenizer, source.path, wanted, raw, plan.front, (duplicates, overlap), report, work
-    )
+    given, equal = (records, held, columns), (duplicates, overlap)
+    rows, validation = _rows(given, tokenizer, source.path, wanted, raw, plan.front, equal, report, work)
     judge.prepare(work, validation, wanted.batch_size, tokenizer, source.path, plan.front, raw)
     if work is None or work.learns_tokens:  # targets are counted in tokens; of a label nothing says how much it holds
         settings = fitted_config(chosen, settings, start.given, source.path, rows, report)

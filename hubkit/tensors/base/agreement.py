@@ -20,8 +20,8 @@ from hubkit.artifact.identity.base_files import local, read_config
 from hubkit.compat.transformers_names import file_naming, may_be_missing
 from hubkit.errors import HubkitError
 from hubkit.tensors.base.arch import arch_for
-from hubkit.tensors.base.base import Base, natural
-from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.site import Site, natural
 from hubkit.tensors.base.tokenizer import CAUSAL, ForTask, model_class, transformers_module, why
 from hubkit.tensors.experts.expert import Expert
 

@@ -7,7 +7,6 @@ storage; that of a norm is (n, 1).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from hubkit.tensors.base.blocks import block_sites
 from hubkit.tensors.base.decoder import Decoder, decoder_of, embedding_table, virtual_sites
 from hubkit.tensors.base.formats import DECODED, computed_in, is_coded, refuse_codes, require_weights_of_their_own
 from hubkit.tensors.base.layers import Layers
-from hubkit.tensors.base.site import Site, expert_sites
+from hubkit.tensors.base.site import Site, expert_sites, natural
 from hubkit.tensors.base.targets import named_sites
 from hubkit.tensors.base.token_sites import encodes, heads_last, row_sites, shared_tables, tied_name, with_tied_head
 from hubkit.tensors.base.tokenizer import load_tokenizer
@@ -346,13 +345,3 @@ def _kind(module: nn.Module) -> str:
     if type(module).__name__.endswith(NORMS) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}:
         return "norm"
     return ""
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts layer 10 after layer 9."""
-    return list(map(_step, name.split(".")))
-
-
-@functools.lru_cache(4096)
-def _step(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isdigit() else (-1, part)

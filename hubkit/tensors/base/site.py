@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -160,3 +161,13 @@ def expert_sites(
     for number, name in enumerate(expert_names(tensor, count)):
         own = computed if coded else dtype
         yield Site(name, "linear", shape, own, turned, tensor, None, read=read, coded=coded, number=number)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 10 after layer 9."""
+    return list(map(_step, name.split(".")))
+
+
+@functools.lru_cache(4096)
+def _step(part: str) -> tuple[int, str]:
+    return (int(part), "") if part.isdigit() else (-1, part)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.base import Base, natural
-from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.site import Site, natural
 from hubkit.tensors.base.tokenizer import transformers_module
 from hubkit.tensors.seed import generator_for
 

@@ -11,8 +11,8 @@ import torch
 
 from hubkit.artifact.identity.counted import TensorDigest
 from hubkit.errors import HubkitError
-from hubkit.tensors.base.base import Base, natural
-from hubkit.tensors.base.site import Site
+from hubkit.tensors.base.base import Base
+from hubkit.tensors.base.site import Site, natural
 from hubkit.tensors.weights.workers import in_order, workers_for
 
 _SHOWN = 24
