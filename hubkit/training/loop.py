@@ -199,7 +199,7 @@ class _Run:
         every, progress = self.options.save_every, self.progress
         if self.held and progress.untrained_loss is None and not progress.step:
             progress.untrained_loss = self._measure(cancelled)
-            progress.untrained_scores = self._scored()
+            progress.untrained_scores = dict(sorted(self._scored().items()))  # as a checkpoint gives them back
         while True:
             # evaluated before it is saved; only Ctrl-C saves in between, and then the evaluation is made up for
             complete = not self._evaluation_due() or self._evaluate(cancelled)
