@@ -119,10 +119,9 @@ class Adapter:
 
     def _filled(self, stored: Mapping[str, Tensor], where: str, dtype: str | None) -> Adapter:
         """This adapter, made on the meta device, with the values of a file."""
-        held = (site for site, part in self.parts.items() if isinstance(part, WholeModule | TiedChange))
-        keys = split_keys(self.method.peft_form, stored, where, [site.removeprefix(self.base.body) for site in held])
+        own = [s.removeprefix(self.base.body) for s, p in self.parts.items() if isinstance(p, WholeModule | TiedChange)]
+        keys, want = split_keys(self.method.peft_form, stored, where, own), {k: at for at, k in self.keys().items()}
         self._refuse_foreign_copies(keys.copies, stored, self.base, where)
-        want = {key: at for at, key in self.keys().items()}
         require_all(want, (key for roles in keys.parts.values() for key in roles.values()), where)
         repeated = {key: at for key, at in want.items() if isinstance(self.parts[at[0]], TiedChange)}
         want = {key: at for key, at in want.items() if key not in repeated}
@@ -282,9 +281,9 @@ class Adapter:
 
     def keys(self) -> dict[tuple[str, str], str]:
         """(site, role) -> name of the tensor in the file, in a fixed order."""
-        form = self.method.peft_form
+        form, body = self.method.peft_form, self.base.body
         return {
-            (site, role): to_key(form, site.removeprefix(self.base.body), self.base.site(site).kind, role)
+            (site, role): to_key(form, site.removeprefix(body), self.base.site(site).kind, role)
             for site, part in self.parts.items()
             for role in part.values()
         }
