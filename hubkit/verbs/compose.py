@@ -11,7 +11,7 @@ is `hubkit.methods.composed`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,7 @@ def compose(
             to add, and for the change of a bias or norm where a rank is asked for; ``HK-NAN``; ``HK-EXISTS``; what
             pulling and reading raise.
     """
+    from hubkit.tensors.parts.heads import with_body
     from hubkit.tensors.weights.composing import compose_options
     from hubkit.verbs.interference import require_page, write_page
 
@@ -121,7 +122,9 @@ def compose(
     where = Where(registry, offline, progress)
     members = as_sum(open_terms(terms, where), method)
     overrides = _one_base(members, allow_base_mismatch)
+    task = one_task(members)
     sites, used = _base(members, base, revision, allow_base_mismatch, where)
+    sites = with_body(sites, task)
     overrides = tuple(dict.fromkeys((*overrides, *used)))
     adapters = _read(members, sites)
     found = None if page is None else _compare(members, adapters, sites)
@@ -154,7 +157,7 @@ def _write(
 
     made, how = make([(m.name, m.weight) for m in members], adapters, base, how)
     result = adapter_of(name, made, adapters, base)
-    first = members[0].folder
+    result.task, first = one_task(members), members[0].folder
     assert first.manifest.base is not None
     codec, compute_dtype = quantized_for(member.folder for member in members)
     manifest = Manifest(
@@ -166,6 +169,7 @@ def _write(
         base=changed(first.manifest.base, codec=codec, compute_dtype=compute_dtype),
         parents=plan.parents,
         composition=record(how, made),
+        task=result.task,
         license=license,
         overrides=plan.overrides,
     ).shareable()
@@ -183,6 +187,20 @@ def _write(
         parents=written.parents,
         composition=written.composition or {},
     )
+
+
+def one_task(members: Sequence[Term]) -> Mapping[str, Any] | None:
+    """What all members were trained for, as manifests say it, without its scores; None: language models.
+
+    Raises:
+        HubkitError: ``HK-COMPOSE`` for members of several tasks.
+    """
+    said = [{k: v for k, v in (m.folder.manifest.task or {}).items() if k != "scores"} for m in members]
+    if any(one != said[0] for one in said):
+        have = [f"{m.name}: {one.get('kind', 'no task')}" for m, one in zip(members, said, strict=True)]
+        what, want = "the members were trained for several tasks", "one task, the same labels"
+        raise HubkitError("HK-COMPOSE", what, want=want, have=have, fix="keep them apart")
+    return said[0] or None
 
 
 def _one_base(members: list[Term], allow: bool) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from hubkit.documents.arguments import checked
 from hubkit.documents.shown import Shown
 from hubkit.errors import USAGE, HubkitError
 from hubkit.named.sources import base_source, base_with_record, named_base, naming_digest
-from hubkit.named.terms import Terms, attached, codec_of_terms, open_terms, require_base, require_mix
+from hubkit.named.terms import Term, Terms, attached, codec_of_terms, open_terms, require_base, require_mix
 from hubkit.named.vocabulary import one_vocabulary, tokenizer_with
 from hubkit.registry.api import Progress
 from hubkit.registry.opening import Where
@@ -99,6 +99,7 @@ def generate(
     place = device_named(device)
     where = Where(registry, offline, progress)
     members = open_terms(terms, where) if terms else []
+    _require_writers(members)
     named, revision = named_base(base, revision, members[0].folder.manifest.base if members else None)
     overrides: tuple[str, ...] = ()
     if members:
@@ -132,6 +133,17 @@ def generate(
             text, count = _answer(model, tokenizer, prompt, raw, *how, front)
     shown = tuple((member.reference, member.weight) for member in members)
     return Generated(text, count, source.reference, shown, overrides, described(place))
+
+
+def _require_writers(members: Sequence[Term]) -> None:
+    """Refuses adapters that were trained for something else than writing: ``HK-HEAD``."""
+    from hubkit.training.tasks.names import CAUSAL_LM, SEQ2SEQ, TASKS
+
+    for member in members:
+        kind = (member.folder.manifest.task or {}).get("kind")
+        if kind in TASKS and kind not in (CAUSAL_LM, SEQ2SEQ):
+            what = f"adapter {member.name!r} was trained for the task {kind}: it writes no text"
+            raise HubkitError("HK-HEAD", what, where=member.reference, fix=f"hubkit predict {member.reference} TEXT")
 
 
 def require_ranges(max_new_tokens: int, temperature: float) -> None:

@@ -209,6 +209,26 @@ def test_every_kind_of_part_acts(method: str, base: Path, tmp_path: Path) -> Non
     assert hidden.pooling == "mean"
 
 
+def test_a_sum_of_two_gives_vectors_and_no_text(trained: hubkit.Trained, base: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    hubkit.compose([trained.path, f"0.5*{trained.path}"], out=both, base=base)
+    task = hubkit.inspect(both).manifest.task or {}
+    assert task == {k: v for k, v in (hubkit.inspect(trained.path).manifest.task or {}).items() if k != "scores"}
+    assert len(hubkit.predict(both, "w1 w2", base=base).rows[0]["vector"]) == 32
+    assert "hubkit predict" in refused("HK-HEAD", hubkit.generate, "w1", base=base, terms=[trained.path]).fix
+
+
+def test_a_task_is_not_added_to_another(tmp_path: Path) -> None:
+    base = made("LlamaForCausalLM", tmp_path / "llama")
+    vectors = quick(base, written(tmp_path / "pairs.jsonl", 16, 0), tmp_path / "vectors", steps=1)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"w{n} w{n + 1}"}) + "\n" for n in range(8)))
+    words = hubkit.train(base, rows, tmp_path / "words", steps=1)
+    error = refused("HK-COMPOSE", hubkit.compose, [vectors.path, words.path], out=tmp_path / "both", base=base)
+    assert [one.partition(": ")[2] for one in error.have] == ["embedding", "no task"]
+    assert not (tmp_path / "both").exists()
+
+
 def test_mixes_act_on_vectors(trained: hubkit.Trained, base: Path) -> None:
     """The mix of a call, and of each of its rows."""
     from hubkit.methods.reading import read_adapter
