@@ -108,6 +108,7 @@ def command(
     system: str | None,
     tools: str | None,
     history: str | None,
+    labels: str | None,
     dry_run: int | None,
     **options: Any,
 ) -> None:
@@ -125,7 +126,7 @@ def command(
 
     chosen = Columns(text, messages, prompt, completion, system, tools, history)
     columns = chosen if chosen.names() else None
-    options["labels"] = [one.strip() for one in options["labels"].split(",")] if options["labels"] else None
+    options["labels"] = None if labels is None else [one.strip() for one in labels.split(",")]
     if dry_run is not None:
         if not speaks():  # of several processes one shows
             return

@@ -57,8 +57,13 @@ def _near(unknown: list[str], fields: Mapping[str, Any]) -> str:
 
 def config_document(config: Any) -> dict[str, Any]:
     """The configuration as JSON values, mappings sorted: every field, but one marked `LATER` that has its default."""
-    fields = [f for f in dataclasses.fields(config) if f.metadata != LATER or getattr(config, f.name) != f.default]
-    return {f.name: _plain(getattr(config, f.name)) for f in fields}
+    later = {f.name for f in dataclasses.fields(config) if f.metadata == LATER and getattr(config, f.name) == f.default}
+    return {name: value for name, value in every_option(config).items() if name not in later}
+
+
+def every_option(config: Any) -> dict[str, Any]:
+    """All fields of a configuration, as JSON values, mappings sorted."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:

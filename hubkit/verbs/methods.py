@@ -128,10 +128,10 @@ def methods(
 
 
 def _describe(method: Method) -> DescribedMethod:
-    from hubkit.methods.config import config_document
+    from hubkit.methods.config import every_option
 
     info = method.info
-    defaults = config_document(info.config())
+    defaults = every_option(info.config())
     meanings: dict[str, str] = {}
     for ancestor in reversed(info.config.__mro__):  # options can be inherited, and are explained where they are
         meanings |= _meanings(inspect.getdoc(ancestor) or "")

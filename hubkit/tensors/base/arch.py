@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,6 +145,13 @@ class Arch:
     @functools.cached_property
     def _skipped(self) -> re.Pattern[str]:  # a large mixture has tens of thousands of paths
         return re.compile(self.skipped)
+
+    def leaves_out(self, tensors: Collection[str]) -> bool:
+        """Whether the names in some files lack `prefix`, as old files and those of a body alone do."""
+        if not self.prefix or any(tensor.startswith(self.prefix) for tensor in tensors):
+            return False
+        own = tuple(f"{path.removeprefix(self.prefix)}." for path in self.layers if path.startswith(self.prefix))
+        return not own or any(tensor.startswith(own) for tensor in tensors)  # a third name is another class's own
 
     def holds_experts(self, tensor: str) -> bool:
         """Whether a tensor of three dimensions holds a matrix for each expert, by its name in the files."""

@@ -230,7 +230,7 @@ class Base:
         codes = {name: one for name, one in codes.items() if name.split(".")[-2] not in arch.transposed}
         headers = decoded_headers(headers, codes.values(), computed_in(config))
         require_weights_of_their_own(headers, config, source)
-        bare = not any(tensor.startswith(arch.prefix) for tensor in headers)  # old files leave the prefix out
+        bare = arch.leaves_out(headers)
         for tensor, info in headers.items():
             stem, _, last = tensor.rpartition(".")
             leaf = stem.rpartition(".")[2]
