@@ -50,7 +50,21 @@ def test_the_first_way_that_fits_is_taken() -> None:
     assert chosen(["a", "b"], total, 109)[0] == Choice("a", 8, 1, True, False, 108)
     assert chosen(["a", "b"], total, 99)[0] == Choice("b", 4, 2, False, False, 90)
     assert chosen(["a", "b"], total, 50) == (None, Choice("b", 1, 8, True, False, 51))
-    assert all(way.batch_size * way.accumulate == 8 for way in ways(["a"], total))
+    assert all(way.batch_size * way.accumulate == 8 for way in ways(["a"], total, 1000))
+    assert [*ways(["a"], total, 1000)] == sorted(
+        ways(["a"], total, 1000), key=lambda w: (w.checkpointing, -w.batch_size)
+    )
+
+
+def test_where_the_least_way_does_not_fit_the_others_are_not_counted() -> None:
+    counted: list[tuple[str, int, bool]] = []
+
+    def total(method: str, size: int, checkpointing: bool, shard: bool = False) -> int:
+        counted.append((method, size, checkpointing))
+        return 1000
+
+    assert chosen(["a", "b"], total, 999)[0] is None
+    assert counted == [("a", 8, False), ("a", 1, True), ("b", 8, False), ("b", 1, True)]
 
 
 @pytest.mark.parametrize("rows", [10, 1000])
@@ -88,7 +102,7 @@ def test_few_rows_and_gpus(tiny_llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [2, 3, 8, 16])
 def test_each_process_has_as_many_forward_passes(processes: int) -> None:
     low, prompt = kinds()[LOW], kinds()["prompt",]
-    found = list(ways([low, prompt], lambda *way: 1, processes))
+    found = list(ways([low, prompt], lambda *way: 1, 1, processes))
     assert all(way.accumulate % processes == 0 for way in found)
     assert {way.shard for way in found if way.method == low} == {False, True}
     assert not any(way.shard for way in found if way.method == prompt)

@@ -79,30 +79,37 @@ Total = Callable[[str, int, bool, bool], int]
 """(method, rows of a forward pass, checkpointing, the base divided) -> bytes on one process."""
 
 
-def ways(methods: list[str], total: Total, processes: int = 1) -> Iterator[Choice]:
+def ways(methods: list[str], total: Total, limit: int, processes: int = 1) -> Iterator[Choice]:
     """Ways to train, the best first: whole batches before small ones, and then recomputation, method by method.
 
     With several processes each has as many forward passes in a step, at least one, and the base is divided among
-    them where it does not fit whole; learned prompts are not trained so.
+    them where it does not fit whole; learned prompts are not trained so. Where the least way of a method does not fit
+    into `limit` bytes, the ways between the first and that are left out: counting one takes seconds for a large base.
     """
     from hubkit.methods.host import host
 
     for method in methods:
         divided = processes > 1 and "prompt" not in host().load(method).info.traits
+        sizes = [size for size in (STEP, STEP // 2, STEP // 4, 1) if size == 1 or STEP // size >= processes]
         for shard in (False, True)[: 1 + divided]:
-            for checkpointing in (False, True):
-                for size in (STEP, STEP // 2, STEP // 4, 1):
-                    if size == 1 or STEP // size >= processes:
-                        passes = -(-STEP // (size * processes)) * processes
-                        yield Choice(
-                            method, size, passes, checkpointing, shard, total(method, size, checkpointing, shard)
-                        )
+
+            def way(size: int, checkpointing: bool, method: str = method, shard: bool = shard) -> Choice:
+                passes = -(-STEP // (size * processes)) * processes
+                needed = total(method, size, checkpointing, shard)
+                return Choice(method, size, passes, checkpointing, shard, needed)
+
+            yield way(sizes[0], False)
+            least = way(1, True)
+            if least.total <= limit:
+                between = [(size, checkpointing) for checkpointing in (False, True) for size in sizes]
+                yield from (way(*one) for one in between[1:-1])
+            yield least
 
 
 def chosen(methods: list[str], total: Total, limit: int, processes: int = 1) -> tuple[Choice | None, Choice]:
     """The first way that fits into `limit` bytes, or None; and the smallest that was tried."""
     smallest: Choice | None = None
-    for way in ways(methods, total, processes):
+    for way in ways(methods, total, limit, processes):
         if way.total <= limit:
             return way, way
         if smallest is None or way.total < smallest.total:
