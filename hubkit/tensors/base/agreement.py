@@ -109,7 +109,8 @@ def refuse_incomplete(model: nn.Module, path: Path, found: Mapping[str, Iterable
             where=str(path),
             want=f"the weights of {type(model).__name__}",
             have=have,
-            fix=f"a complete checkpoint of a language model; --{INCOMPLETE} goes on, and is recorded",
+            fix="a complete checkpoint of a language model; hubkit train --task for an encoder's labels or vectors;"
+            f" --{INCOMPLETE} goes on, and is recorded",
         )
 
 
