@@ -28,7 +28,8 @@ def task_of(
 ) -> Task | None:
     """The task of an adapter, with the head that its tensors are of; None where it is a language model's.
 
-    Also None for a task that hubkit does not train, and for a base with a head of its own that chooses no label.
+    On an encoder-decoder it is that one's own. Also None for a task that hubkit does not train, and for a base with a
+    head of its own that chooses no label.
 
     Args:
         kind: of the task, as `hubkit.artifact.task_types` has it.
@@ -46,7 +47,7 @@ def task_of(
 
     if kind is None or kind not in KINDS:
         require_no_labels(labels, where)
-        return None
+        return _of_base(folder) if base.encodes else None
     head = _head(kind, whole, folder, base, where)
     if head is None:
         require_no_labels(labels, where)
@@ -58,6 +59,18 @@ def task_of(
         fix = f"--labels {','.join(unnamed)}, with the names that they have"
         raise HubkitError("HK-LABELS", "labels and head do not fit", where=where, want=want, have=named, fix=fix)
     return KINDS[kind].known({"kind": kind, "labels": named}, folder)
+
+
+def _of_base(folder: Path) -> Task | None:
+    """The task of what writes text on an encoder-decoder; None where the base in `folder` is not made for that."""
+    from hubkit.training.tasks.seq2seq import Seq2Seq
+
+    try:
+        return Seq2Seq.known({}, folder)
+    except HubkitError as error:
+        if error.code not in ("HK-HEAD", "HK-BASE-LOAD"):
+            raise
+        return None
 
 
 def require_no_labels(labels: Sequence[str] | None, where: str) -> None:

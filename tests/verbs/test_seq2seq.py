@@ -97,6 +97,7 @@ def test_a_folder_of_peft_is_taken_and_given(t5: Path, trained: hubkit.Trained, 
     assert config["task_type"] == "SEQ_2_SEQ_LM"
     hubkit.pack(tmp_path / "theirs", base=str(t5), out=tmp_path / "mine")
     assert torch.equal(logits(live(t5, tmp_path / "mine")), logits(live(t5, trained.path)))
+    assert hubkit.inspect(tmp_path / "mine").manifest.task == {"kind": "seq2seq"}
 
 
 def test_what_the_base_is_is_learnt_and_named(t5: Path, trained: hubkit.Trained) -> None:
