@@ -186,6 +186,17 @@ def test_a_gate_that_names_no_figure_is_refused_with_those_there_are(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_the_task_of_a_decoder_by_name_is_as_none(tiny_llama: Path, tmp_path: Path) -> None:
+    """Gates on what will not be measured are refused before anything is read; labels point to their task."""
+    rows = tmp_path / "missing.jsonl"
+    for task in (None, "causal-lm"):
+        refused("HK-GATE", hubkit.train, tiny_llama, rows, tmp_path / "out", task=task, require="no_such<1")
+        refused("HK-GATE", hubkit.train, tiny_llama, rows, tmp_path / "out", task=task, require="heldout.loss<1")
+        error = refused("HK-OPTIONS", hubkit.train, tiny_llama, rows, tmp_path / "out", task=task, label="x")
+        assert error.fix == "--task classification"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_scores_are_the_same_when_a_run_goes_on(stop: int, base: Path, tmp_path: Path) -> None:
     rows, held = written(tmp_path / "rows.jsonl", 40), written(tmp_path / "held.jsonl", 20)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.artifact.gates import Gate, parse_gates, require_known, require_measured, require_passed
 from hubkit.errors import USAGE, HubkitError
+from hubkit.training.tasks.names import CAUSAL_LM
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ class Judge:
         """
         gates = parse_gates(require)
         fix = "--validation 0.1, or --validation-data ROWS"
-        if not task:
+        if task in (None, CAUSAL_LM):
             require_measured(gates, heldout=bool(held or share), tasks=False, fix=fix)
         elif gates and not (held or share):
             what, have = "a gate needs held-out rows, and there are none", [gate.figure for gate in gates]

@@ -63,7 +63,7 @@ def require_applicable(task: str | None, asked: Asked, given: Mapping[str, Any])
     if task in (None, CAUSAL_LM):
         said = {"--label": asked.label, "--text-pair": asked.pair, "--labels": ",".join(asked.labels)}
         if have := [f"{option} {value}" for option, value in said.items() if value]:
-            what, fix = f"{have[0].split()[0][2:]} belongs to a task", f"--task {next(iter(KINDS))}"
+            what, fix = f"{have[0].split()[0][2:]} belongs to a task", f"--task {Classification.kind}"
             raise HubkitError("HK-OPTIONS", what, have=have, fix=fix, status=USAGE)
         return
     if task not in KINDS:
