@@ -24,7 +24,8 @@ OLDEST_TESTS = tests/compat tests/documents tests/artifact tests/registry tests/
 
 # Where numbers are compared: run once more under another order of sums (MKL's kernels for any x86 processor).
 NUMERICS = tests/tensors tests/plugins tests/methods tests/training/test_attention.py tests/training/test_loss.py \
-  tests/verbs/test_merge.py tests/verbs/test_mix.py tests/verbs/test_codec.py tests/verbs/test_attach.py
+  tests/verbs/test_merge.py tests/verbs/test_mix.py tests/verbs/test_codec.py tests/verbs/test_attach.py \
+  tests/verbs/test_predict_embedding.py tests/verbs/test_seq2seq.py tests/peft/test_tasks.py
 
 .PHONY: setup quickstart test test-all test-older test-oldest test-numerics lint format bench clean
 
